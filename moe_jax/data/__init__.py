@@ -1,0 +1,1 @@
+"""Text: pinned sources, a corpus split once, tokens, packed rows, batches and tasks."""

@@ -1,0 +1,157 @@
+"""Tasks as arrays: packed rows to fine-tune on, bucketed rows to score options with.
+
+Every sequence opens with the end token, which gives the first real token a past, and training
+sequences close with it. B rows, T length, M (example, option) pairs.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from moe_jax.data.encode import Encoded, encode
+from moe_jax.data.packing import pack
+from moe_jax.data.tasks.example import Example
+from moe_jax.data.tokenizer import END, SPECIALS
+
+SHORTEST_BUCKET = 64
+# How far to look for the edge of a word before cutting inside one (or in a text without spaces).
+WORD_TOKENS = 32
+
+
+def end_id(tokenizer: Tokenizer) -> int:
+    """The id of <|end|>, or an error that says to give another token's."""
+    id = tokenizer.token_to_id(SPECIALS[END])
+    if id is None:
+        raise ValueError(f'the tokenizer has no {SPECIALS[END]!r}; pass end=, the id that opens '
+                         f'and closes a document in it')
+    return id
+
+
+def seam(context: str, tokens: Sequence[tuple[int, int, int]], places: range, otherwise: int,
+         ) -> int:
+    """The first of the places whose token opens a word, or at least a character."""
+    for place in places[:WORD_TOKENS]:
+        start = tokens[place][1]
+        if context[start].isspace() or context[start - 1].isspace():
+            return place
+    return next((place for place in places if tokens[place][1] >= tokens[place - 1][2]), otherwise)
+
+
+def fit(example: Example, encoding: Encoding, budget: int) -> list[int]:
+    """The token ids of a context, whole tokens taken out of its clips until `budget` suffices.
+
+    Clips are shortened in their order, each at the end it need not keep, between words where it
+    can be and never inside a character; everything else stays. Raises ValueError where that is
+    not enough.
+    """
+    tokens = [(id, *span) for id, span in zip(encoding.ids, encoding.offsets, strict=True)]
+    for clip in example.clips:
+        over = len(tokens) - budget
+        # A byte-level token may carry the space before its word, hence before the clip.
+        inside = [place for place, (_, start, end) in enumerate(tokens)
+                  if clip.start - 1 <= start < clip.end and clip.start < end <= clip.end]
+        if over <= 0 or not inside:
+            continue
+        first, last = inside[0], inside[-1] + 1
+        cut = min(over, last - first)
+        if clip.keep == 'head':
+            first = seam(example.context, tokens, range(last - cut, first, -1), first)
+        else:
+            last = seam(example.context, tokens, range(first + cut, last), last)
+        del tokens[first:last]
+    if len(tokens) > budget:
+        raise ValueError(f'example {example.id}: the prompt without what may be shortened takes '
+                         f'{len(tokens)} tokens and only {budget} are left beside the answer; '
+                         f'a length {len(tokens) - budget} longer would do')
+    return [id for id, _, _ in tokens]
+
+
+def tokenized(examples: Sequence[Example], tokenizer: Tokenizer, length: int,
+              ) -> Iterable[tuple[list[int], list[list[int]]]]:
+    """For each example its context, fitted beside the longest option, and its options, as ids."""
+    if not examples:
+        raise ValueError('no examples to encode; is the task empty?')
+    texts = sorted({choice for example in examples for choice in example.choices})
+    ids = {text: encoding.ids for text, encoding in zip(
+        texts, tokenizer.encode_batch(texts, add_special_tokens=False), strict=True)}
+    contexts = tokenizer.encode_batch([example.context for example in examples],
+                                      add_special_tokens=False)
+    for example, encoding in zip(examples, contexts, strict=True):
+        options = [ids[choice] for choice in example.choices]
+        # The opening and the closing end token take two places.
+        budget = length - 2 - max(map(len, options))
+        yield fit(example, encoding, budget), options
+
+
+def encode_train(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
+                 end: int | None = None) -> dict[str, np.ndarray]:
+    """Rows to fine-tune on: several examples to a row, weight 1 on the right answer and its end.
+
+    Returns tokens int32, segments int32, weights float32, each [B, T]; weights[b, t] is that of
+    predicting tokens[b, t]. `end` is the end token's id where the tokenizer is not ours.
+    """
+    end = end_id(tokenizer) if end is None else end
+    ids, answered, sizes = [], [], [0]
+    for example, (context, options) in zip(examples, tokenized(examples, tokenizer, length),
+                                           strict=True):
+        answer = [*options[example.label], end]
+        ids += [end, *context, *answer]
+        answered += [0] * (1 + len(context)) + [1] * len(answer)
+        sizes.append(1 + len(context) + len(answer))
+    offsets = np.cumsum(sizes)
+    rows = pack(Encoded(np.array(ids), offsets), length)
+    # The same sizes pack the same way, so the answers' marks land where their tokens did.
+    marks = pack(Encoded(np.array(answered), offsets), length)['tokens']
+    return {**rows, 'weights': marks.astype(np.float32)}
+
+
+def buckets(length: int) -> list[int]:
+    """The row lengths to compile for: 64, 128, 256 and so on below `length`, and `length`."""
+    sizes, size = [], SHORTEST_BUCKET
+    while size < length:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, length]
+
+
+def encode_score(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
+                 end: int | None = None) -> dict[int, dict[str, np.ndarray]]:
+    """Rows to score options with, by row length T, all options of an example in one group.
+
+    Each group holds tokens int32 [M, T], segments int32 [M, T] (1, and 0 on padding), answer bool
+    [M, T] (the option's own tokens), example int32 [M] (index in `examples`) and option int32 [M].
+    The log-probability of an option is the sum over its answer tokens.
+    """
+    end = end_id(tokenizer) if end is None else end
+    sizes = buckets(length)
+    found: dict[int, list[tuple[int, int, list[int], int]]] = {}
+    for index, (context, options) in enumerate(tokenized(examples, tokenizer, length)):
+        needed = 1 + len(context) + max(map(len, options))
+        size = next(size for size in sizes if size >= needed)
+        found.setdefault(size, []).extend(
+            (index, option, [end, *context, *ids], len(ids)) for option, ids in enumerate(options))
+    return {size: score_group(found[size], size) for size in sorted(found)}
+
+
+def score_group(pairs: Sequence[tuple[int, int, list[int], int]], length: int,
+                ) -> dict[str, np.ndarray]:
+    """(example, option, ids, length of the answer at their end) as the arrays of one group."""
+    shape = len(pairs), length
+    tokens, segments, answer = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, bool))
+    for row, (_, _, ids, size) in enumerate(pairs):
+        tokens[row, :len(ids)], segments[row, :len(ids)] = ids, 1
+        answer[row, len(ids) - size:len(ids)] = True
+    return {'tokens': tokens, 'segments': segments, 'answer': answer,
+            'example': np.array([pair[0] for pair in pairs], np.int32),
+            'option': np.array([pair[1] for pair in pairs], np.int32)}
+
+
+def encode_text(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
+    """Plain texts as packed rows in which every token but the opening one is predicted once.
+
+    Returns tokens, segments, weights, each [B, T], exactly as pretraining text is packed.
+    """
+    if not any(text.strip() for text in texts):
+        raise ValueError('no text to encode; is the task empty?')
+    return pack(encode(tokenizer, texts), length)

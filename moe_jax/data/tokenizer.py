@@ -1,0 +1,70 @@
+"""A byte-level BPE tokenizer of our own: any text round-trips, and no text is a special token."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from moe_jax.data import cache
+from moe_jax.data.documents import Corpus, cap_characters
+
+PAD, END = 0, 1
+SPECIALS = ('<|pad|>', '<|end|>')
+SMALLEST = len(SPECIALS) + 256
+SAMPLE_CHARACTERS = 3_000_000
+
+
+def sample(corpus: Corpus, characters: int = SAMPLE_CHARACTERS) -> tuple[str, ...]:
+    """Training texts whose characters are shared out equally over the domains."""
+    share = characters // len(corpus.domains)
+    return tuple(document.text for domain in corpus.domains
+                 for document in cap_characters(corpus.part(domain, 'train'), share))
+
+
+def train(texts: Iterable[str], vocab: int, path: str | os.PathLike) -> Tokenizer:
+    """Trains byte-level BPE (Sennrich et al. 2016, Radford et al. 2019), saves and returns it.
+
+    At most `vocab` ids: <|pad|> 0, <|end|> 1, the 256 bytes, then merges; fewer where the texts
+    run out of pairs. The same texts give the same file. Raises ValueError when vocab < 258.
+    """
+    if vocab < SMALLEST:
+        raise ValueError(f'tokenizer.train: vocab={vocab} is too small; byte-level BPE needs '
+                         f'{SMALLEST} (256 bytes and {", ".join(SPECIALS)})')
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(SPECIALS), show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    with cache.replacing(path) as temporary:
+        tokenizer.save(str(temporary))
+    return load(path)
+
+
+def load(path: str | os.PathLike) -> Tokenizer:
+    """Reads a saved tokenizer; '<|end|>' written in a text encodes as plain characters."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no tokenizer here; train one with tokenizer.train')
+    tokenizer = Tokenizer.from_file(str(path))
+    for number, special in enumerate(SPECIALS):
+        if tokenizer.token_to_id(special) != number:
+            raise ValueError(f'{path}: {special} has id {tokenizer.token_to_id(special)}, '
+                             f'expected {number}; train it with tokenizer.train')
+    tokenizer.encode_special_tokens = True  # not stored in the file
+    return tokenizer
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of the saved tokenizer: its identity in caches and records."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raises ValueError when the tokenizer has ids that a model of `vocab` entries lacks."""
+    size = tokenizer.get_vocab_size()
+    if size > vocab:
+        raise ValueError(f'the tokenizer has {size} ids but the model has a vocabulary of {vocab}; '
+                         f'set vocab={size} or train the tokenizer with vocab={vocab}')

@@ -1,0 +1,61 @@
+"""What a model is and costs, as a table for people."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from moe_jax.config import Config
+from moe_jax.cost import count
+from moe_jax.model import shapes
+from moe_jax.presets import PRESETS, preset
+from moe_jax.tree import count_params
+
+
+def config_of(model: str, experts: int | None = None) -> Config:
+    """The config of a preset's name or of a saved model's folder."""
+    path = Path(model) / 'config.json'
+    if model not in PRESETS and path.is_file():
+        if experts is not None:
+            raise ValueError(f'{model} is a saved model and has the experts it has; --experts is '
+                             'for presets')
+        return Config.from_json(path.read_text())
+    return preset(model, experts=experts)
+
+
+def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
+    """Totals, then every layer: experts, router rows, parameters, of which active per token."""
+    cost, length = count(cfg, tokens), tokens or cfg.positions
+    out = Table(title=f'{name}: {human(cost.total)} parameters', title_justify='left',
+                show_footer=True)
+    out.add_column('layer', footer='total')
+    out.add_column('experts', justify='right')
+    out.add_column('router rows', justify='right')
+    out.add_column('parameters', justify='right', footer=f'{cost.total:,}')
+    out.add_column('active per token', justify='right', footer=f'{cost.active:,}')
+    by_key = shapes(cfg)
+    for key in ('embed', *(f'layer_{i}' for i in range(cfg.layers)), 'norm_final'):
+        tree = by_key[key]
+        total = count_params(tree)
+        index = int(key.removeprefix('layer_')) if key.startswith('layer_') else None
+        experts = cfg.experts[index] if index is not None else 0
+        if not experts:
+            out.add_row(key, 'dense' if index is not None else '', '', f'{total:,}', f'{total:,}')
+            continue
+        each = count_params(tree['moe']['experts']) // experts
+        active = total - each * (experts - min(cfg.topk, experts))
+        out.add_row(key, str(experts), str(cfg.router_rows(index)), f'{total:,}', f'{active:,}')
+    out.caption = (
+        f'{cost.bytes / 1e9:.3g} GB in float32, {cost.bytes / 2e9:.3g} GB in bfloat16; '
+        f'{cost.flops:,} FLOPs per token forward in rows of {length} tokens, '
+        f'{3 * cost.flops:,} in training'
+    )
+    out.caption_justify = 'left'
+    return out
+
+
+def human(count: int) -> str:
+    """A count with its unit: 1,059,994,624 is 1.06B."""
+    for size, unit in ((1e9, 'B'), (1e6, 'M'), (1e3, 'k')):
+        if count >= size:
+            return f'{count / size:.3g}{unit}'
+    return str(count)

@@ -1,0 +1,1 @@
+"""Evaluations: one file a kind; each returns `Scores` of the single examples."""

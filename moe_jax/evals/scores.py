@@ -1,0 +1,38 @@
+"""Results of single examples, so that models can be compared example by example."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """M examples: ids, groups (never independent inside one), nats, weights, right or wrong.
+
+    `log_likelihood` [M]: of the right option, normalised over the options (choice), or the mean per
+    token (text); `weight` [M]: 1, or tokens; `correct` [M] of 0 and 1, or None for text.
+    Iterating yields (name, value) of the summaries.
+    """
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    log_likelihood: np.ndarray
+    weight: np.ndarray
+    correct: np.ndarray | None = None
+
+    @property
+    def mean(self) -> float:
+        """Weighted mean log-likelihood in nats; higher is better."""
+        return float(np.average(self.log_likelihood, weights=self.weight))
+
+    @property
+    def accuracy(self) -> float | None:
+        return None if self.correct is None else float(self.correct.mean())
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        yield 'log_likelihood', self.mean
+        if self.correct is None:
+            yield 'perplexity', float(np.exp(-self.mean))
+        else:
+            yield 'accuracy', self.accuracy

@@ -1,0 +1,122 @@
+"""Ways to evaluate the chosen experts of every token; all equal `dense` where nothing is dropped.
+
+N tokens, D width, E experts, F hidden, K choices per token, C capacity. An id of E marks a place
+that is not used (padding). Every function takes (weights, x [N, D], ids [N, K], gates [N, K]) and
+returns (y [N, D], kept [N, K] bool): y[n] = sum_k kept[n,k] gates[n,k] f_ids[n,k](x[n]).
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.grouped import grouped_apply
+from moe_jax.ops import gelu, linear
+
+Weights = dict[str, Any]
+
+
+def expert_ffn(weights: Weights, x: jax.Array) -> jax.Array:
+    """One expert on rows x [M, D]: GELU(x up + up_bias) down + down_bias."""
+    hidden = gelu(linear(x, weights['up'], weights['up_bias']))
+    return linear(hidden, weights['down'], weights['down_bias'])
+
+
+def dense(
+    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Every expert on every token: E/K times the work, the oracle the others are held to."""
+    y_END = jax.vmap(expert_ffn, in_axes=(0, None))(weights, x)
+    chosen = jax.nn.one_hot(ids, y_END.shape[0], dtype=jnp.float32)  # id E gives a zero row
+    coefficient = jnp.einsum('nke,nk->ne', chosen, gates)
+    y = jnp.einsum('ne,end->nd', coefficient, y_END.astype(jnp.float32))
+    return y.astype(x.dtype), ids < y_END.shape[0]
+
+
+def dropless(
+    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sort the choices by expert, evaluate each expert on its own rows, and sort back; exact."""
+    (n, k), experts = ids.shape, weights['up'].shape[0]
+    flat = ids.ravel()
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
+    sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
+    rows = gather_rows(x, order // k, inverse.reshape(n, k))
+    y = grouped_apply(expert_ffn, weights, rows, sizes)
+    kept = ids < experts
+    return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
+
+
+def capacity(
+    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array, *, slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """At most `slots` rows per expert, first choices and earlier tokens first; the rest is dropped.
+
+    A dropped choice adds nothing: the token keeps its residual only (Fedus et al. 2021, 2.2).
+    """
+    (n, k), experts = ids.shape, weights['up'].shape[0]
+    row_NK = slot_of_choice(ids, experts, slots)
+    kept = row_NK < experts * slots
+    table = jnp.full((experts * slots + 1,), n * k, jnp.int32)
+    table = table.at[row_NK.ravel()].set(jnp.arange(n * k, dtype=jnp.int32))[:-1]
+    rows = gather_rows(x, jnp.where(table < n * k, table // k, n), row_NK)
+    y = jax.vmap(expert_ffn)(weights, rows.reshape(experts, slots, -1))
+    y = _combine(y.reshape(experts * slots, -1), row_NK, table, gates, kept, x.dtype)
+    return y, kept
+
+
+def capacity_slots(factor: float, tokens: int, topk: int, experts: int, minimum: int) -> int:
+    """C = max(minimum, ceil(factor * N * K / E)), never more than N."""
+    return min(tokens, max(minimum, math.ceil(factor * tokens * topk / experts)))
+
+
+def slot_of_choice(ids: jax.Array, experts: int, slots: int) -> jax.Array:
+    """Row e*slots + position of each choice [N, K]; experts*slots where it is dropped or unused.
+
+    Positions count first choices in token order, then second choices, and so on.
+    """
+    n, k = ids.shape
+    flat = ids.T.ravel()
+    order = jnp.argsort(flat, stable=True)
+    counts = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)
+    starts = jnp.cumsum(counts) - counts
+    ranked = flat[order]
+    position = jnp.arange(n * k, dtype=jnp.int32) - starts[ranked]
+    row = jnp.where(
+        (position < slots) & (ranked < experts), ranked * slots + position, experts * slots
+    )
+    return jnp.zeros((n * k,), jnp.int32).at[order].set(row).reshape(k, n).T
+
+
+@jax.custom_vjp
+def gather_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+    """x[index] with zeros where index is out of range; `inverse` makes the gradient a gather.
+
+    x [M, D], index [S], inverse [M, J]: the places of the output that read row m (out of range where
+    there are fewer than J). A scatter-add in the backward pass would be serial on CPU.
+    """
+    del inverse
+    return x.at[index].get(mode='fill', fill_value=0)
+
+
+def _gather_rows_forward(x, index, inverse):
+    return gather_rows(x, index, inverse), inverse
+
+
+def _gather_rows_backward(inverse, dy):
+    dx = dy.at[inverse].get(mode='fill', fill_value=0)
+    dx = dx.astype(jnp.float32).sum(axis=1) if inverse.shape[1] > 1 else dx[:, 0]
+    return dx.astype(dy.dtype), None, None
+
+
+gather_rows.defvjp(_gather_rows_forward, _gather_rows_backward)
+
+
+def _combine(y, row_NK, choice_S, gates, kept, dtype):
+    """Bring expert outputs y [S, D] back to tokens and sum them with their gates, in float32."""
+    n, k = row_NK.shape
+    per_choice = gather_rows(y, row_NK.ravel(), choice_S[:, None]).reshape(n, k, -1)
+    weight = jnp.where(kept, gates, 0.0)[:, :, None]
+    return (per_choice.astype(jnp.float32) * weight).sum(axis=1).astype(dtype)

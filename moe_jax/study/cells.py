@@ -1,0 +1,132 @@
+"""The cells of a study: each a computation whose identity is the hash of all its inputs."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moe_jax.study.material import Material
+from moe_jax.study.spec import Method, Study
+from train.options import TrainOptions
+
+FORMAT = 1  # raise it when the same inputs would give other results
+# Work of a token in units of one trained token, for the time estimate only.
+SCORED, ROUTER_ONLY = 0.35, 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """`inputs` decide the result and hence the id; `about` is for people and records."""
+
+    kind: str
+    inputs: Mapping[str, Any]
+    about: Mapping[str, Any]
+    work: float
+
+    @property
+    def id(self) -> str:
+        text = json.dumps([FORMAT, self.kind, self.inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        a = self.about
+        if self.kind != 'score':
+            return ' '.join(str(part) for part in (self.kind, *a.values()))
+        arrow = f'{a["method"]} {a["experts"]}->{a["keep"]}'
+        model = f'scratch {a["keep"]}' if a['method'] == 'none' else arrow
+        return f'{model} on {a["task"]} (seed {a["seed"]})'
+
+
+def cells(study: Study, material: Material) -> list[Cell]:
+    """Every cell of a study, in the order to run them: what others need comes first."""
+    found = []
+    for seed in study.seeds:
+        models = {z: _pretrain(study, material, z, seed) for z in study.experts}
+        found += models.values()
+        found += [_usage(study, material, models[z], seed) for z in study.experts]
+        if seed == study.seeds[0]:
+            found.append(_latency(study, seed))
+            found += [_embedding(study, material, models[z], z, g, seed) for z, g in study.pairs]
+        for task in study.tasks:
+            found += [_score(study, material, models[z], task, z, g, method, seed)
+                      for z, g, method in compared(study)]
+    return found
+
+
+def compared(study: Study) -> list[tuple[int, int, Method | None]]:
+    """(Z, G, method) of every model that is recovered and scored; method None is not shrunk."""
+    return [
+        *((z, z, None) for z in study.experts),
+        *((z, g, study.main) for z, g in study.pairs),
+        *((z, g, rival) for rival in study.rivals for z, g in study.rival_pairs),
+    ]
+
+
+def stage_options(study: Study, seed: int) -> dict[str, TrainOptions]:
+    """The recovery's stages by name, seeded for one run."""
+    stages = {name: getattr(study.recovery, name) for name in ('warm', 'prefinetune', 'finetune')}
+    return {name: dataclasses.replace(s, seed=seed) for name, s in stages.items()}
+
+
+def method_inputs(method: Method | None) -> dict[str, Any] | None:
+    return None if method is None else {'name': method.name, 'options': dict(method.options)}
+
+
+def _pretrain(study: Study, material: Material, experts: int, seed: int) -> Cell:
+    options = dataclasses.replace(study.pretrain, seed=seed)
+    return Cell(
+        'pretrain',
+        {'model': json.loads(study.model_with(experts).to_json()), 'data': material.digest,
+         'options': dataclasses.asdict(options), 'capacity': study.capacity,
+         'rows': study.score_rows},
+        {'experts': experts, 'seed': seed},
+        _tokens(options),
+    )
+
+
+def _usage(study: Study, material: Material, model: Cell, seed: int) -> Cell:
+    inputs = {'model': model.id, 'data': material.digest, 'capacity': study.capacity}
+    return Cell('usage', inputs, {'experts': model.about['experts'], 'seed': seed},
+                SCORED * study.heldout_tokens * len(material.heldout))
+
+
+def _latency(study: Study, seed: int) -> Cell:
+    counts = sorted({*study.experts, *(g for _, g in study.pairs)})
+    inputs = {'model': json.loads(study.model.to_json()), 'experts': counts,
+              'rows': study.score_rows}
+    return Cell('latency', inputs, {'seed': seed},
+                SCORED * len(counts) * 15 * study.score_rows * study.pretrain.length)
+
+
+def _embedding(study: Study, material: Material, model: Cell, z: int, g: int, seed: int) -> Cell:
+    task = study.tasks[0]
+    inputs = {'model': model.id, 'keep': g, 'method': method_inputs(study.main),
+              'task': material.tasks[task].digest, 'tokens': study.observe_tokens,
+              'capacity': study.capacity}
+    return Cell('embedding', inputs, {'experts': z, 'keep': g, 'task': task, 'seed': seed},
+                SCORED * study.observe_tokens)
+
+
+def _score(study: Study, material: Material, model: Cell, task: str, z: int, g: int,
+           method: Method | None, seed: int) -> Cell:
+    stages = stage_options(study, seed)
+    inputs = {
+        'model': model.id, 'keep': g, 'method': method_inputs(method), 'data': material.digest,
+        'task': material.tasks[task].digest, 'capacity': study.capacity,
+        'others': {n: m.digest for n, m in sorted(material.tasks.items()) if n != task},
+        'stages': {name: dataclasses.asdict(options) for name, options in stages.items()},
+        'text_share': study.recovery.text_share, 'tokens': study.observe_tokens,
+        'rows': study.score_rows,
+    }
+    work = _tokens(stages['warm']) * ROUTER_ONLY
+    work += _tokens(stages['prefinetune']) + _tokens(stages['finetune'])
+    work += SCORED * study.heldout_tokens * (len(stages) + 1 + len(material.heldout))
+    label = 'none' if method is None else method.label
+    about = {'experts': z, 'keep': g, 'method': label, 'task': task, 'seed': seed}
+    return Cell('score', inputs, about, work)
+
+
+def _tokens(options: TrainOptions) -> float:
+    return float(options.steps * options.accumulate * options.batch * options.length)

@@ -1,0 +1,229 @@
+"""What each kind of cell computes: from a cell and what it depends on to JSON outputs.
+
+Letters: Z experts pretrained with, G experts left, E experts of a layer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import prune
+import train
+from moe_jax import checkpoint, cost
+from moe_jax.config import Config
+from moe_jax.data import batches
+from moe_jax.evals.scores import Scores
+from moe_jax.model import Params
+from moe_jax.observe import Stats, observe
+from moe_jax.study.cells import Cell, stage_options
+from moe_jax.study.material import Material, evaluate
+from moe_jax.study.spec import Method, Study
+from train.options import TrainOptions
+
+Progress = Callable[[str, float, dict[str, Any]], None]  # what runs, work done, metrics
+Outputs = dict[str, Any]
+LATENCY_ROUNDS = 15
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Workshop:
+    """A study at work: its material, its folder, the pretrain cells by (Z, seed), the progress."""
+
+    study: Study
+    material: Material
+    folder: Path
+    pretrained: dict[tuple[int, int], Cell]
+    progress: Progress
+
+    def cell_folder(self, cell: Cell) -> Path:
+        return self.folder / 'cells' / cell.id
+
+    @lru_cache(maxsize=2)  # noqa: B019  # lives as long as the process; models are small
+    def model(self, experts: int, seed: int) -> tuple[Config, Params]:
+        """A pretrained model, with the study's capacity after pretraining."""
+        cfg, params = checkpoint.load(self.cell_folder(self.pretrained[experts, seed]) / 'model')
+        return self.after_pretraining(cfg), params
+
+    def after_pretraining(self, cfg: Config) -> Config:
+        return cfg.replace(capacity_train=self.study.capacity, capacity_eval=self.study.capacity)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def stats(self, experts: int, seed: int, task: str) -> Stats:
+        """Statistics of a pretrained model on a task's training rows; serve every method and G."""
+        cfg, params = self.model(experts, seed)
+        rows, packed = self.study.score_rows, self.material.tasks[task].train
+        limit = max(1, self.study.observe_tokens // (rows * packed['tokens'].shape[1]))
+        found = batches.heldout(packed, rows)[:limit]
+        return observe(cfg, params, [{**batch, 'group': task} for batch in found])
+
+    def plan(self, cell: Cell, method: Method) -> prune.Plan:
+        about = cell.about
+        cfg, params = self.model(about['experts'], about['seed'])
+        stats = self.stats(about['experts'], about['seed'], about['task'])
+        return prune.plan(
+            method.name, stats, params, cfg, experts=about['keep'], **dict(method.options)
+        )
+
+
+def pretrain(shop: Workshop, cell: Cell) -> Outputs:
+    """Pretrain one model on all domains in equal shares; resumes inside its folder."""
+    study, seed, experts = shop.study, cell.about['seed'], cell.about['experts']
+    options = dataclasses.replace(study.pretrain, seed=seed)
+    sets = [(rows, 1.0) for rows in shop.material.train.values()]
+    cfg = study.model_with(experts)
+    params, history = train.pretrain(
+        cfg, sets, options, out=shop.cell_folder(cell),
+        progress=_reporting(shop, cell.title, options),
+    )
+    every = max(1, len(history) // 60)
+    return {
+        'domains': _domains(shop, shop.after_pretraining(cfg), params),
+        'parameters': cost.count(cfg).total,
+        'active': cost.count(cfg).active,
+        'tokens': options.steps * options.accumulate * options.batch * options.length,
+        'curve': [[line['step'], round(line['ce'], 5)] for line in history[::every]],
+    }
+
+
+def score(shop: Workshop, cell: Cell) -> Outputs:
+    """Shrink (or not), recover and score one model on one task; scored after every stage."""
+    about, study = cell.about, shop.study
+    cfg, params = shop.model(about['experts'], about['seed'])
+    method = next((m for m in study.methods() if m.label == about['method']), None)
+    if method is not None:
+        params, cfg = prune.apply(params, cfg, shop.plan(cell, method))
+    task, step = shop.material.tasks[about['task']], 0
+    results = evaluate(cfg, params, task.validation, study.score_rows)
+    stages = [_stage('shrunk', step, results)]
+    for name, options in stage_options(study, about['seed']).items():
+        params = _train_stage(shop, cell, name, options, cfg, params)
+        step += options.steps
+        results = evaluate(cfg, params, task.validation, study.score_rows)
+        stages.append(_stage({'warm': 'warmed'}.get(name, f'{name}d'), step, results))
+    return {
+        'stages': stages,
+        'examples': _examples(results),
+        'domains': _domains(shop, cfg, params),
+        'router_rows': [cfg.router_rows(i) for i in cfg.moe_layers],
+    }
+
+
+def usage(shop: Workshop, cell: Cell) -> Outputs:
+    """Share of each domain's held-out tokens that every expert gets, layer by layer."""
+    cfg, params = shop.model(cell.about['experts'], cell.about['seed'])
+    rows = shop.study.score_rows
+    stats = observe(cfg, params, (
+        {**batch, 'group': domain}
+        for domain, texts in shop.material.heldout.items()
+        for batch in batches.heldout(texts.packed, rows)
+    ))
+    domains = sorted(stats.groups)
+    return {'domains': domains, 'layers': {
+        str(i): [_shares(stats.layer(i, domain)['count']) for domain in domains]
+        for i in stats.layers
+    }}
+
+
+def latency(shop: Workshop, cell: Cell) -> Outputs:
+    """Milliseconds of a forward pass by expert count, in interleaved rounds of one run."""
+    study, counts = shop.study, cell.inputs['experts']
+    shape = (study.score_rows, study.pretrain.length)
+    found = cost.forward_milliseconds(
+        [shop.after_pretraining(study.model_with(n)) for n in counts], shape, LATENCY_ROUNDS
+    )
+    sizes = {str(n): 4 * cost.count(study.model_with(n)).total for n in counts}
+    return {
+        'experts': counts, 'tokens': shape[0] * shape[1], 'parameters': sizes,
+        'milliseconds': {str(n): times for n, times in zip(counts, found, strict=True)},
+    }
+
+
+def embedding(shop: Workshop, cell: Cell) -> Outputs:
+    """The main method's spectral embedding and clusters of every layer's router."""
+    plan = shop.plan(cell, shop.study.main)
+    stats = shop.stats(cell.about['experts'], cell.about['seed'], cell.about['task'])
+    layers = {}
+    for i, layer in plan.layers.items():
+        if 'embedding' not in layer.notes:
+            continue
+        points = np.asarray(layer.notes['embedding'], np.float64)
+        points = np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))[:, :2]
+        layers[str(i)] = {
+            'points': points.round(5).tolist(),
+            'labels': np.asarray(layer.notes['labels']).tolist(),
+            'count': stats.layer(i)['count_top1'].tolist(),
+        }
+    return {'layers': layers}
+
+
+COMPUTE: dict[str, Callable[[Workshop, Cell], Outputs]] = {
+    'pretrain': pretrain, 'score': score, 'usage': usage, 'latency': latency,
+    'embedding': embedding,
+}
+
+
+def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, cfg: Config,
+                 params: Params) -> Params:
+    """One stage of recovery; every model sees the same rows in the same order."""
+    task = shop.material.tasks[cell.about['task']]
+    report = _reporting(shop, cell.title, options)
+    if name == 'warm':
+        return train.warm_routers(cfg, params, task.train, options, progress=report)[0]
+    if name == 'finetune':
+        return train.finetune(cfg, params, task.train, options, progress=report)[0]
+    share = shop.study.recovery.text_share
+    others = [m.train for n, m in sorted(shop.material.tasks.items()) if n != task.name]
+    text = list(shop.material.train.values())
+    sets = [(rows, share / len(text)) for rows in text]
+    sets += [(rows, (1 - share) / len(others)) for rows in others if share < 1]
+    return train.fit(
+        cfg, params, lambda start: batches.mixture(sets, options.batch, options.seed, start),
+        options, progress=report,
+    )[0]
+
+
+def _reporting(shop: Workshop, title: str, options: TrainOptions):
+    per_step = options.accumulate * options.batch * options.length
+    seen = 0
+
+    def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
+        nonlocal seen
+        # A resumed run begins at a later step; what came before is done, not work.
+        work = per_step * (step - seen)
+        seen = step
+        shop.progress(title, work, metrics | {'steps': steps})
+
+    return report
+
+
+def _domains(shop: Workshop, cfg: Config, params: Params) -> dict[str, float]:
+    """Held-out loss of each domain, nats per token."""
+    rows = shop.study.score_rows
+    return {
+        domain: round(-evaluate(cfg, params, texts, rows).mean, 6)
+        for domain, texts in shop.material.heldout.items()
+    }
+
+
+def _stage(name: str, step: int, scores: Scores) -> dict[str, Any]:
+    accuracy = None if scores.accuracy is None else round(scores.accuracy, 6)
+    return {'stage': name, 'step': step, 'log_likelihood': round(scores.mean, 6),
+            'accuracy': accuracy}
+
+
+def _examples(scores: Scores) -> dict[str, Any]:
+    return {
+        'id': list(scores.ids), 'group': list(scores.groups),
+        'log_likelihood': scores.log_likelihood.round(5).tolist(),
+        'weight': scores.weight.tolist(),
+        'correct': None if scores.correct is None else scores.correct.astype(int).tolist(),
+    }
+
+
+def _shares(count: np.ndarray) -> list[float]:
+    return (count / max(1, count.sum())).round(5).tolist()

@@ -1,0 +1,57 @@
+"""A report as a value: headings, words, tables and figures, printed by html.py, markdown.py and
+console.py.
+
+Text here is raw, straight from records; each printer escapes it in its own way.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value, an optional second line, and a tone ('better', 'worse', 'noise' or '')."""
+
+    text: str
+    detail: str = ''
+    tone: str = ''
+
+
+@dataclass(frozen=True)
+class Table:
+    """A grid of cells; the first column holds the row labels. `rules` are rows that start a new
+    block.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ''
+    rules: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn picture: `name` is its file stem, `caption` says what is seen and how to read it."""
+
+    name: str
+    caption: str
+    png: bytes
+
+
+Block = Heading | Paragraph | Bullets | Table | Figure

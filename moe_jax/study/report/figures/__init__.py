@@ -1,0 +1,45 @@
+"""Figures of a study report: a table from name to the function that draws it."""
+
+from collections.abc import Callable
+
+import matplotlib
+
+from moe_jax.study.report import style
+from moe_jax.study.report.document import Figure
+from moe_jax.study.report.figures import (
+    answer,
+    embedding,
+    latency,
+    quality,
+    recovery,
+    threshold,
+    usage,
+)
+from moe_jax.study.report.values import Records
+from moe_jax.study.report.verdict import Verdict
+
+# Each returns (matplotlib figure, caption), or None when its records are not there yet.
+FIGURES: dict[str, Callable] = {
+    'answer': answer.draw,
+    'quality': quality.draw,
+    'threshold': threshold.draw,
+    'recovery': recovery.draw,
+    'latency': latency.draw,
+    'usage': usage.draw,
+    'embedding': embedding.draw,
+}
+
+
+def draw(records: Records, verdict: Verdict) -> tuple[Figure, ...]:
+    """Draws every figure that the records allow."""
+    drawn = []
+    with matplotlib.rc_context():
+        # Not the user's matplotlibrc: a report looks the same on every machine.
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style.RC)
+        for name, function in FIGURES.items():
+            made = function(records, verdict)
+            if made is not None:
+                figure, caption = made
+                drawn.append(Figure(name, caption, style.png(figure)))
+    return tuple(drawn)

@@ -1,0 +1,292 @@
+"""Read the records of a study into values, leaving out what cannot be used and saying so."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_jax.study.report.values import (
+    SCRATCH,
+    Clusters,
+    Embedding,
+    Examples,
+    Latency,
+    Model,
+    Pretrain,
+    Records,
+    Score,
+    Stage,
+    Study,
+    TaskNote,
+    Usage,
+)
+
+
+def _finite(name: str, values: Any) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    bad = int(np.sum(~np.isfinite(array)))
+    if bad:
+        raise ValueError(f'{name}: {bad} of {array.size} values are not finite')
+    return array
+
+
+def _number(name: str, value: Any) -> float:
+    return float(_finite(name, value))
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _losses(domains: dict[str, Any]) -> dict[str, float]:
+    return {str(k): _number(f'domains/{k}', v) for k, v in domains.items()}
+
+
+def _study(record: dict[str, Any]) -> Study:
+    out = record['outputs']
+    notes = {
+        str(task): TaskNote(
+            split_note=str(note.get('split_note') or ''),
+            metric=note.get('metric'),
+            majority=None if note.get('majority') is None else float(note['majority']),
+            examples=_count(note.get('examples')),
+        )
+        for task, note in (out.get('task_notes') or {}).items()
+    }
+    setup = ('model', 'data', 'steps', 'tokens', 'machine', 'versions')
+    return Study(
+        name=str(out.get('name', 'study')),
+        description=str(out.get('description', '')),
+        experts=tuple(sorted(int(n) for n in out.get('experts', ()))),
+        keep={int(z): tuple(int(d) for d in ds) for z, ds in (out.get('keep') or {}).items()},
+        tasks=tuple(str(task) for task in out.get('tasks', ())),
+        notes=notes,
+        methods=tuple(str(m) for m in out.get('methods', ()) if m != SCRATCH),
+        seeds=tuple(int(s) for s in out.get('seeds', ())),
+        setup={key: dict(out[key]) for key in setup if out.get(key)},
+        cells=frozenset(str(i) for i in out.get('cells') or ()),
+    )
+
+
+def _pretrain(record: dict[str, Any]) -> Pretrain:
+    out = record['outputs']
+    return Pretrain(
+        seed=int(record['seed']),
+        experts=int(record['experts']),
+        seconds=float(record.get('seconds') or 0.0),
+        domains=_losses(out['domains']),
+        parameters=_count(out.get('parameters')),
+        active=_count(out.get('active')),
+        tokens=_count(out.get('tokens')),
+    )
+
+
+def _examples(out: dict[str, Any]) -> Examples:
+    values = _finite('examples/log_likelihood', out['log_likelihood'])
+    weight = _finite('examples/weight', out['weight'])
+    correct = out.get('correct')
+    correct = None if correct is None else _finite('examples/correct', correct)
+    lengths = {'id': len(out['id']), 'group': len(out['group']), 'log_likelihood': values.size}
+    lengths['weight'] = weight.size
+    if correct is not None:
+        lengths['correct'] = correct.size
+    if len(set(lengths.values())) != 1 or values.ndim != 1:
+        raise ValueError(f'examples: lists of different lengths {lengths}')
+    if not values.size or np.any(weight < 0) or not np.any(weight > 0):
+        raise ValueError(f'examples: {values.size} examples, weights sum to {weight.sum():g}')
+    ids = tuple(str(i) for i in out['id'])
+    return Examples(ids, tuple(str(g) for g in out['group']), values, weight, correct)
+
+
+def _score(record: dict[str, Any]) -> Score:
+    out = record['outputs']
+    stages = tuple(
+        Stage(
+            name=str(stage['stage']),
+            step=int(stage.get('step') or 0),
+            log_likelihood=_number('stages/log_likelihood', stage['log_likelihood']),
+            accuracy=None if stage.get('accuracy') is None else float(stage['accuracy']),
+        )
+        for stage in out.get('stages', ())
+    )
+    model = Model(int(record['experts']), int(record['keep']), str(record['method']))
+    if not 0 < model.keep <= model.experts:
+        raise ValueError(f'{model}: keep must lie in 1..experts')
+    if (model.method == SCRATCH) != (model.keep == model.experts):
+        raise ValueError(f'{model}: method {SCRATCH!r} goes with keep == experts, and only with it')
+    return Score(
+        seed=int(record['seed']),
+        task=str(record['task']),
+        model=model,
+        seconds=float(record.get('seconds') or 0.0),
+        stages=stages,
+        examples=_examples(out['examples']),
+        domains=_losses(out.get('domains') or {}),
+    )
+
+
+def _latency(record: dict[str, Any]) -> Latency:
+    out = record['outputs']
+    rounds = {
+        int(n): tuple(_finite(f'milliseconds/{n}', values).tolist())
+        for n, values in out['milliseconds'].items()
+    }
+    if not rounds or not all(rounds.values()):
+        raise ValueError('milliseconds: no rounds')
+    sizes = {int(n): int(size) for n, size in (out.get('parameters') or {}).items()}
+    return Latency(int(record['seed']), rounds, _count(out.get('tokens')), sizes)
+
+
+def _usage(record: dict[str, Any]) -> Usage:
+    out = record['outputs']
+    domains = tuple(str(d) for d in out['domains'])
+    layers = {int(i): _finite(f'layers/{i}', shares) for i, shares in out['layers'].items()}
+    wanted = (len(domains), int(record['experts']))
+    for i, shares in layers.items():
+        if shares.shape != wanted:
+            raise ValueError(f'layers/{i}: shape {shares.shape}, not [domains, experts] {wanted}')
+    return Usage(int(record['seed']), wanted[1], domains, dict(sorted(layers.items())))
+
+
+def _embedding(record: dict[str, Any]) -> Embedding:
+    experts = int(record['experts'])
+    layers = {}
+    for i, layer in record['outputs']['layers'].items():
+        clusters = Clusters(
+            _finite(f'layers/{i}/points', layer['points']),
+            np.asarray(layer['labels'], dtype=np.int64),
+            _finite(f'layers/{i}/count', layer['count']),
+        )
+        shapes = (clusters.points.shape, clusters.labels.shape, clusters.count.shape)
+        if shapes != ((experts, 2), (experts,), (experts,)):
+            raise ValueError(f'layers/{i}: points, labels, count have shapes {shapes}')
+        layers[int(i)] = clusters
+    return Embedding(
+        seed=int(record['seed']),
+        experts=experts,
+        keep=int(record['keep']),
+        task=str(record['task']),
+        layers=dict(sorted(layers.items())),
+    )
+
+
+KINDS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Any], tuple]]] = {
+    'study': (_study, lambda _: ()),
+    'pretrain': (_pretrain, lambda x: (x.experts, x.seed)),
+    'score': (_score, lambda x: (x.task, x.model, x.seed)),
+    'latency': (_latency, lambda x: (x.seed,)),
+    'usage': (_usage, lambda x: (x.experts, x.seed)),
+    'embedding': (_embedding, lambda x: (x.experts, x.keep, x.task, x.seed)),
+}
+
+
+def _lines(text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    lines = text.split('\n')
+    found, torn = [], 0
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            # A torn last line is a run still writing, or killed while writing: its cell is redone.
+            torn += number < len(lines) - 1
+            continue
+        if isinstance(record, dict) and 'id' in record and 'kind' in record:
+            found.append(record)
+        else:
+            torn += 1
+    problems = [f'{torn} unreadable line(s) in the records file were left out.'] if torn else []
+    return found, problems
+
+
+def gather(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()) -> Records:
+    """Sorts raw records by kind; a later record of the same id, or of the same cell, wins.
+
+    A record that cannot be used is left out and named in `problems`, and so are, by number, records
+    that do not belong to the study's plan; kinds not known here are passed over.
+    """
+    by_id = {str(record['id']): record for record in records}
+    problems = list(problems)
+    studies, _ = _sorted_out(by_id, ('study',), problems)
+    study = studies['study'][-1] if studies['study'] else Study()
+    if study.cells:
+        strangers = [i for i, r in by_id.items() if r['kind'] != 'study' and i not in study.cells]
+        if strangers:
+            problems.append(
+                f'{len(strangers)} record(s) belong to an earlier form of the study, not to its '
+                'present plan, and were left out.'
+            )
+        by_id = {i: record for i, record in by_id.items() if i not in set(strangers)}
+    values, clashes = _sorted_out(by_id, tuple(k for k in KINDS if k != 'study'), problems)
+    if clashes:
+        problems.append(
+            f'{clashes} record(s) describe a cell that a later record describes again; the later '
+            'one counts.'
+        )
+    return Records(
+        study=_complete(study, values['pretrain'], values['score']),
+        pretrains=values['pretrain'],
+        scores=values['score'],
+        latencies=values['latency'],
+        usages=values['usage'],
+        embeddings=values['embedding'],
+        problems=tuple(sorted(problems)),
+    )
+
+
+def _sorted_out(
+    by_id: dict[str, dict[str, Any]], kinds: tuple[str, ...], problems: list[str]
+) -> tuple[dict[str, tuple], int]:
+    """Values of some kinds, each in the order of its cell; adds to `problems`, counts clashes."""
+    values: dict[str, dict[tuple, Any]] = {kind: {} for kind in kinds}
+    clashes = 0
+    for identity, record in by_id.items():
+        if record['kind'] not in kinds:
+            continue
+        parse, key = KINDS[record['kind']]
+        try:
+            value = parse(record)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            why = f'no {error}' if isinstance(error, KeyError) else str(error)
+            problems.append(f'{record["kind"]} record {identity} was left out: {why}.')
+            continue
+        cell = key(value)
+        clashes += cell in values[record['kind']]
+        values[record['kind']][cell] = value
+    return {kind: tuple(cells[k] for k in sorted(cells)) for kind, cells in values.items()}, clashes
+
+
+def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score, ...]) -> Study:
+    """The plan plus whatever was measured outside it, so that no record is invisible."""
+    shrunk = [s.model for s in scores if s.model.method != SCRATCH]
+    experts = {p.experts for p in pretrains} | {s.model.experts for s in scores}
+    keep = {z: set(ds) for z, ds in study.keep.items()}
+    for model in shrunk:
+        keep.setdefault(model.experts, set()).add(model.keep)
+    found = sorted({s.task for s in scores} - set(study.tasks))
+    # Without a plan the question of this library decides which method a verdict is about.
+    methods = {m.method for m in shrunk} - set(study.methods)
+    methods = sorted(methods, key=lambda m: (m != 'uncurl', m))
+    return Study(
+        name=study.name,
+        description=study.description,
+        experts=tuple(sorted(experts | set(study.experts) | set(keep))),
+        keep={z: tuple(sorted(keep[z], reverse=True)) for z in sorted(keep)},
+        tasks=study.tasks + tuple(found),
+        notes=study.notes,
+        methods=study.methods + tuple(methods),
+        seeds=tuple(
+            sorted({*study.seeds, *(p.seed for p in pretrains), *(s.seed for s in scores)})
+        ),
+        setup=study.setup,
+        cells=study.cells,
+    )
+
+
+def load(path: str | Path) -> Records:
+    """Reads a records file (JSON lines, possibly still being written)."""
+    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    return gather(*_lines(text))

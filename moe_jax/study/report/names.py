@@ -1,0 +1,77 @@
+"""How models, methods and numbers are written in every table, sentence and figure."""
+
+from collections.abc import Iterable, Sequence
+
+from moe_jax.study.report.paired import Estimate
+from moe_jax.study.report.values import SCRATCH, Model
+
+MISSING = '–'
+METHODS = {
+    'uncurl': 'UNCURL',
+    'frequency': 'frequency',
+    'frequency_merge': 'frequency merging',
+    'm_smoe': 'M-SMoE',
+    'random': 'random',
+}
+STAGES = {
+    'shrunk': 'just shrunk',
+    'warmed': 'routers warmed',
+    'prefinetuned': 'pre-fine-tuned',
+    'finetuned': 'fine-tuned',
+}
+SIGNS = {'better': '+', 'worse': '-', 'noise': '='}
+
+
+def method(name: str) -> str:
+    return METHODS.get(name, name)
+
+
+def model(value: Model) -> str:
+    """'scratch 8' or 'UNCURL 32->8'."""
+    if value.method == SCRATCH:
+        return f'scratch {value.experts}'
+    return f'{method(value.method)} {arrow(value)}'
+
+
+def arrow(value: Model) -> str:
+    return f'{value.experts}->{value.keep}'
+
+
+def headline(methods: Sequence[str]) -> str | None:
+    """The method a verdict is about: the first of the study."""
+    return methods[0] if methods else None
+
+
+def signed(value: float) -> str:
+    return f'{value:+.3f}'
+
+
+def interval(estimate: Estimate) -> str:
+    return f'[{signed(estimate.low)}, {signed(estimate.high)}]'
+
+
+def difference(estimate: Estimate) -> str:
+    return f'{signed(estimate.value)} {interval(estimate)}'
+
+
+def ratio(value: float) -> str:
+    """A pruning factor: '4', '2.4'."""
+    return f'{value:.1f}'.removesuffix('.0')
+
+
+def listed(items: Iterable[object]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    words = [str(item) for item in items]
+    if len(words) < 2:
+        return ''.join(words)
+    return f'{", ".join(words[:-1])} and {words[-1]}'
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 seed', '3 seeds'."""
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def millions(count: int | None) -> str:
+    """'5.24M', or a dash."""
+    return MISSING if count is None else f'{count / 1e6:.2f}M'

@@ -1,0 +1,161 @@
+"""One look for every figure: palette, type, axes, and labels that do not collide."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+INK = '#1f2430'
+SOFT = '#667085'
+LINE = '#d5d9e0'
+SCRATCH = '#1f2430'
+WIDTH = 9.0  # inches: 900 px at 1x, and saved at 2x
+# Okabe and Ito's colour-blind safe set, strongest first.
+HUES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7f7f7f', '#4d3b8f')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
+
+RC = {
+    'font.family': 'DejaVu Sans',
+    'font.size': 10,
+    'text.color': INK,
+    'text.parse_math': False,  # a '$' in a record's text is a dollar sign
+    'axes.edgecolor': SOFT,
+    'axes.labelcolor': SOFT,
+    'axes.linewidth': 0.8,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.titlesize': 10,
+    'axes.titlelocation': 'left',
+    'axes.titlecolor': INK,
+    'axes.formatter.use_mathtext': False,
+    'xtick.color': SOFT,
+    'ytick.color': SOFT,
+    'xtick.labelsize': 9,
+    'ytick.labelsize': 9,
+    'lines.linewidth': 2.0,
+    'lines.markersize': 6,
+    'lines.solid_capstyle': 'round',
+    'figure.facecolor': 'white',
+    'legend.frameon': False,
+    'legend.fontsize': 9,
+}
+
+
+def ramp(count: int) -> list[str]:
+    """Colours for an ordered quantity, light to dark, told apart by lightness alone."""
+    colours = matplotlib.colormaps['viridis'](
+        np.linspace(0.72, 0.08, count) if count > 1 else [0.4]
+    )
+    return [matplotlib.colors.to_hex(c) for c in colours]
+
+
+def shorten(text: str, limit: int = 28) -> str:
+    flat = ' '.join(text.split())
+    return flat if len(flat) <= limit else f'{flat[: limit - 1]}…'
+
+
+def wrapped(title: str, width: int = 78) -> str:
+    """A title on as many lines as README width needs."""
+    return '\n'.join(textwrap.wrap(title, width))
+
+
+def canvas(
+    height: float, title: str, subtitle: str, rows: int = 1, columns: int = 1, **grid: object
+):
+    """A figure of README width with a title that states the finding, and its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    lines = 0.24 * title.count('\n')
+    height += lines
+    figure.set_figheight(height)
+    top = (0.56 + lines) / height
+    figure.get_layout_engine().set(rect=(0.01, 0.01, 0.98, 0.98 - top), w_pad=0.08, h_pad=0.06)
+    figure.text(0.012, 1 - 0.1 / height, title, va='top', ha='left', fontsize=13, fontweight='bold')
+    figure.text(
+        0.012, 1 - (0.39 + lines) / height, subtitle, va='top', ha='left', fontsize=9.5, color=SOFT
+    )
+    axes = figure.subplots(rows, columns, squeeze=False, **grid)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """The picture at twice README resolution, without a date or version inside."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png', dpi=200, metadata={'Software': None})
+    return buffer.getvalue()
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Moves label positions apart to at least `gap`, keeping their order."""
+    order = np.argsort(values, kind='stable')
+    placed = np.asarray(values, dtype=float)[order]
+    clusters = [[float(v)] for v in placed]
+    centres = [float(v) for v in placed]
+    n = 0
+    while n + 1 < len(clusters):
+        reach = (len(clusters[n]) + len(clusters[n + 1])) / 2 * gap
+        if centres[n + 1] - centres[n] < reach - 1e-12:
+            clusters[n] += clusters.pop(n + 1)
+            centres.pop(n + 1)
+            centres[n] = float(np.mean(clusters[n]))
+            n = max(n - 1, 0)
+        else:
+            n += 1
+    flat = [
+        centre + (k - (len(members) - 1) / 2) * gap
+        for centre, members in zip(centres, clusters, strict=True)
+        for k in range(len(members))
+    ]
+    out = np.empty(len(flat))
+    out[order] = flat
+    return out.tolist()
+
+
+def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.06) -> None:
+    """Writes (x, y, text, colour) right of each line's end, spread so that they do not overlap.
+
+    `gap` is the least distance between two labels as a share of the axis height.
+    """
+    low, high = ax.get_ylim()
+    places = spread([(y - low) / (high - low) for _, y, _, _ in ends], gap)
+    for (x, y, text, colour), place in zip(ends, places, strict=True):
+        ax.annotate(
+            text,
+            (x, y),
+            xytext=(12, (place * (high - low) + low - y) / (high - low) * _points(ax)),
+            textcoords='offset points',
+            va='center',
+            ha='left',
+            color=colour,
+            fontsize=9.5,
+            fontweight='bold',
+            annotation_clip=False,
+        )
+
+
+def _points(ax: Axes) -> float:
+    """Height of an axis in points, as the layout leaves it."""
+    ax.figure.draw_without_rendering()
+    return ax.get_position().height * ax.figure.get_figheight() * 72
+
+
+def log2_axis(ax: Axes, which: str, ticks: Sequence[float], label: str) -> None:
+    """A base-2 axis with exactly these ticks, as plain numbers."""
+    axis = ax.xaxis if which == 'x' else ax.yaxis
+    (ax.set_xscale if which == 'x' else ax.set_yscale)('log', base=2)
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+    axis.set_label_text(label)
+
+
+def quiet_grid(ax: Axes) -> None:
+    ax.grid(axis='y', color=LINE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=0)

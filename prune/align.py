@@ -1,0 +1,89 @@
+"""Line the hidden units of one expert up with another's, so that averaging them makes sense.
+
+Hidden units of a feed-forward expert can be reordered freely. Given a reference J, expert y is
+reordered by the permutation P that maximises <up_J, up_y P^T> + <down_J, P down_y> (Ainsworth et
+al. 2023, "Git Re-Basin", weight matching), a linear assignment problem. Biases of the hidden layer
+(and a gate matrix, where experts have one) belong to the unit, so they count in the profit and move
+with it; the output bias does not.
+
+Letters: E experts, D model width, F expert hidden width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+# Axis of the hidden units in each leaf under moe/experts; None: the leaf has none.
+HIDDEN_AXIS = {
+    'gate': 2,
+    'up': 2,
+    'gate_bias': 1,
+    'up_bias': 1,
+    'down': 1,
+    'down_bias': None,
+}
+
+
+def permutations(
+    experts: Mapping[str, Any], reference_of: np.ndarray, active: np.ndarray | None = None
+) -> np.ndarray:
+    """Best order of every expert's hidden units, perms [E, F], against expert reference_of[e].
+
+    Unit f of the reordered expert e is its old unit perms[e, f]. An expert that is its own
+    reference, or is not active [E] bool, keeps its order. O(F^3) per active expert, on the host.
+    """
+    count, hidden = experts['up'].shape[0], experts['up'].shape[2]
+    perms = np.tile(np.arange(hidden, dtype=np.int32), (count, 1))
+    wanted = np.asarray(reference_of) != np.arange(count)
+    if active is not None:
+        wanted &= active
+    if not wanted.any():
+        return perms
+    host = {name: np.asarray(leaf) for name, leaf in experts.items()}
+    for e in np.flatnonzero(wanted):
+        profit = _units(host, int(reference_of[e])) @ _units(host, int(e)).T
+        perms[e] = linear_sum_assignment(profit, maximize=True)[1]
+    return perms
+
+
+def permute(experts: Mapping[str, Any], perms: np.ndarray) -> dict[str, jax.Array]:
+    """Reorder the hidden units of every expert: unit f of expert e becomes its old perms[e, f]."""
+    index = jnp.asarray(perms, jnp.int32)
+    moved = {}
+    for name, leaf in experts.items():
+        axis = hidden_axis(name)
+        leaf = jnp.asarray(leaf)
+        if axis is not None:
+            shape = [leaf.shape[0]] + [1] * (leaf.ndim - 1)
+            shape[axis] = leaf.shape[axis]
+            leaf = jnp.take_along_axis(leaf, index.reshape(shape), axis=axis)
+        moved[name] = leaf
+    return moved
+
+
+def hidden_axis(name: str) -> int | None:
+    """Axis of the hidden units in the experts' leaf `name`; ValueError for an unknown leaf."""
+    if name not in HIDDEN_AXIS:
+        raise ValueError(
+            f'moe/experts/{name}: not known where its hidden units are; add it to '
+            f'prune.align.HIDDEN_AXIS (known: {", ".join(HIDDEN_AXIS)})'
+        )
+    return HIDDEN_AXIS[name]
+
+
+def _units(experts: Mapping[str, np.ndarray], expert: int) -> np.ndarray:
+    """All weights of each hidden unit of one expert as a row, [F, M] float32.
+
+    <rows of the reference, rows of y> is then the whole profit matrix, all leaves at once.
+    """
+    rows = []
+    for name in sorted(experts):
+        axis = hidden_axis(name)
+        if axis is not None:
+            leaf = np.moveaxis(experts[name][expert].astype(np.float32), axis - 1, 0)
+            rows.append(leaf.reshape(len(leaf), -1))
+    return np.concatenate(rows, axis=1)

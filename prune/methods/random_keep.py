@@ -1,0 +1,35 @@
+"""Keep experts drawn at random: the floor that every criterion has to beat.
+
+No paper; no statistics. Router rows of kept experts are copied.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.merge import keep
+from prune.plan import LayerPlan
+
+PAPER = 'baseline'
+KIND = 'prune'
+NEEDS = ()
+
+
+def plan(
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    cfg: Config,
+    counts: Mapping[int, int],
+    *,
+    seed: int = 0,
+) -> dict[int, LayerPlan]:
+    """One plan per MoE layer; `seed` and the layer index choose the draw."""
+    return {
+        i: keep(_draw(seed, i, cfg.experts[i], kept), cfg.experts[i]) for i, kept in counts.items()
+    }
+
+
+def _draw(seed: int, layer: int, experts: int, kept: int) -> np.ndarray:
+    return np.sort(np.random.default_rng([seed, layer]).choice(experts, kept, replace=False))

@@ -1,0 +1,66 @@
+"""UNCURL: cluster experts by their router logits on task data, and merge each cluster.
+
+Source: "Revisiting SMoE Language Models by Evaluating Inefficiencies with Task Specific Expert
+Pruning", NeurIPS 2024 workshop ENLSP-IV, algorithm 1. The defaults follow the paper: cosine of raw
+logits, (1 + cos) / 2, spectral clustering, alignment to the most used expert of the cluster, mean
+weighted by top-1 counts, random router that must then be trained.
+
+Where the paper leaves room: the map to [0, 1] is applied once; the Laplacian is the symmetric
+normalised one with row-normalised eigenvectors (Ng, Jordan and Weiss, which it cites); k-means
+keeps the best of 10 seeded restarts; a cluster without traffic is a plain mean; a layer that keeps
+all its experts keeps its router.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.cluster import Center, similarity, spectral, top
+from prune.merge import keep, merge
+from prune.plan import LayerPlan
+from prune.routers import RouterInit
+
+PAPER = 'UNCURL, ENLSP-IV 2024'
+KIND = 'merge'
+NEEDS = ('tokens', 'count_top1', 'logit_gram')
+
+
+def plan(
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    cfg: Config,
+    counts: Mapping[int, int],
+    *,
+    center: Center = 'none',
+    router_init: RouterInit = 'random',
+    first_layer: Literal['cluster', 'topk'] = 'cluster',
+    align: bool = True,
+    seed: int = 0,
+) -> dict[int, LayerPlan]:
+    """One plan per MoE layer.
+
+    center: how logits are centred before the cosine (`prune.cluster.similarity`).
+    router_init: `prune.routers`; 'random' is the paper's, the others give a usable model at once.
+    first_layer: 'topk' keeps the most used experts of the first MoE layer instead of clustering it,
+      which the paper suggests (its logits show no clusters) and does not evaluate.
+    align: permute hidden units to match the reference expert before averaging.
+    seed: of k-means and of a random router.
+    """
+    plans = {}
+    for i, groups in counts.items():
+        layer, seen = params[f'layer_{i}']['moe'], stats[i]
+        count = seen['count_top1']
+        if first_layer == 'topk' and i == min(counts):
+            notes = {'count': count, 'zero_traffic': np.flatnonzero(count == 0)}
+            plans[i] = keep(top(count, groups), len(count), notes)
+            continue
+        alike = similarity(seen, center)
+        found = spectral(alike, groups, seed=seed)
+        notes = {'similarity': alike, 'inertia': found.inertia, 'embedding': found.embedding}
+        plans[i] = merge(
+            layer, seen, found.labels, count, router_init=router_init,
+            align_to='reference' if align else 'none', seed=seed, notes=notes,
+        )
+    return plans

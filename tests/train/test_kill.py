@@ -1,0 +1,71 @@
+"""Real processes, really killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from train_tiny import CFG, equal, params, program_options, stream
+
+import moe_jax.checkpoint
+from train import fit, store
+
+PROGRAM = Path(__file__).with_name('train_tiny.py')
+ROOT = PROGRAM.parents[2]
+
+
+def launch(out, seconds=0.02):
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(out), str(seconds)], env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def wait_for_step(process, step):
+    """Until the program has reported `step` (or it ended); the last line read."""
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= step:
+            return
+    pytest.fail(f'ended before step {step}: {process.stderr.read()}')
+
+
+@pytest.fixture(scope='module')
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp('unbroken') / 'run'
+    return out, *fit(CFG, params(), stream, program_options(), out=out)
+
+
+def test_kill_9_at_any_moment_then_resume_equals_unbroken(unbroken, tmp_path):
+    reference, trained, history = unbroken
+    rng, out = random.Random(0), tmp_path / 'run'
+    for step in (3, 14, 26):
+        process = launch(out)
+        wait_for_step(process, step)
+        time.sleep(rng.uniform(0, 0.2))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        with store.opened(out, CFG, params(), program_options()) as folder:
+            assert folder.latest() >= step - step % 2 - 2
+    resumed, history_resumed = fit(CFG, params(), stream, program_options(), out=out)
+    assert equal(resumed, trained) and history_resumed == history
+    assert (out / 'metrics.jsonl').read_bytes() == (reference / 'metrics.jsonl').read_bytes()
+    assert equal(moe_jax.checkpoint.load(out / 'model')[1], trained)
+
+
+def test_sigterm_exits_with_75_and_saves(tmp_path):
+    process = launch(tmp_path / 'run')
+    wait_for_step(process, 4)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert 'stopped by SIGTERM after step' in errors and 'Traceback' not in errors
+    lines = (tmp_path / 'run/metrics.jsonl').read_text().splitlines()
+    with store.opened(tmp_path / 'run', CFG, params(), program_options()) as folder:
+        assert folder.latest() == json.loads(lines[-1])['step'] >= 4

@@ -1,0 +1,46 @@
+"""Fine-tuning on a task, and warming the routers of a model that was just pruned."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config import Config
+from moe_jax.data import batches
+from train.live import Report
+from train.loop import Evaluate, History, fit
+from train.options import TrainOptions
+
+ROUTERS = r'moe/router'
+
+
+def finetune(
+    cfg: Config,
+    params: Any,
+    packed: batches.Packed,
+    options: TrainOptions,
+    *,
+    out: str | Path | None = None,
+    progress: Report | None = None,
+    evaluate: Evaluate | None = None,
+) -> tuple[Any, History]:
+    """Train on packed rows {'tokens', 'segments', 'weights'} [rows, T]; (params, history)."""
+    stream = functools.partial(batches.stream, packed, options.batch, options.seed)
+    return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate)
+
+
+def warm_routers(
+    cfg: Config,
+    params: Any,
+    packed: batches.Packed,
+    options: TrainOptions,
+    *,
+    out: str | Path | None = None,
+    progress: Report | None = None,
+    evaluate: Evaluate | None = None,
+) -> tuple[Any, History]:
+    """`finetune` with everything but the routers frozen, whatever `options.trainable` says."""
+    options = dataclasses.replace(options, trainable=ROUTERS)
+    return finetune(
+        cfg, params, packed, options, out=out, progress=progress, evaluate=evaluate
+    )

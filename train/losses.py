@@ -1,0 +1,26 @@
+"""What training minimises: weighted next-token cross-entropy and the router's auxiliary losses."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    logits: jax.Array, tokens: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Summed weighted cross-entropy in nats, and the weight total; both scalars, float32.
+
+    logits [B, T, V] float32, tokens [B, T], weights [B, T] float32: tokens[:, t] is predicted from
+    logits[:, t-1] with weights[:, t]; weights[:, 0] counts for nothing. A sum and a total, so that
+    micro-batches add up to the exact mean of the whole batch.
+    """
+    logits, targets, weights = logits[:, :-1], tokens[:, 1:], weights[:, 1:]
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jnp.sum(nats * weights), jnp.sum(weights)
+
+
+def auxiliary(out: dict[str, Any]) -> jax.Array:
+    """Balance plus z-loss of a forward pass, summed over layers, scaled by the config."""
+    return out['balance'] + out['zloss']

@@ -1,0 +1,202 @@
+"""A run's folder: its identity, the newest checkpoints, metrics, and the model it ends with.
+
+run.json       config, options and a probe of the starting weights; a resume must agree with it
+checkpoints/   orbax, one folder per step, visible only when complete
+metrics.jsonl  one line per logged step, without times: an interrupted run writes the same file
+model/         the final weights, as `moe_jax.load` reads them
+lock           held by the process that works here; the system frees it when that process dies
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from moe_jax import checkpoint
+from moe_jax.config import Config
+from moe_jax.tree import count_bytes, leaves_with_paths
+from train.options import TrainOptions
+from train.state import TrainState
+
+FREE = ('log_every', 'evaluate_every', 'checkpoint_every', 'keep')  # may change on resume
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """An open run folder."""
+
+    out: Path
+    manager: ocp.CheckpointManager
+
+    @property
+    def metrics(self) -> Path:
+        return self.out / 'metrics.jsonl'
+
+    def latest(self) -> int:
+        """Step of the newest complete checkpoint, 0 if there is none."""
+        return self.manager.latest_step() or 0
+
+
+@contextlib.contextmanager
+def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions) -> Iterator[Store]:
+    """Create or reopen a run folder for exactly this run, alone in it."""
+    out = Path(out).absolute()
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / 'lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f'{out}: another process is training in this folder') from None
+        _check_identity(out / 'run.json', _identity(cfg, params, options))
+        manager = ocp.CheckpointManager(
+            out / 'checkpoints',
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=options.keep,
+                # Synchronous: a save that returned is on disk, and no thread outlives the run.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+        )
+        try:
+            yield Store(out, manager)
+        finally:
+            manager.close()
+
+
+def save(store: Store, step: int, state: TrainState, data: str) -> None:
+    """Write a checkpoint; the one before it goes only once this one is complete.
+
+    `data` identifies the last batch that the state has seen.
+    """
+    if store.latest() == step:
+        return
+    folder = store.out / 'checkpoints'
+    what = f'the checkpoint of step {step} (that of step {store.latest()} is intact)'
+    items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data})
+    )
+    _sync(store.metrics)
+    try:
+        with checkpoint.guard_space(folder, count_bytes(state), what):
+            store.manager.save(step, args=items)
+    except checkpoint.DiskFull:
+        for partial in folder.glob('*.orbax-checkpoint-tmp*'):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def restore(store: Store, template: TrainState) -> tuple[TrainState, str, list[dict[str, Any]]]:
+    """The newest state (the template if none), the batch it saw last ('' if none), its metrics.
+
+    Lines of metrics.jsonl beyond that step, or cut short, are dropped: they will be written again.
+    """
+    step = store.latest()
+    history = _read_metrics(store.metrics, step)
+    text = ''.join(json.dumps(line) + '\n' for line in history)
+    _write(store.metrics, text)
+    if not step:
+        return template, '', history
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), template
+    )
+    items = store.manager.restore(step, args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+    ))
+    return items['state'], items['data']['batch'], history
+
+
+def append(store: Store, line: dict[str, Any]) -> None:
+    """Add one line to metrics.jsonl."""
+    with open(store.metrics, 'a') as file:
+        file.write(json.dumps(line) + '\n')
+
+
+def batch_digest(batch: dict[str, Any]) -> str:
+    """16 hex digits of a batch's content."""
+    digest = hashlib.sha256()
+    for name in sorted(batch):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(batch[name]).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_folder(out: Path) -> None:
+    foreign = out.is_dir() and any(out.iterdir()) and not (out / 'lock').exists()
+    if foreign or (out.exists() and not out.is_dir()):
+        raise FileExistsError(f'{out}: exists and is not the folder of a run; choose another path')
+
+
+def _identity(cfg: Config, params: Any, options: TrainOptions) -> dict[str, Any]:
+    fields = dataclasses.asdict(options)
+    kept = {name: value for name, value in fields.items() if name not in FREE}
+    probes = {path: _probe(leaf) for path, leaf in leaves_with_paths(params)}
+    return {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
+
+
+def _probe(leaf: Any) -> float:
+    """A number that differs between weights but not between machines that made the same ones."""
+    flat = np.asarray(leaf).ravel()
+    flat = flat[:: max(1, flat.size >> 16)].astype(np.float64)
+    return float(flat @ np.cos(np.arange(flat.size)) / (np.linalg.norm(flat) or 1.0))
+
+
+def _check_identity(path: Path, identity: dict[str, Any]) -> None:
+    if not path.exists():
+        _write(path, json.dumps(identity, indent=1))
+        return
+    before = json.loads(path.read_text())
+    faults = [
+        f'{part}.{name} was {before[part].get(name)!r} and is now {value!r}'
+        for part in ('config', 'options') for name, value in identity[part].items()
+        if before[part].get(name) != value
+    ]
+    if not faults:
+        was, now = before['start'], identity['start']
+        same = was.keys() == now.keys() and np.allclose(
+            [was[name] for name in now], list(now.values()), rtol=1e-3, atol=1e-5
+        )
+        faults = [] if same else ['the starting weights are others']
+    if faults:
+        raise ValueError(
+            f'{path}: this folder holds another run: {"; ".join(faults[:6])}. '
+            'Give what it was started with to resume it, or another folder.'
+        )
+
+
+def _read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
+    """The lines up to a step; a last line that was cut short by a crash is no line."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    history = []
+    for number, line in enumerate(lines, 1):
+        try:
+            parsed = json.loads(line)
+        except ValueError as error:
+            if number < len(lines):
+                raise ValueError(f'{path}, line {number}: not JSON: {error}') from None
+            break
+        if parsed['step'] <= step:
+            history.append(parsed)
+    return history
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f'.{path.name}.tmp')
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, 'a') as file:
+        os.fsync(file.fileno())

@@ -1,7 +1,14 @@
-"""Models on disk: a folder of config.json, lineage.json and params/ (orbax), whole or absent."""
+"""Models on disk: folders that are whole or absent, and notice damage.
+
+config.json    the Config
+lineage.json   where the model came from, as its maker told
+params/        the arrays, written by orbax
+manifest.json  the SHA-256 of every file in params/: orbax itself reads a flipped bit without a sign
+"""
 
 import contextlib
 import errno
+import hashlib
 import json
 import secrets
 import shutil
@@ -53,6 +60,8 @@ def save(
             (temporary / 'lineage.json').write_text(head)
             with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
+            manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
+            (temporary / 'manifest.json').write_text(manifest)
         _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,14 +71,13 @@ def load(path: str | Path) -> tuple[Config, model.Params]:
     """Config and parameters of a model folder, on the first device, bit for bit as saved."""
     path = Path(path).absolute()
     _check_ours(path)
+    _check_files(path)
     try:
         cfg = Config.from_json((path / 'config.json').read_text())
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         stored = reader.metadata(path / 'params').item_metadata
-        if stored is None:
-            raise ValueError(f'{path}/params: no complete set of arrays; was the copy cut short?')
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored.tree
@@ -128,11 +136,34 @@ def _check_ours(path: Path) -> None:
         known = json.loads((path / 'lineage.json').read_text())['format'] == FORMAT
     except (OSError, ValueError, KeyError, TypeError):
         known = False
-    if not (known and (path / 'config.json').is_file() and (path / 'params').is_dir()):
+    files = all((path / name).is_file() for name in ('config.json', 'manifest.json'))
+    if not (known and files):
         raise ValueError(
-            f'{path}: not a moe-jax model folder (config.json, lineage.json of format {FORMAT!r}, '
-            'params/); a Hugging Face model is read by moe_jax.load or `moe-jax convert`'
+            f'{path}: not a moe-jax model folder (config.json, manifest.json, params/ and '
+            f'lineage.json of format {FORMAT!r})'
         )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its relative path."""
+    digests = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            with open(path, 'rb') as file:
+                name = path.relative_to(folder).as_posix()
+                digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return digests
+
+
+def _check_files(path: Path) -> None:
+    wanted = json.loads((path / 'manifest.json').read_text())
+    found = _digests(path / 'params')
+    faults = [
+        f'{name} is {"missing" if name not in found else "damaged"}'
+        for name, digest in wanted.items() if found.get(name) != digest
+    ]
+    if faults:
+        raise ValueError(f'{path}/params: {"; ".join(faults[:4])}; copy the model again')
 
 
 def _check_target(path: Path, overwrite: bool) -> None:

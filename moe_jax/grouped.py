@@ -22,8 +22,8 @@ Expert = Callable[[Any, jax.Array], jax.Array]
 def grouped_apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D'] with y[s] = function(weights[e], rows)[s], where row s lies in group e.
 
-    weights: expert-major tree, E on axis 0 of every leaf; rows [S, D]; sizes int32 [E]. The backward
-    pass evaluates each block again instead of keeping its hidden layer.
+    weights: expert-major tree, E on axis 0 of every leaf; rows [S, D]; sizes int32 [E]. The
+    backward pass evaluates each block again instead of keeping its hidden layer.
     """
     padded = _pad(rows)
     width = jax.eval_shape(function, _one(weights, 0), padded[:1]).shape[-1]
@@ -52,7 +52,8 @@ def _backward(function, saved, dy):
 
     def expert(e, carry):
         dx, dweights = carry
-        w, first, last = _one(weights, e), _start(sizes, e), _start(sizes, e) + sizes[e]
+        w, first = _one(weights, e), _start(sizes, e)
+        last = first + sizes[e]
 
         def block(row, size, carry):
             dx, dw = carry

@@ -18,7 +18,7 @@ Params = dict[str, Any]
 
 
 class Record(NamedTuple):
-    """What one MoE layer did: its routing, choices kept [N, K] and router inputs [N, D]."""
+    """What one MoE layer did: its `Routing`, choices not dropped [N, K], router inputs [N, D]."""
 
     ids: jax.Array
     gates: jax.Array
@@ -70,22 +70,24 @@ def forward(
     """Logits [B, T, V] float32 and a dict of what happened on the way.
 
     out['balance'], out['zloss']: scalars summed over layers, times their config coefficients;
-    out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of choices
-    lost to capacity; with `routing`, out['routing'][layer] holds the layer's `Record` and
+    out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
+    choices lost to capacity; with `routing`, out['routing'][layer] holds the layer's `Record` and
     out['valid'] [N] marks tokens that are not padding. `train` selects capacity_train and, with a
-    key, router jitter.
+    key, router jitter. Which choices a capacity drops depends on all B*T tokens. Raises ValueError,
+    or flax's error naming the path, where params, tokens or segments do not fit the config.
     """
-    if tokens.shape[1] > cfg.positions:
-        raise ValueError(f'{tokens.shape[1]} tokens in a row; the model has {cfg.positions} positions')
     segments = jnp.ones_like(tokens) if segments is None else segments
-    rngs = {} if key is None else {'jitter': key}
+    _check(cfg, params, tokens, segments)
     logits, state = MoeLM(cfg, train).apply(
-        {'params': params}, tokens, segments, rngs=rngs, mutable=['aux', 'routing']
+        {'params': params}, tokens, segments, rngs={} if key is None else {'jitter': key},
+        mutable=['aux', 'routing'] if routing else ['aux'],
     )
     return logits, _collect(cfg, state, segments, routing)
 
 
 class Attention(nn.Module):
+    """Causal self-attention inside segments; x [B, T, D], segments [B, T] -> [B, T, D]."""
+
     cfg: Config
 
     @nn.compact
@@ -99,6 +101,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The dense feed-forward layer, [B, T, D] -> [B, T, D]."""
+
     cfg: Config
 
     @nn.compact
@@ -109,6 +113,8 @@ class Mlp(nn.Module):
 
 
 class Router(nn.Module):
+    """Router kernel [R, D]; x [N, D] -> `Routing` over R rows."""
+
     cfg: Config
     layer: int
 
@@ -123,6 +129,8 @@ class Router(nn.Module):
 
 
 class ExpertWeights(nn.Module):
+    """The experts' arrays, each with E on axis 0."""
+
     cfg: Config
     layer: int
 
@@ -140,6 +148,8 @@ class ExpertWeights(nn.Module):
 
 
 class SparseMoe(nn.Module):
+    """The experts in place of the feed-forward layer, [B, T, D] -> [B, T, D]."""
+
     cfg: Config
     layer: int
     train: bool
@@ -147,17 +157,20 @@ class SparseMoe(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, segments: jax.Array) -> jax.Array:
         cfg, x, valid = self.cfg, x_BTD.reshape(-1, self.cfg.width), segments.ravel() > 0
-        key = self.make_rng('jitter') if self.has_rng('jitter') else None
+        key = self.make_rng('jitter') if self.train and self.has_rng('jitter') else None
         chosen = Router(cfg, self.layer, name='router')(x, key)
         weights = ExpertWeights(cfg, self.layer, name='experts')()
-        ids, gates = routing.to_experts(chosen, valid, cfg.alias(self.layer), len(weights['up']))
+        alias, count = cfg.alias(self.layer), cfg.experts[self.layer]
+        ids, gates = routing.to_experts(chosen, valid, alias, count)
         y, kept = _evaluate(cfg, self.train, weights, x, ids, gates)
-        self.sow('routing', 'record', Record(*chosen, kept, x))
-        self.sow('aux', 'loads', _loads(chosen, ids, kept, valid, len(weights['up'])))
+        self.sow('routing', 'record', Record(*chosen, routing.served(chosen, kept, alias), x))
+        self.sow('aux', 'loads', _loads(chosen, ids, kept, valid, count))
         return y.reshape(x_BTD.shape)
 
 
 class Block(nn.Module):
+    """Attention, then feed-forward or experts, each pre-norm and residual; [B, T, D]."""
+
     cfg: Config
     layer: int
     train: bool
@@ -173,17 +186,21 @@ class Block(nn.Module):
 
 
 class Norm(nn.Module):
+    """Layer norm with scale and bias over the last axis."""
+
     cfg: Config
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.cfg.width,)
         scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
-        return ops.layer_norm(x, scale, self.param('bias', nn.initializers.zeros, shape,
-                                                   jnp.float32))
+        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        return ops.layer_norm(x, scale, bias)
 
 
 class Embed(nn.Module):
+    """Token table [V, D] (also the head) and learned positions [P, D]."""
+
     cfg: Config
 
     @nn.compact
@@ -194,6 +211,8 @@ class Embed(nn.Module):
 
 
 class MoeLM(nn.Module):
+    """The decoder: tokens, segments int32 [B, T] -> logits [B, T, V] float32."""
+
     cfg: Config
     train: bool = False
 
@@ -208,6 +227,20 @@ class MoeLM(nn.Module):
         x = Norm(cfg, name='norm_final')(x)
         return jnp.einsum('btd,vd->btv', x, table_VD.astype(dtype),
                           preferred_element_type=jnp.float32)
+
+
+def _check(cfg, params, tokens, segments):
+    """What flax would pass over in silence: extra subtrees, rows too long, another shape."""
+    if tokens.ndim != 2 or tokens.shape != segments.shape:
+        raise ValueError(f'tokens {tokens.shape} and segments {segments.shape} must both be [B, T]')
+    if tokens.shape[1] > cfg.positions:
+        raise ValueError(
+            f'{tokens.shape[1]} tokens in a row; the model has {cfg.positions} positions'
+        )
+    known = {'embed', 'norm_final', *(f'layer_{i}' for i in range(cfg.layers))}
+    if unknown := sorted(set(params) - known):
+        raise ValueError(f'params have {", ".join(unknown)}, which a config of {cfg.layers} layers '
+                         'does not; is this the config of these params?')
 
 
 def _evaluate(cfg, train, weights, x, ids, gates):

@@ -7,7 +7,7 @@ host in float64; counts are integers. Padding never counts.
     tokens      []      1
     count       [R]     1[r in chosen_t]                        (C1)
     count_top1  [R]     1[r = argmax probs_t]                   (C2)
-    dropped     [R]     1[r in chosen_t, over capacity]
+    dropped     [R]     1[r in chosen_t, but its expert was full]
     gate_sum    [R]     applied gate of r, 0 where not chosen   (C3)
     prob_sum    [R]     softmax probability of r                (C4)
     logit_sum   [R]     z_tr                                    (C13)
@@ -16,9 +16,8 @@ host in float64; counts are integers. Padding never counts.
 """
 
 import dataclasses
-import io
 import json
-import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.config import Config
+from moe_jax.data.cache import replacing
+from moe_jax.inputs import checked
 from moe_jax.model import Params, Record, forward
 
 FORMAT = 1
@@ -61,54 +62,49 @@ class Stats:
 
     def layer(self, index: int, group: str | None = None) -> Sums:
         """Statistics of one layer, of one group or summed over all."""
-        return self._merged(group)[index]
+        if group is not None and group not in self.groups:
+            raise KeyError(f'no group {group!r} in these statistics; there are '
+                           f'{sorted(self.groups)}')
+        if index not in self.layers:
+            raise KeyError(f'no layer {index} in these statistics; there are {self.layers}')
+        names = sorted(self.groups) if group is None else [group]
+        total = self.groups[names[0]][index]
+        for name in names[1:]:
+            total = _add(total, self.groups[name][index])
+        return total
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """Indices of the layers that were observed."""
         return tuple(sorted(next(iter(self.groups.values()))))
-
-    def _merged(self, group: str | None) -> dict[int, Sums]:
-        if group is not None:
-            if group not in self.groups:
-                raise KeyError(f'no group {group!r} in these statistics; there are '
-                               f'{sorted(self.groups)}')
-            return self.groups[group]
-        merged: dict[int, Sums] = {}
-        for name in sorted(self.groups):
-            merged = _add_layers(merged, self.groups[name]) if merged else self.groups[name]
-        return merged
 
     def save(self, path: str | Path) -> None:
         """Write an .npz without pickles, complete or not at all."""
-        path = Path(path)
         header = {'format': FORMAT, 'fingerprint': self.fingerprint, 'groups': sorted(self.groups)}
         arrays = {'header': np.frombuffer(json.dumps(header).encode(), np.uint8)}
         for g, name in enumerate(header['groups']):
             for layer, sums in self.groups[name].items():
                 arrays |= {f'{g}/{layer}/{key}': value for key, value in sums.items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open('wb') as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote; anything else is refused."""
+        """Read what `save` wrote; ValueError for anything else, FileNotFoundError for nothing."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(file['header'].tobytes())
-                arrays = {key: file[key] for key in file.files if key != 'header'}
-        except (KeyError, ValueError, OSError) as error:
-            raise ValueError(f'{path}: not a statistics file of moe-jax ({error})') from error
-        if header.get('format') != FORMAT:
-            raise ValueError(f'{path}: statistics format {header.get("format")}, this is {FORMAT}; '
-                             'observe again')
-        groups: dict[str, dict[int, Sums]] = {name: {} for name in header['groups']}
-        for key, value in arrays.items():
-            g, layer, name = key.split('/')
-            groups[header['groups'][int(g)]].setdefault(int(layer), {})[name] = value
-        return cls(header['fingerprint'], groups)
+            arrays = _read(Path(path))
+            header = json.loads(arrays.pop('header').tobytes())
+            if header['format'] != FORMAT:
+                raise ValueError(f'it has format {header["format"]} and this is {FORMAT}; observe '
+                                 'again')
+            groups: dict[str, dict[int, Sums]] = {name: {} for name in header['groups']}
+            for key, value in arrays.items():
+                g, layer, name = key.split('/')
+                groups[header['groups'][int(g)]].setdefault(int(layer), {})[name] = value
+            _check_complete(groups)
+            return cls(header['fingerprint'], groups)
+        except (KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f'{path}: not a statistics file of moe-jax: {error}') from error
 
 
 def observe(
@@ -122,17 +118,20 @@ def observe(
 
     Each batch: 'tokens' int [B, T], 'mask' bool [B, T] (False is padding) or 'segments' int [B, T]
     (0 is padding), optional 'group' str (a task, domain or language; default 'all'). The
-    fingerprint defaults to the config's digest. Raises ValueError when no token is valid, or a
-    token id is outside the vocabulary.
+    fingerprint defaults to the config's digest. Raises ValueError when the model has no experts, no
+    token is valid, a token id is outside the vocabulary, or a statistic is not finite.
     """
+    if not cfg.moe_layers:
+        raise ValueError('observe: no layer of this model has experts; there is nothing to observe')
     collect = _collector(cfg)
     groups: dict[str, dict[int, Sums]] = {}
     for batch in batches:
-        tokens, segments = _checked(cfg, batch)
+        mask = batch['segments'] if 'segments' in batch else batch['mask']
+        tokens, segments = checked(cfg, batch['tokens'], mask, 'observe')
         if not segments.any():
             continue
         sums = jax.device_get(collect(params, tokens, segments))
-        layers = {i: _to_host(layer) for i, layer in sums.items()}
+        layers = {i: _to_host(i, layer) for i, layer in sums.items()}
         name = batch.get('group') or 'all'
         groups[name] = _add_layers(groups[name], layers) if name in groups else layers
     if not groups:
@@ -175,25 +174,38 @@ def _tally(ids_NK: jax.Array, where_NK: jax.Array, rows: int) -> jax.Array:
     return jnp.zeros((rows,), jnp.int32).at[ids_NK.ravel()].add(where_NK.ravel().astype(jnp.int32))
 
 
-def _to_host(layer: Mapping[str, np.ndarray]) -> Sums:
+def _to_host(index: int, layer: Mapping[str, np.ndarray]) -> Sums:
+    for name, value in layer.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f'observe: {name} of layer_{index} is not finite; look for NaN and '
+                             f'infinity in the weights up to layer_{index}/moe/router')
     return {
         name: np.asarray(value, np.int64 if name in COUNTS else np.float64)
         for name, value in layer.items()
     }
 
 
+def _add(a: Sums, b: Sums) -> Sums:
+    return {name: a[name] + b[name] for name in a}
+
+
 def _add_layers(a: dict[int, Sums], b: dict[int, Sums]) -> dict[int, Sums]:
-    return {i: {name: a[i][name] + b[i][name] for name in a[i]} for i in a}
+    return {i: _add(a[i], b[i]) for i in a}
 
 
-def _checked(cfg: Config, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.asarray(batch['tokens'])
-    segments = np.asarray(batch['segments'] if 'segments' in batch else batch['mask'], np.int32)
-    if tokens.shape != segments.shape or tokens.ndim != 2:
-        raise ValueError(f'observe: tokens {tokens.shape} and mask {segments.shape} must both be '
-                         '[B, T]')
-    used = tokens[segments > 0]
-    if used.size and not 0 <= used.min() <= used.max() < cfg.vocab:
-        raise ValueError(f'observe: token ids {used.min()}..{used.max()} do not fit vocab='
-                         f'{cfg.vocab}; is this the tokenizer of the model?')
-    return tokens.astype(np.int32), segments
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz as `np.savez` writes it, never larger than the file itself."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError('it holds more than its size')
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _check_complete(groups: dict[str, dict[int, Sums]]) -> None:
+    if not groups or any(set(layers) != set(groups[min(groups)]) for layers in groups.values()):
+        raise ValueError('its groups do not hold the same layers')
+    for name, layers in groups.items():
+        for index, sums in layers.items():
+            if missing := sorted({*COUNTS, *SUMS} - set(sums)):
+                raise ValueError(f'group {name!r}, layer {index}: no {", ".join(missing)}')

@@ -61,7 +61,7 @@ def route(
 
 
 def balance_loss(routing: Routing, valid_N: jax.Array) -> jax.Array:
-    """Switch load-balance loss of one layer over the valid tokens: R * sum_r f_r P_r.
+    """Switch load-balance loss of one layer over the tokens marked in valid [N]: R sum_r f_r P_r.
 
     f_r is the share of routed choices that went to row r, P_r the mean probability of r. Gradient
     flows through P alone (the counts are constants), so it is finite everywhere; 1 at perfect
@@ -100,8 +100,7 @@ def to_experts(
     if alias is None:
         ids, gates = routing.ids, routing.gates
     else:
-        ids = jnp.asarray(alias, jnp.int32)[routing.ids]
-        same = ids[:, :, None] == ids[:, None, :]
+        ids, same = _shared(routing.ids, alias)
         earlier = jnp.tril(jnp.ones(same.shape[1:], bool), -1)[None]
         repeat = jnp.any(same & earlier, axis=-1)
         gates = jnp.where(repeat, 0.0, jnp.einsum('nkj,nj->nk', same.astype(jnp.float32),
@@ -109,3 +108,20 @@ def to_experts(
         ids = jnp.where(repeat, experts, ids)
     used = valid_N[:, None]
     return jnp.where(used, ids, experts), jnp.where(used, gates, 0.0)
+
+
+def served(routing: Routing, kept_NK: jax.Array, alias: tuple[int, ...] | None) -> jax.Array:
+    """Which choices of router rows were evaluated, bool [N, K], from what the experts kept.
+
+    A repeat of an expert that `to_experts` added to an earlier choice shares that one's fate.
+    """
+    if alias is None:
+        return kept_NK
+    _, same = _shared(routing.ids, alias)
+    return jnp.any(same & kept_NK[:, None, :], axis=-1)
+
+
+def _shared(ids_NK: jax.Array, alias: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The expert of each choice [N, K], and which choices of a token share one [N, K, K]."""
+    ids = jnp.asarray(alias, jnp.int32)[ids_NK]
+    return ids, ids[:, :, None] == ids[:, None, :]

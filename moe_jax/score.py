@@ -7,9 +7,9 @@ from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moe_jax.config import Config
+from moe_jax.inputs import checked
 from moe_jax.model import Params, forward
 
 
@@ -19,14 +19,11 @@ def score(
     """Log-probability [B, T-1] float32 of tokens[:, 1:] given what stands before each.
 
     tokens int [B, T]; mask bool [B, T] (False: padding, scored 0) or int segments (0: padding,
-    1, 2, ...: packed documents; the first token of a segment has no past and scores 0).
+    1, 2, ...: packed documents; the first token of a segment has no past and scores 0). With
+    `cfg.capacity_eval` set, a score depends a little on the other rows. Raises ValueError where
+    tokens do not fit the model.
     """
-    tokens = np.asarray(tokens)
-    if tokens.size and not 0 <= tokens.min() <= tokens.max() < cfg.vocab:
-        raise ValueError(f'score: token ids {tokens.min()}..{tokens.max()} do not fit vocab='
-                         f'{cfg.vocab}; is this the tokenizer of the model?')
-    segments = np.ones_like(tokens) if mask is None else np.asarray(mask)
-    return _scorer(cfg)(params, tokens.astype(np.int32), segments.astype(np.int32))
+    return _scorer(cfg)(params, *checked(cfg, tokens, mask, 'score'))
 
 
 @lru_cache(maxsize=64)
@@ -40,7 +37,10 @@ def _scorer(cfg: Config):
 
 
 def token_log_probs(logits: jax.Array, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    """log softmax(logits[:, :-1])[tokens[:, 1:]], 0 where a token has no past in its segment."""
+    """log softmax(logits[:, :-1])[tokens[:, 1:]], 0 where a token has no past in its segment.
+
+    logits [B, T, V] float32; tokens, segments int32 [B, T] -> [B, T-1] float32.
+    """
     logits, targets = logits[:, :-1], tokens[:, 1:]
     gold = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])

@@ -6,6 +6,6 @@
 
 from prune.apply import apply
 from prune.plan import LayerPlan, Plan
-from prune.planner import methods, options, plan
+from prune.planner import check_options, methods, options, plan
 
-__all__ = ['LayerPlan', 'Plan', 'apply', 'methods', 'options', 'plan']
+__all__ = ['LayerPlan', 'Plan', 'apply', 'check_options', 'methods', 'options', 'plan']

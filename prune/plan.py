@@ -124,7 +124,7 @@ class Plan:
 
     def describe(self) -> str:
         """A table for people: experts before and after, and what was noted, layer by layer."""
-        lines = [f'{self.method} {dict(self.options)}']
+        lines = [' '.join([self.method, *(f'{k}={v}' for k, v in sorted(self.options.items()))])]
         for i, layer in sorted(self.layers.items()):
             largest = int((layer.mix != 0).sum(axis=1).max())
             unused = np.asarray(layer.notes.get('zero_traffic', ())).tolist()

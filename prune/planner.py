@@ -70,7 +70,7 @@ def plan(
     and a model whose router rows already share experts.
     """
     method = _method(name)
-    chosen = _options(name, method_options)
+    chosen = check_options(name, method_options)
     counts = budget.counts(cfg, experts=experts, ratio=ratio)
     _check_model(cfg, params)
     seen = _statistics(name, stats, cfg, group, _needs(method, chosen))
@@ -102,8 +102,8 @@ def _method(name: str) -> ModuleType:
     return METHODS[name]
 
 
-def _options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options, given or default, each checked against its annotation."""
+def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's options, given or default, each checked; ValueError with the nearest name."""
     chosen, hints = options(name), typing.get_type_hints(METHODS[name].plan)
     for key, value in given.items():
         if key not in chosen:

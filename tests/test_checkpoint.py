@@ -16,7 +16,10 @@ CFG = Config(vocab=64, positions=16, width=16, heads=2, mlp_hidden=32, expert_hi
 
 def params(cfg=CFG, dtype='float32'):
     """Weights with values a careless round trip would lose: -0, denormals, infinities, NaN."""
-    tree = jax.tree.map(lambda leaf: leaf.astype(dtype), model.init(cfg, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    tree = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), dtype), model.shapes(cfg)
+    )
     odd = jnp.asarray([-0.0, 1e-40, np.inf, -np.inf, np.nan], dtype)
     tree['embed']['tokens'] = tree['embed']['tokens'].at[0, :5].set(odd)
     return tree
@@ -37,8 +40,6 @@ def test_round_trip_is_bit_equal(tmp_path, dtype, aliases):
     loaded_cfg, loaded = checkpoint.load(tmp_path / 'model')
     assert loaded_cfg == cfg
     assert_equal(loaded, saved)
-    tokens = jnp.arange(2, 14, dtype=jnp.int32).reshape(1, 12)
-    np.testing.assert_array_equal(model.apply(cfg, loaded, tokens), model.apply(cfg, saved, tokens))
 
 
 def test_numpy_weights_and_lineage(tmp_path):
@@ -90,13 +91,25 @@ def test_params_that_disagree_with_the_config_are_refused(tmp_path):
         checkpoint.load(tmp_path / 'model')
 
 
-def test_damage_is_noticed(tmp_path):
+def flip(data):
+    return data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1:]
+
+
+@pytest.mark.parametrize('damage', [flip, lambda data: data[:-1], lambda data: b''])
+def test_damaged_arrays_are_noticed(tmp_path, damage):
+    checkpoint.save(tmp_path / 'model', CFG, params())
+    file = max(tmp_path.glob('model/params/**/d/*'), key=lambda path: path.stat().st_size)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=rf'model/params: .*{file.name} is damaged'):
+        checkpoint.load(tmp_path / 'model')
+    file.unlink()
+    with pytest.raises(ValueError, match=rf'model/params: .*{file.name} is missing'):
+        checkpoint.load(tmp_path / 'model')
+
+
+def test_a_damaged_config_is_noticed(tmp_path):
     path = tmp_path / 'model'
     checkpoint.save(path, CFG, params())
-    for file in path.glob('params/**/d/*'):
-        file.unlink()
-    with pytest.raises(ValueError, match='model'):
-        checkpoint.load(path)
     (path / 'config.json').write_text('{"vocab": 64')
     with pytest.raises(ValueError, match=r'model/config.json: not a moe-jax config'):
         checkpoint.load(path)

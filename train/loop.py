@@ -62,6 +62,8 @@ def fit(
         new = restore_dtypes(state.params, params)
         if folder:
             _save_model(folder.out / 'model', cfg, new, options, finished_before=start)
+        if stop.name:  # a signal during the last save: the caller still has to hear of it
+            raise run.interrupted(options.steps)
     return new, history
 
 

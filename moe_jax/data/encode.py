@@ -45,6 +45,14 @@ def encode(encoder: Tokenizer, texts: Iterable[str]) -> Encoded:
     return _with_offsets(np.concatenate(arrays))
 
 
+def beginnings(encoded: Encoded, most: int) -> Encoded:
+    """At most the first `most` tokens of each document, its <|end|> counted."""
+    within = np.arange(len(encoded.tokens)) - np.repeat(
+        encoded.offsets[:-1], np.diff(encoded.offsets)
+    )
+    return _with_offsets(encoded.tokens[within < most])
+
+
 def encode_part(corpus: Corpus, domain: str, part: str, path: str | os.PathLike) -> Encoded:
     """Encodes one domain's part with the tokenizer saved at `path`, once for all later calls.
 

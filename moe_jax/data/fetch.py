@@ -116,7 +116,7 @@ def _only_process() -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        _say('another process is fetching; waiting for it')
+        say('another process is fetching; waiting for it')
         lock.acquire()
     try:
         yield
@@ -157,7 +157,7 @@ def _pip_command() -> list[str]:
 
 
 def _run_pip(command: Sequence[str], missing: Sequence[str]) -> None:
-    _say(f'fetching {", ".join(missing)}')
+    say(f'fetching {", ".join(missing)}')
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors='replace')
     lines = []
@@ -165,7 +165,7 @@ def _run_pip(command: Sequence[str], missing: Sequence[str]) -> None:
         for line in process.stdout:
             lines.append(line.strip())
             if lines[-1].startswith(('Downloading', 'Using cached')):
-                _say(lines[-1])
+                say(lines[-1])
     if process.returncode:
         errors = [line for line in lines if line.startswith('ERROR')] or lines[-3:]
         raise FetchError(f'pip could not fetch {", ".join(missing)}: {" ".join(errors[-3:])}; '
@@ -225,5 +225,6 @@ def _advice(missing: Sequence[str]) -> str:
             f'serves for training too')
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """One line of progress on standard error."""
     print(f'moe-jax: {message}', file=sys.stderr, flush=True)

@@ -12,7 +12,8 @@ class Scores:
 
     `log_likelihood` [M]: of the right option, normalised over the options (choice), or the mean per
     token (text); `weight` [M]: 1, or tokens; `correct` [M] of 0 and 1, or None for text.
-    Iterating yields (name, value) of the summaries.
+    Iterating yields (name, value) of the summaries. Raises ValueError where a log-likelihood is not
+    finite: a comparison would take NaN for an answer.
     """
 
     ids: tuple[str, ...]
@@ -21,6 +22,14 @@ class Scores:
     weight: np.ndarray
     correct: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        broken = np.flatnonzero(~np.isfinite(self.log_likelihood))
+        if len(broken):
+            raise ValueError(
+                f'{len(broken)} of {len(self.ids)} examples have no finite log-likelihood, the '
+                f'first is {self.ids[broken[0]]}; are the model\'s weights finite?'
+            )
+
     @property
     def mean(self) -> float:
         """Weighted mean log-likelihood in nats; higher is better."""
@@ -28,6 +37,7 @@ class Scores:
 
     @property
     def accuracy(self) -> float | None:
+        """Share of examples answered right; None for text."""
         return None if self.correct is None else float(self.correct.mean())
 
     def __iter__(self) -> Iterator[tuple[str, float]]:

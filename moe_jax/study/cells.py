@@ -9,6 +9,7 @@ from typing import Any
 from moe_jax.study.material import Material
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
+from train.store import FREE
 
 FORMAT = 1  # raise it when the same inputs would give other results
 # Work of a token in units of one trained token, for the time estimate only.
@@ -32,11 +33,19 @@ class Cell:
     @property
     def title(self) -> str:
         a = self.about
-        if self.kind != 'score':
-            return ' '.join(str(part) for part in (self.kind, *a.values()))
-        arrow = f'{a["method"]} {a["experts"]}->{a["keep"]}'
-        model = f'scratch {a["keep"]}' if a['method'] == 'none' else arrow
-        return f'{model} on {a["task"]} (seed {a["seed"]})'
+        shrunk = f'{a["experts"]}->{a["keep"]}' if 'keep' in a else a.get('experts', '')
+        if self.kind == 'score':
+            what = f'{a["method"]} {shrunk}' if a['method'] != 'none' else f'scratch {a["keep"]}'
+        else:
+            what = f'{self.kind} {shrunk}'.strip()
+        task = f' on {a["task"]}' if 'task' in a else ''
+        return f'{what}{task} (seed {a["seed"]})'
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the pretrain cell whose model this one reads, if it does."""
+        model = self.inputs['model']
+        return model if isinstance(model, str) else None
 
 
 def cells(study: Study, material: Material) -> list[Cell]:
@@ -74,12 +83,18 @@ def method_inputs(method: Method | None) -> dict[str, Any] | None:
     return None if method is None else {'name': method.name, 'options': dict(method.options)}
 
 
+def _options(options: TrainOptions) -> dict[str, Any]:
+    """What decides the result of a run: how often it logs or saves does not."""
+    fields = dataclasses.asdict(options)
+    return {name: value for name, value in fields.items() if name not in FREE}
+
+
 def _pretrain(study: Study, material: Material, experts: int, seed: int) -> Cell:
     options = dataclasses.replace(study.pretrain, seed=seed)
     return Cell(
         'pretrain',
         {'model': json.loads(study.model_with(experts).to_json()), 'data': material.digest,
-         'options': dataclasses.asdict(options), 'capacity': study.capacity,
+         'options': _options(options), 'capacity': study.capacity,
          'rows': study.score_rows},
         {'experts': experts, 'seed': seed},
         _tokens(options),
@@ -87,7 +102,8 @@ def _pretrain(study: Study, material: Material, experts: int, seed: int) -> Cell
 
 
 def _usage(study: Study, material: Material, model: Cell, seed: int) -> Cell:
-    inputs = {'model': model.id, 'data': material.digest, 'capacity': study.capacity}
+    inputs = {'model': model.id, 'data': material.digest, 'capacity': study.capacity,
+              'rows': study.score_rows}
     return Cell('usage', inputs, {'experts': model.about['experts'], 'seed': seed},
                 SCORED * study.heldout_tokens * len(material.heldout))
 
@@ -95,7 +111,8 @@ def _usage(study: Study, material: Material, model: Cell, seed: int) -> Cell:
 def _latency(study: Study, seed: int) -> Cell:
     counts = sorted({*study.experts, *(g for _, g in study.pairs)})
     inputs = {'model': json.loads(study.model.to_json()), 'experts': counts,
-              'rows': study.score_rows}
+              'rows': study.score_rows, 'length': study.pretrain.length,
+              'capacity': study.capacity}
     return Cell('latency', inputs, {'seed': seed},
                 SCORED * len(counts) * 15 * study.score_rows * study.pretrain.length)
 
@@ -104,7 +121,7 @@ def _embedding(study: Study, material: Material, model: Cell, z: int, g: int, se
     task = study.tasks[0]
     inputs = {'model': model.id, 'keep': g, 'method': method_inputs(study.main),
               'task': material.tasks[task].digest, 'tokens': study.observe_tokens,
-              'capacity': study.capacity}
+              'capacity': study.capacity, 'rows': study.score_rows}
     return Cell('embedding', inputs, {'experts': z, 'keep': g, 'task': task, 'seed': seed},
                 SCORED * study.observe_tokens)
 
@@ -116,7 +133,7 @@ def _score(study: Study, material: Material, model: Cell, task: str, z: int, g: 
         'model': model.id, 'keep': g, 'method': method_inputs(method), 'data': material.digest,
         'task': material.tasks[task].digest, 'capacity': study.capacity,
         'others': {n: m.digest for n, m in sorted(material.tasks.items()) if n != task},
-        'stages': {name: dataclasses.asdict(options) for name, options in stages.items()},
+        'stages': {name: _options(options) for name, options in stages.items()},
         'text_share': study.recovery.text_share, 'tokens': study.observe_tokens,
         'rows': study.score_rows,
     }

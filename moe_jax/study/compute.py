@@ -5,11 +5,9 @@ Letters: Z experts pretrained with, G experts left, E experts of a layer.
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import prune
@@ -25,41 +23,55 @@ from moe_jax.study.material import Material, evaluate
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
 
-Progress = Callable[[str, float, dict[str, Any]], None]  # what runs, work done, metrics
+# What runs, work done, work found done by an earlier process, metrics.
+Progress = Callable[[str, float, float, dict[str, Any]], None]
 Outputs = dict[str, Any]
 LATENCY_ROUNDS = 15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Workshop:
-    """A study at work: its material, its folder, the pretrain cells by (Z, seed), the progress."""
+    """A study at work: its material, its folder, the pretrain cells by (Z, seed), the progress.
+
+    It holds one pretrained model, the one asked for last, and the statistics of all it observed.
+    """
 
     study: Study
     material: Material
     folder: Path
     pretrained: dict[tuple[int, int], Cell]
     progress: Progress
+    held: dict[tuple[int, int], tuple[Config, Params]] = dataclasses.field(default_factory=dict)
+    observed: dict[tuple[int, int, str], Stats] = dataclasses.field(default_factory=dict)
 
     def cell_folder(self, cell: Cell) -> Path:
         return self.folder / 'cells' / cell.id
 
-    @lru_cache(maxsize=2)  # noqa: B019  # lives as long as the process; models are small
+    def model_folder(self, cell: Cell) -> Path:
+        return self.cell_folder(cell) / 'model'
+
     def model(self, experts: int, seed: int) -> tuple[Config, Params]:
         """A pretrained model, with the study's capacity after pretraining."""
-        cfg, params = checkpoint.load(self.cell_folder(self.pretrained[experts, seed]) / 'model')
-        return self.after_pretraining(cfg), params
+        key = experts, seed
+        if key not in self.held:
+            self.held.clear()
+            cfg, params = checkpoint.load(self.model_folder(self.pretrained[key]))
+            self.held[key] = self.after_pretraining(cfg), params
+        return self.held[key]
 
     def after_pretraining(self, cfg: Config) -> Config:
         return cfg.replace(capacity_train=self.study.capacity, capacity_eval=self.study.capacity)
 
-    @lru_cache(maxsize=4)  # noqa: B019
     def stats(self, experts: int, seed: int, task: str) -> Stats:
         """Statistics of a pretrained model on a task's training rows; serve every method and G."""
-        cfg, params = self.model(experts, seed)
-        rows, packed = self.study.score_rows, self.material.tasks[task].train
-        limit = max(1, self.study.observe_tokens // (rows * packed['tokens'].shape[1]))
-        found = batches.heldout(packed, rows)[:limit]
-        return observe(cfg, params, [{**batch, 'group': task} for batch in found])
+        key = experts, seed, task
+        if key not in self.observed:
+            cfg, params = self.model(experts, seed)
+            rows, packed = self.study.score_rows, self.material.tasks[task].train
+            limit = max(1, self.study.observe_tokens // (rows * packed['tokens'].shape[1]))
+            found = batches.heldout(packed, rows)[:limit]
+            self.observed[key] = observe(cfg, params, [{**b, 'group': task} for b in found])
+        return self.observed[key]
 
     def plan(self, cell: Cell, method: Method) -> prune.Plan:
         about = cell.about
@@ -189,14 +201,14 @@ def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, c
 
 def _reporting(shop: Workshop, title: str, options: TrainOptions):
     per_step = options.accumulate * options.batch * options.length
-    seen = 0
+    seen: int | None = None
 
     def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
         nonlocal seen
-        # A resumed run begins at a later step; what came before is done, not work.
-        work = per_step * (step - seen)
+        found = step - 1 if seen is None else 0  # a resumed run begins at a later step
+        work = 1 if seen is None else step - seen
         seen = step
-        shop.progress(title, work, metrics | {'steps': steps})
+        shop.progress(title, per_step * work, per_step * found, metrics | {'steps': steps})
 
     return report
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from moe_jax.data import cache, corpus, tokenizer
 from moe_jax.data import tasks as task_sources
 from moe_jax.data.documents import Corpus, Document
-from moe_jax.data.encode import Encoded, encode, encode_part
+from moe_jax.data.encode import Encoded, beginnings, encode, encode_part
 from moe_jax.data.packing import pack
 from moe_jax.data.tasks.encode import encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
@@ -49,6 +50,9 @@ class Material:
 def prepare(study: Study, data_dir: str | os.PathLike[str] | None = None) -> Material:
     """Fetch what is missing and encode everything; a repeat reads the cache."""
     text = corpus.load(data_dir, cap=study.corpus_characters)
+    # All tasks are read before any text is encoded: what one lacks is told early.
+    sources = {name: task_sources.load(name, corpus=text, data_dir=data_dir, limit=study.task_limit)
+               for name in study.tasks}
     path = _tokenizer(text, study.model.vocab)
     encoder = tokenizer.load(path)
     tokenizer.check(encoder, study.model.vocab)
@@ -56,8 +60,8 @@ def prepare(study: Study, data_dir: str | os.PathLike[str] | None = None) -> Mat
     train = {d: pack(encode_part(text, d, 'train', path), length) for d in text.domains}
     heldout = {d: _texts(text.part(d, 'heldout'), encoder, length, study.heldout_tokens)
                for d in text.domains}
-    tasks = {name: _task(name, study, text, encoder, data_dir) for name in study.tasks}
-    digest = _sha(text.fingerprint, tokenizer.digest(path), str(study.heldout_tokens))
+    tasks = {name: _task(task, study, encoder) for name, task in sources.items()}
+    digest = _sha(*(d + _digest(train[d], heldout[d]) for d in text.domains))
     return Material(encoder, train, heldout, tasks, digest, text.source)
 
 
@@ -75,24 +79,34 @@ def _tokenizer(text: Corpus, vocab: int):
     return path
 
 
-def _texts(documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int):
-    """Documents, the last one cut, of `limit` tokens together."""
-    encoded = _first_tokens(encode(encoder, [d.text for d in documents]), limit)
-    count = len(encoded.offsets) - 1
-    ids = tuple(d.id for d in documents[:count])
-    return perplexity.Texts.encode(encoded, ids, tuple(d.group for d in documents[:count]), length)
+def _texts(
+    documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int
+) -> perplexity.Texts:
+    """The beginnings of as many documents as give each two rows or more, `limit` tokens in all.
+
+    Many beginnings rather than few whole documents: documents are what intervals resample.
+    """
+    encoded = encode(encoder, [d.text for d in documents])
+    share = max(2 * length, _fair_share(np.diff(encoded.offsets), limit))
+    encoded = beginnings(encoded, share)
+    count = max(1, int(np.searchsorted(encoded.offsets, limit, side='right')) - 1)
+    encoded = Encoded(encoded.tokens[: encoded.offsets[count]], encoded.offsets[: count + 1])
+    ids, groups = (tuple(getattr(d, n) for d in documents[:count]) for n in ('id', 'group'))
+    return perplexity.Texts.encode(encoded, ids, groups, length)
 
 
-def _first_tokens(encoded: Encoded, limit: int) -> Encoded:
-    if len(encoded.tokens) <= limit:
-        return encoded
-    begins = encoded.offsets[:-1][encoded.offsets[:-1] < limit]
-    return Encoded(encoded.tokens[:limit], np.append(begins, limit))
+def _fair_share(sizes: np.ndarray, limit: int) -> int:
+    """The largest c for which sum(min(size, c)) stays within the limit (at least 2)."""
+    for taken, size in enumerate(np.sort(sizes)):
+        share = limit // (len(sizes) - taken)
+        if size > share:
+            return max(2, share)
+        limit -= int(size)
+    return int(sizes.max())
 
 
-def _task(name: str, study: Study, text: Corpus, encoder: Tokenizer, data_dir) -> TaskMaterial:
-    task = task_sources.load(name, corpus=text, data_dir=data_dir, limit=study.task_limit)
-    length = study.recovery.finetune.length
+def _task(task: Task | TextTask, study: Study, encoder: Tokenizer) -> TaskMaterial:
+    name, length = task.name, study.recovery.finetune.length
     if isinstance(task, TextTask):
         train = pack(encode(encoder, task.train), length)
         ids = tuple(f'{name}/{i}' for i in range(len(task.validation)))
@@ -103,6 +117,10 @@ def _task(name: str, study: Study, text: Corpus, encoder: Tokenizer, data_dir) -
         train = encode_train(task.examples_train, encoder, length)
         validation = multiple_choice.Questions.encode(task.examples_validation, encoder, length)
         examples = len(task.examples_validation)
+    scored = validation.packed['weights'].any() if isinstance(task, TextTask) else examples
+    if not (train['weights'].any() and scored):
+        raise ValueError(f'task {name!r}: no token to train on, or none to score, from '
+                         f'{task.source}; give it more text')
     note = {
         'split_note': task.split_note,
         'metric': 'text' if isinstance(task, TextTask) else 'choice',
@@ -113,12 +131,17 @@ def _task(name: str, study: Study, text: Corpus, encoder: Tokenizer, data_dir) -
 
 
 def _digest(train: Packed, validation: Validation) -> str:
+    """16 hex digits of everything that training and scoring read, labels and groups included."""
     if isinstance(validation, multiple_choice.Questions):
         arrays = [group[k] for group in validation.groups.values() for k in sorted(group)]
+        known = [(e.id, e.group, e.label) for e in validation.examples]
     else:
-        arrays = [validation.packed[k] for k in sorted(validation.packed)]
-    sha = hashlib.sha256()
+        arrays = [*(validation.packed[k] for k in sorted(validation.packed)),
+                  validation.document_BT]
+        known = list(zip(validation.ids, validation.groups, strict=True))
+    sha = hashlib.sha256(json.dumps(known).encode())
     for array in (*(train[k] for k in sorted(train)), *arrays):
+        sha.update(f'{array.dtype} {array.shape}'.encode())
         sha.update(np.ascontiguousarray(array).tobytes())
     return sha.hexdigest()[:16]
 

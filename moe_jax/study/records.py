@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from moe_jax.checkpoint import guard_space
 
 FILE = 'records.jsonl'
 LOCK = '.lock'
@@ -17,38 +19,40 @@ class Busy(RuntimeError):
 
 
 def read(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Records by id, the last of each; a torn last line (a killed writer) is ignored."""
+    """Records by id, the last of each; a last line without its end (a killed writer) is none."""
     path = Path(folder) / FILE
     if not path.exists():
         return {}
     records = {}
-    lines = path.read_bytes().split(b'\n')
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in enumerate(path.read_bytes().split(b'\n')[:-1], 1):
         try:
             record = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise ValueError(f'{path}:{number}: not JSON; the file was edited or damaged. Remove '
-                             'that line to redo its cell') from None
-        records[record['id']] = record
+            records[record['id']] = record
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f'{path}:{number}: not a record; the file was edited or damaged. '
+                             'Remove that line to redo its cell') from None
     return records
 
 
 def append(folder: str | Path, record: Mapping[str, Any]) -> None:
-    """Add one record and wait until it is on disk; first drops a torn last line."""
+    """Add one record and wait until it is on disk; first drops a torn last line.
+
+    Raises DiskFull, or ValueError for numbers that are not finite; a torn line is all it leaves.
+    """
     path = Path(folder) / FILE
-    line = json.dumps(record, sort_keys=True, separators=(',', ':'), allow_nan=False) + '\n'
-    with path.open('ab+') as file:
+    try:
+        text = json.dumps(record, sort_keys=True, separators=(',', ':'), allow_nan=False) + '\n'
+    except ValueError as error:
+        raise ValueError(f'record {record["id"]}: {error}; a loss or score is not finite') from None
+    line = text.encode()
+    with guard_space(path.parent, len(line), f'adding to {path}'), path.open('ab+') as file:
         _drop_torn(file)
-        file.write(line.encode())
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _drop_torn(file: Any) -> None:
+def _drop_torn(file: BinaryIO) -> None:
     end = file.seek(0, os.SEEK_END)
     if not end:
         return
@@ -61,9 +65,18 @@ def _drop_torn(file: Any) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a folder's lock; the kernel frees it when the process dies, however it dies."""
-    path = Path(folder) / LOCK
-    with path.open('a+') as file:
+    """Make a folder and hold its lock; the kernel frees it when the process dies, however it dies.
+
+    Raises Busy when another process holds it, OSError when the folder cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open('a+')
+    except OSError as error:
+        raise OSError(error.errno, f'{error.strerror}: no study can be written there; give another '
+                      'folder with --out', str(folder)) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,9 +1,13 @@
 """Run a study, or go on with it: finished cells are kept, the others computed in order."""
 
+import contextlib
 import json
 import os
 import platform
+import signal
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,12 @@ import jax
 
 from moe_jax.study import material, records
 from moe_jax.study.cells import Cell, cells, stage_options
+from moe_jax.study.check import check
 from moe_jax.study.compute import COMPUTE, Workshop
 from moe_jax.study.progress import Display
 from moe_jax.study.spec import Study
+from train import Interrupted
 
-IDENTITY = 'study.json'
 PACKAGES = ('moe-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy', 'tokenizers')
 
 
@@ -24,49 +29,91 @@ class OtherStudy(ValueError):
     """The output folder holds something else."""
 
 
-def run(study: Study, folder: str | Path, *, data_dir: str | os.PathLike[str] | None = None) -> Path:
+def run(
+    study: Study, folder: str | Path, *, data_dir: str | os.PathLike[str] | None = None
+) -> Path:
     """Compute every cell that `folder` does not hold yet; returns the path of the records.
 
     Cells are identified by the hash of their inputs, so a study that was killed goes on, and one
     whose seeds or tasks grew reuses what still holds. Raises OtherStudy when the folder holds
-    anything else, records.Busy when another process is at work in it.
+    anything else, records.Busy when another process is at work in it, and what `check` raises,
+    all before anything is fetched. SIGTERM and Ctrl-C raise Interrupted with the state saved where
+    a model trains, else SIGTERM raises it, and Ctrl-C KeyboardInterrupt, at once.
     """
+    check(study, data_dir)
     folder = Path(folder).expanduser().absolute()
-    claim(folder, study.name)
-    with records.locked(folder), Display(study.name) as display:
+    _refuse_files(folder)
+    with records.locked(folder), Display(study.name) as display, _stoppable(display):
+        done = records.read(folder)
+        _refuse_other(folder, done, study.name)
         display.say('fetching and encoding text')
         stuff = material.prepare(study, data_dir)
         todo = cells(study, stuff)
-        done = records.read(folder)
         _append_if_new(folder, done, description(study, stuff, todo))
         pretrained = {(c.about['experts'], c.about['seed']): c for c in todo
                       if c.kind == 'pretrain'}
         shop = Workshop(study, stuff, folder, pretrained, display.advance)
         display.plan(sum(c.work for c in todo), len(todo))
+        left = unfinished(shop, todo, done)
         for cell in todo:
-            if cell.id in done:
-                display.skip(cell.work)
-            else:
+            if cell.id in left:
                 _compute(shop, cell, display)
+            else:
+                _append_if_new(folder, done, done[cell.id] | cell.about)  # a label may be new
+                display.skip(cell.work)
     return folder / records.FILE
 
 
-def claim(folder: Path, name: str) -> None:
-    """Make a folder this study's own, or refuse one that holds something else."""
-    path = folder / IDENTITY
-    if path.exists():
-        other = json.loads(path.read_text())['name']
-        if other != name:
-            raise OtherStudy(f'{folder} holds the study {other!r}, not {name!r}; give another '
-                             'folder with --out')
+def unfinished(shop: Workshop, todo: list[Cell], done: Mapping[str, Any]) -> set[str]:
+    """Ids of the cells to compute: those without a record, and models they need that are gone."""
+    left = {cell.id for cell in todo if cell.id not in done}
+    needed = {cell.parent for cell in todo if cell.id in left}
+    return left | {cell.id for cell in shop.pretrained.values()
+                   if cell.id in needed and not shop.model_folder(cell).is_dir()}
+
+
+def _refuse_files(folder: Path) -> None:
+    if not folder.exists():
         return
-    if folder.exists() and any(folder.iterdir()):
+    if not folder.is_dir():
+        raise OtherStudy(f'{folder} is a file; give a folder with --out')
+    names = {path.name for path in folder.iterdir()}
+    if names - {records.LOCK} and records.FILE not in names:
         raise OtherStudy(f'{folder} is not empty and holds no study; give another folder with '
                          '--out')
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f'.{IDENTITY}.{os.getpid()}'
-    temporary.write_text(json.dumps({'name': name}))
-    temporary.replace(path)
+
+
+def _refuse_other(folder: Path, done: Mapping[str, Any], name: str) -> None:
+    if not done:
+        return
+    other = done.get('study', {}).get('outputs', {}).get('name')
+    if other != name:
+        raise OtherStudy(f'{folder} holds the study {other!r}, not {name!r}; give another folder '
+                         'with --out')
+
+
+@contextlib.contextmanager
+def _stoppable(display: Display) -> Iterator[None]:
+    """Say what is kept when a signal stops the study.
+
+    The training loop handles signals itself. Between two loops nothing is half done, so there
+    SIGTERM stops at once, as Ctrl-C does.
+    """
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(f'stopped by {signal.Signals(number).name}', 0)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        display.say(f'stopped; {display.finished} of {display.cells or "the"} cells are finished '
+                    'and kept, and the same command goes on from there')
+        raise
+    finally:
+        if main:
+            # None: the handler was not installed from Python and cannot be put back.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def description(study: Study, stuff: material.Material, todo: list[Cell]) -> dict[str, Any]:
@@ -101,7 +148,7 @@ def machine() -> dict[str, Any]:
             'processor': platform.machine(), 'python': platform.python_version()}
 
 
-def _append_if_new(folder: Path, done: dict[str, Any], record: dict[str, Any]) -> None:
+def _append_if_new(folder: Path, done: Mapping[str, Any], record: dict[str, Any]) -> None:
     if done.get(record['id']) != json.loads(json.dumps(record)):
         records.append(folder, record)
 
@@ -109,8 +156,12 @@ def _append_if_new(folder: Path, done: dict[str, Any], record: dict[str, Any]) -
 def _compute(shop: Workshop, cell: Cell, display: Display) -> None:
     display.begin(cell.title, cell.work)
     start = time.perf_counter()
-    outputs = COMPUTE[cell.kind](shop, cell)
-    seconds = round(time.perf_counter() - start, 2)
-    records.append(shop.folder, {'id': cell.id, 'kind': cell.kind, **cell.about,
-                                 'seconds': seconds, 'outputs': outputs})
+    try:
+        outputs = COMPUTE[cell.kind](shop, cell)
+        seconds = round(time.perf_counter() - start, 2)
+        records.append(shop.folder, {'id': cell.id, 'kind': cell.kind, **cell.about,
+                                     'seconds': seconds, 'outputs': outputs})
+    except Exception as error:
+        error.add_note(f'in the cell {cell.title}')
+        raise
     display.finish(cell.title, seconds)

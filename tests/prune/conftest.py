@@ -1,6 +1,7 @@
 """A small random model, its statistics, and statistics made from given router logits."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,8 +20,19 @@ def cfg() -> Config:
 
 
 @pytest.fixture(scope='session')
+def draw():
+    return random_params
+
+
+@pytest.fixture(scope='session')
+def logits_of():
+    """moe_jax.apply, compiled once per config."""
+    return jax.jit(moe_jax.apply, static_argnums=0)
+
+
+@pytest.fixture(scope='session')
 def params(cfg):
-    return lively(moe_jax.init(cfg, jax.random.key(0)))
+    return random_params(cfg)
 
 
 @pytest.fixture(scope='session')
@@ -39,14 +51,18 @@ def from_logits():
     return stats_from_logits
 
 
-def lively(params):
-    """Biases away from zero and routers away from uniform, so that forgetting either shows."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(treedef, [
-        leaf + 0.3 * jax.random.normal(key, leaf.shape)
-        for leaf, key in zip(leaves, keys, strict=True)
-    ])
+@pytest.fixture(scope='session')
+def edited():
+    return edited_stats
+
+
+def random_params(cfg, seed=0):
+    """Every leaf random, biases too, so that forgetting one shows; and no compilation."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
+        moe_jax.model.shapes(cfg),
+    )
 
 
 def stats_from_logits(logits: dict, inputs: dict, counts: dict | None = None) -> Stats:
@@ -64,3 +80,10 @@ def stats_from_logits(logits: dict, inputs: dict, counts: dict | None = None) ->
             'input_sum': np.asarray(inputs[i], np.float64).sum(axis=0),
         }
     return Stats('made up', {'all': layers})
+
+
+def edited_stats(stats, layer, **arrays):
+    """The statistics with some arrays of one layer replaced."""
+    layers = stats.groups['all']
+    changed = {**layers[layer], **arrays}
+    return Stats(stats.fingerprint, {'all': {**layers, layer: changed}})

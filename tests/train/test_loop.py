@@ -112,9 +112,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
-    with store.opened(tmp_path / 'run', CFG, params(), OPTIONS):
-        with pytest.raises(RuntimeError, match='another process is training in this folder'):
-            fit(CFG, params(), stream, OPTIONS, out=tmp_path / 'run')
+    busy = pytest.raises(RuntimeError, match='another process is training in this folder')
+    with store.opened(tmp_path / 'run', CFG, params(), OPTIONS), busy:
+        fit(CFG, params(), stream, OPTIONS, out=tmp_path / 'run')
 
 
 def poisoned(step):
@@ -140,7 +140,7 @@ def test_divergence_stops_with_norms_and_keeps_the_last_good_state(tmp_path):
 
 
 def test_divergence_at_the_last_step_and_at_a_checkpoint_is_not_saved(tmp_path):
-    with pytest.raises(Diverged, match='checkpoint is step 3'):
+    with pytest.raises(Diverged, match='checkpoint is step 6'):
         fit(CFG, params(), poisoned(6), OPTIONS, out=tmp_path / 'last')
     with pytest.raises(Diverged, match='checkpoint is step 0'):
         fit(CFG, params(), poisoned(2), OPTIONS, out=tmp_path / 'checkpoint')

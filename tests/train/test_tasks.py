@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from train_tiny import CFG, OPTIONS, batch, equal, params
 
+from moe_jax import model
 from moe_jax.data import batches
 from moe_jax.tree import leaves_with_paths
 from train import finetune, fit, pretrain, warm_routers
@@ -17,8 +18,8 @@ def test_pretrain_is_init_and_a_mixture():
     sets = [(PACKED, 3.0), (batch(9, rows=7), 1.0)]
     options = dataclasses.replace(OPTIONS, seed=3)
     trained, history = pretrain(CFG, sets, options)
-    expected, _ = fit(CFG, params(seed=3),
-                      lambda start: batches.mixture(sets, 4, 3, start), options)
+    fresh = model.init(CFG, jax.random.key(3))
+    expected, _ = fit(CFG, fresh, lambda start: batches.mixture(sets, 4, 3, start), options)
     assert equal(trained, expected) and history[-1]['step'] == 7
 
 

@@ -70,7 +70,8 @@ def load(name: str, *, corpus: Corpus | None = None, data_dir: str | os.PathLike
 def from_folder(name: str, data_dir: str | os.PathLike) -> Task:
     """A task from files; a name that neither a layout nor the folder knows is an error."""
     if name not in superglue_rows.ROWS and not local.has_files(name, data_dir):
-        folders = tuple(inner.name for inner in Path(data_dir).iterdir() if inner.is_dir())
+        folders = tuple(inner.name for inner in Path(data_dir).expanduser().iterdir()
+                        if inner.is_dir())
         raise unknown(name, (*folders, *names()))
     return local.load(name, data_dir)
 

@@ -33,9 +33,7 @@ NO_PLOT = "Figures were not drawn: matplotlib is not installed (pip install 'moe
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A finished report: its numbers, words, tables and figures, and where it lies (None: not
-    written).
-    """
+    """A finished report and where it lies (None: not written)."""
 
     records: Records
     verdict: Verdict
@@ -133,9 +131,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def write(records_path: str | Path, out_dir: str | Path) -> Report:
-    """Writes report.md, report.html, table.md and figures/*.png from a records file, each
-    atomically.
-    """
+    """Writes report.md, report.html, table.md and figures/*.png, each atomically."""
     report = build(load(records_path))
     folder = Path(out_dir)
     (folder / 'figures').mkdir(parents=True, exist_ok=True)

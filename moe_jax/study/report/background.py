@@ -9,8 +9,7 @@ from moe_jax.study.report.values import SCRATCH, Model, Records, scratch
 
 
 def stage_gaps(records: Records, model: Model) -> dict[str, float]:
-    """Mean over tasks and seeds of a stage's log-likelihood minus the final one of the equal-size
-    scratch model.
+    """Log-likelihood of each stage minus the finished from-scratch model's, mean over cells.
 
     Only cells that have every stage of the model count, so that stages stand on the same cells.
     """
@@ -37,9 +36,7 @@ def stage_names(records: Records) -> tuple[str, ...]:
 
 
 def recovery(records: Records) -> Table | None:
-    """Quality at each stage of the recovery, relative to the finished from-scratch model of equal
-    size.
-    """
+    """Quality at each stage of the recovery, relative to from scratch at equal size."""
     stages = stage_names(records)
     rows = [m for m in models(records) if m.method != SCRATCH]
     gaps = {m: stage_gaps(records, m) for m in rows}

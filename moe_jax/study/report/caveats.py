@@ -71,7 +71,8 @@ def caveats(verdict: Verdict, records: Records) -> tuple[str, ...]:
     found = [
         _seeds(verdict),
         _noise(verdict),
-        'Intervals are 95% percentile intervals of a paired bootstrap over groups of examples. '
+        'Intervals are 95% percentile intervals of a paired bootstrap over groups of examples, '
+        'widened where groups are few. '
         'None is corrected '
         f'for the number of comparisons ({comparisons} here): about one in twenty null differences '
         'looks real.',

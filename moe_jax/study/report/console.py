@@ -1,6 +1,4 @@
-"""Print tables and words to a terminal; intervals are dropped where the window is too narrow for
-them.
-"""
+"""Print tables and words to a terminal, without intervals where it is too narrow for them."""
 
 from rich.console import Console
 from rich.table import Table as Grid
@@ -63,5 +61,6 @@ def show_section(section: Section, console: Console) -> None:
     bullets = Grid.grid(padding=(0, 1))
     for bullet in section.bullets:
         bullets.add_row(Text('-', style='dim'), Text(bullet))
-    console.print(bullets)
+    if section.bullets:
+        console.print(bullets)
     console.print()

@@ -1,5 +1,4 @@
-"""A report as a value: headings, words, tables and figures, printed by html.py, markdown.py and
-console.py.
+"""A report as a value: what html.py, markdown.py and console.py each print in their way.
 
 Text here is raw, straight from records; each printer escapes it in its own way.
 """
@@ -18,9 +17,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A grid of cells; the first column holds the row labels. `rules` are rows that start a new
-    block.
-    """
+    """A grid whose first column labels the rows; `rules` are rows that start a new block."""
 
     title: str
     columns: tuple[str, ...]

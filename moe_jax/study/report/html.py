@@ -1,6 +1,4 @@
-"""Print a document as one self-contained HTML page: pictures inside, no scripts, every string
-escaped.
-"""
+"""Print a document as one HTML page: pictures inside, no scripts, every string escaped."""
 
 import base64
 from collections.abc import Iterable

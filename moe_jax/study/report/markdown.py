@@ -1,20 +1,16 @@
-"""Print a document as GitHub Markdown; text of records can neither break a table nor smuggle in
-HTML.
-"""
+"""Print a document as GitHub Markdown; text of records can neither break it nor bring in HTML."""
 
 import re
 from collections.abc import Iterable
 
 from moe_jax.study.report.document import Block, Bullets, Cell, Figure, Heading, Paragraph, Table
 
-# An interval such as [+0.1, +0.2] stays as it is: what makes a link is the ']' before '(', '[', ':'.
+# An interval such as [+0.1, +0.2] stays as it is: a link needs its ']' before '(', '[' or ':'.
 SPECIAL = re.compile(r'([\\`*|~]|\[(?![+-]\d)|\](?=[(\[:])|(?<!\w)_|_(?!\w))')
 
 
 def escape(text: str) -> str:
-    """One line in which no character is markup ('<' becomes an entity, as GitHub lets some tags
-    through).
-    """
+    """One line in which no character is markup; '<' becomes an entity, as some tags pass GitHub."""
     flat = ' '.join(text.split())
     flat = flat.replace('&', '&amp;').replace('<', '&lt;')
     # "->" reads better raw and cannot open a tag once every '<' is gone.

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 INK = '#1f2430'
@@ -50,7 +51,7 @@ RC = {
 def ramp(count: int) -> list[str]:
     """Colours for an ordered quantity, light to dark, told apart by lightness alone."""
     colours = matplotlib.colormaps['viridis'](
-        np.linspace(0.72, 0.08, count) if count > 1 else [0.4]
+        np.linspace(0.72, 0.08, count) if count > 1 else [0.4] * count
     )
     return [matplotlib.colors.to_hex(c) for c in colours]
 
@@ -117,32 +118,32 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return out.tolist()
 
 
-def label_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.06) -> None:
-    """Writes (x, y, text, colour) right of each line's end, spread so that they do not overlap.
+def label_ends(
+    ax: Axes, ends: Sequence[tuple[float, float, str, str]], side: str, gap: float = 0.06
+) -> None:
+    """Writes (x, y, text, colour) on one side of line ends that share an x, without overlap.
 
     `gap` is the least distance between two labels as a share of the axis height.
     """
     low, high = ax.get_ylim()
-    places = spread([(y - low) / (high - low) for _, y, _, _ in ends], gap)
-    for (x, y, text, colour), place in zip(ends, places, strict=True):
+    height = ax.get_position().height * ax.figure.get_figheight() * 72
+    shares = [(y - low) / (high - low) for _, y, _, _ in ends]
+    align, offset = ('left', 12) if side == 'right' else ('right', -12)
+    for (x, y, text, colour), share, place in zip(ends, shares, spread(shares, gap), strict=True):
         ax.annotate(
             text,
             (x, y),
-            xytext=(12, (place * (high - low) + low - y) / (high - low) * _points(ax)),
+            xytext=(offset, (place - share) * height),
             textcoords='offset points',
             va='center',
-            ha='left',
+            ha=align,
             color=colour,
             fontsize=9.5,
             fontweight='bold',
             annotation_clip=False,
+            path_effects=[withStroke(linewidth=3, foreground='white')],
+            zorder=20,
         )
-
-
-def _points(ax: Axes) -> float:
-    """Height of an axis in points, as the layout leaves it."""
-    ax.figure.draw_without_rendering()
-    return ax.get_position().height * ax.figure.get_figheight() * 72
 
 
 def log2_axis(ax: Axes, which: str, ticks: Sequence[float], label: str) -> None:

@@ -20,9 +20,7 @@ EMPTY = Cell(names.MISSING)
 
 
 def models(records: Records) -> tuple[Model, ...]:
-    """Rows of the main table: every planned from-scratch and headline model, then what else was
-    scored.
-    """
+    """Rows of the main tables: the planned from-scratch and headline models, then the others."""
     study = records.study
     headline = names.headline(study.methods)
     pairs = [(z, g) for z, kept in study.keep.items() for g in kept]
@@ -39,7 +37,11 @@ def blocks(rows: Sequence[Model]) -> tuple[int, ...]:
 
 
 def _cell(
-    table: Estimates, model: Model, tasks: Sequence[str], show: Callable[[float], str]
+    table: Estimates,
+    model: Model,
+    tasks: Sequence[str],
+    show: Callable[[float], str],
+    single: Sequence[str],
 ) -> Cell:
     """Own value (mean over tasks, then seeds) with the sign and interval against from scratch."""
     seeds = sorted({key[0] for key in table})
@@ -48,16 +50,15 @@ def _cell(
         for seed in seeds
         if all((seed, t, model) in table for t in tasks)
     ]
-    if not complete or not tasks:
+    if not complete:
         return EMPTY
     value = show(float(np.mean(complete)))
-    if model.method == SCRATCH:
+    if model.method == SCRATCH or set(tasks) & set(single):
         return Cell(value)
     found = contrast(table, model, scratch(model.keep), tasks)
     if found is None or len(found.tasks) < len(tasks):
         return Cell(value)
-    sign, estimate = names.SIGNS[found.status], found.estimate
-    return Cell(f'{value} ({sign})', _span(estimate, show), found.status)
+    return Cell(f'{value} ({names.SIGNS[found.status]})', _span(found.estimate, show), found.status)
 
 
 def _span(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -87,13 +88,16 @@ def _by_task(
     tasks: Sequence[str],
     show: Callable[[float], str],
     note: str,
+    single: Sequence[str],
 ) -> Table:
     rows = models(records)
-    columns = [(task,) for task in tasks] + ([tuple(tasks)] if len(tasks) > 1 else [])
+    shared = tuple(t for t in tasks if t not in single)
+    columns = [(task,) for task in tasks] + ([shared] if len(shared) > 1 else [])
     cells = tuple(
-        (Cell(names.model(m)), *(_cell(table, m, column, show) for column in columns)) for m in rows
+        (Cell(names.model(m)), *(_cell(table, m, column, show, single) for column in columns))
+        for m in rows
     )
-    heads = ('model', *tasks, *(('mean',) if len(tasks) > 1 else ()))
+    heads = ('model', *tasks, *(('mean',) if len(shared) > 1 else ()))
     return Table(title, heads, cells, note, blocks(rows))
 
 
@@ -106,6 +110,7 @@ def quality(verdict: Verdict, records: Records) -> Table:
         records.study.tasks,
         nats,
         f'Nats per example (choice tasks) or per token (text tasks); higher is better. {READ}',
+        verdict.single,
     )
 
 
@@ -115,7 +120,13 @@ def accuracy(verdict: Verdict, records: Records) -> Table | None:
     if not tasks:
         return None
     table = _by_task(
-        'Accuracy by task', verdict.accuracy, records, tasks, _percent, f'Per cent. {READ}'
+        'Accuracy by task',
+        verdict.accuracy,
+        records,
+        tasks,
+        _percent,
+        f'Per cent. {READ}',
+        verdict.single,
     )
     shares = [records.study.notes[t].majority if t in records.study.notes else None for t in tasks]
     baseline = tuple(EMPTY if s is None else Cell(_percent(s)) for s in shares)

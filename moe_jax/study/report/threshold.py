@@ -52,9 +52,7 @@ class Move:
 
 
 def crossings(log2_factors: np.ndarray, differences_BK: np.ndarray) -> np.ndarray:
-    """Factor [B] at which each row first falls below zero; 0 if it starts below, inf if it never
-    falls.
-    """
+    """Factor [B] at which a row first falls below zero; 0: it starts below, inf: it never does."""
     negative = differences_BK < 0
     first = negative.argmax(axis=1)
     before = np.maximum(first - 1, 0)
@@ -93,9 +91,7 @@ def threshold(contrasts: Sequence[Contrast]) -> Threshold:
 
 
 def move(first: Threshold, last: Threshold) -> Move:
-    """Compares two crossings replicate by replicate; a censored one counts only where its bound
-    decides.
-    """
+    """Compares two crossings by replicate; a censored one counts where its bound decides."""
     low_1, high_1 = first.bounds
     low_2, high_2 = last.bounds
     needed = (1 + LEVEL) / 2

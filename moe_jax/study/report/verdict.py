@@ -35,7 +35,11 @@ class Rival:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Everything a reader is told: built from records alone, and the same for any order of them."""
+    """Everything a reader is told: built from records alone, and the same for any order of them.
+
+    `choice` and `text` are the contrasts over one kind of task; tasks in `single` have one example,
+    so nothing is compared on them; `uninformative` tasks are at the level of the commonest answer.
+    """
 
     method: str | None
     quality: Table
@@ -47,14 +51,16 @@ class Verdict:
     moves: tuple[Move, ...]
     rivals: tuple[Rival, ...]
     uninformative: tuple[str, ...]
+    single: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def _rival(table: Table, headline: str, other: str, records: Records) -> Rival | None:
+def _rival(
+    table: Table, headline: str, other: str, records: Records, tasks: Sequence[str]
+) -> Rival | None:
     pairs = []
     for z, kept in records.study.keep.items():
         for g in kept:
-            tasks = records.study.tasks
             found = contrast(table, Model(z, g, headline), Model(z, g, other), tasks)
             if found is not None:
                 pairs.append(found)
@@ -97,21 +103,21 @@ def _against_scratch(
     return tuple(c for c in found if c is not None)
 
 
-def _notes(records: Records, fits: Sequence[str]) -> tuple[str, ...]:
-    groups: dict[str, int] = {}
-    for score in records.scores:
-        groups[score.task] = max(groups.get(score.task, 0), len(set(score.examples.groups)))
-    few = []
-    for task in records.study.tasks:
-        if groups.get(task) == 1:
-            few.append(
-                f'{task}: all examples are one group, so they were resampled one by one; its '
-                'intervals '
-                'are too narrow if they depend on each other.'
+def _notes(groups: dict[str, int], single: Sequence[str]) -> list[str]:
+    notes = []
+    for task, count in groups.items():
+        if task in single:
+            notes.append(
+                f'{task}: one example cannot vary, so no comparison or mean rests on this task.'
             )
-        elif groups.get(task, 10) < 10:
-            few.append(f'{task}: only {groups[task]} groups, so its intervals are rough.')
-    return (*records.problems, *fits, *few)
+        elif count == 1:
+            notes.append(
+                f'{task}: all examples are one group, so they were resampled one by one; its '
+                'intervals are too narrow if they depend on each other.'
+            )
+        elif count < 10:
+            notes.append(f'{task}: only {count} groups, so its intervals are rough.')
+    return notes
 
 
 def verdict(records: Records, *, resamples: int = RESAMPLES) -> Verdict:
@@ -119,22 +125,26 @@ def verdict(records: Records, *, resamples: int = RESAMPLES) -> Verdict:
     aligned, fits = align(records.scores)
     quality: dict[Key, Estimate] = {}
     accuracy: dict[Key, Estimate] = {}
-    for members in aligned.values():
+    groups: dict[str, int] = {}
+    single = []
+    for task, members in aligned.items():
+        groups[task] = max(len(set(s.examples.groups)) for s, _ in members)
+        if max(int(mask.sum()) for _, mask in members) == 1:
+            single.append(task)
         quality |= measure(members, accuracy=False, resamples=resamples)
         accuracy |= measure(members, accuracy=True, resamples=resamples)
     study = records.study
     headline = names.headline(study.methods)
-    kinds = {
-        kind: [t for t in study.tasks if is_choice(records, t) == kind] for kind in (True, False)
-    }
-    everything = _against_scratch(quality, records, headline, study.tasks)
+    tasks = [t for t in study.tasks if t not in single]
+    kinds = {kind: [t for t in tasks if is_choice(records, t) == kind] for kind in (True, False)}
+    everything = _against_scratch(quality, records, headline, tasks)
     sizes = sorted({c.model.experts for c in everything})
     thresholds = [threshold([c for c in everything if c.model.experts == z]) for z in sizes]
     steps = list(pairwise(thresholds))
     if len(thresholds) > 2:
         steps.append((thresholds[0], thresholds[-1]))
     others = [m for m in study.methods if m != headline]
-    rivals = [_rival(quality, headline, m, records) for m in others] if headline else []
+    rivals = [_rival(quality, headline, m, records, tasks) for m in others] if headline else []
     return Verdict(
         method=headline,
         quality=quality,
@@ -146,5 +156,6 @@ def verdict(records: Records, *, resamples: int = RESAMPLES) -> Verdict:
         moves=tuple(move(a, b) for a, b in steps),
         rivals=tuple(r for r in rivals if r is not None),
         uninformative=_uninformative(records, accuracy),
-        notes=_notes(records, fits),
+        single=tuple(single),
+        notes=(*records.problems, *fits, *_notes(groups, single)),
     )

@@ -23,14 +23,17 @@ class Section:
 
 
 def safe_up_to(thresholds: tuple[Threshold, ...]) -> str:
-    """'up to a factor of 4 from 16 and 32 experts, and at no factor tried from 64'."""
+    """'up to a factor of 4 from 16 and 32 experts, 2 from 8 and at no factor tried from 64'."""
     by_factor: dict[float | None, list[int]] = {}
     for t in thresholds:
         by_factor.setdefault(t.safe, []).append(t.experts)
     parts = []
     for safe in sorted(by_factor, key=lambda f: -(f or 0)):
         reach = 'at no factor tried' if safe is None else f'up to a factor of {names.ratio(safe)}'
-        parts.append(f'{reach} from {names.listed(by_factor[safe])} experts')
+        if parts and safe is not None:
+            reach = names.ratio(safe)
+        noun = '' if parts else ' experts'
+        parts.append(f'{reach} from {names.listed(by_factor[safe])}{noun}')
     return names.listed(parts)
 
 
@@ -129,7 +132,10 @@ def _moves(moves: tuple[Move, ...]) -> str:
         'noise': 'its move is within noise',
         'open': 'no comparison is possible, as a crossing lies outside the factors tried',
     }
-    parts = [f'from {m.first} to {m.last} {said[m.status]}' for m in moves]
+    by_status: dict[str, list[str]] = {}
+    for m in moves:
+        by_status.setdefault(m.status, []).append(f'from {m.first} to {m.last}')
+    parts = [f'{names.listed(steps)} {said[status]}' for status, steps in by_status.items()]
     return f'How the threshold moves with the number of pretrained experts: {"; ".join(parts)}.'
 
 

@@ -2,7 +2,9 @@
 
 import math
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from moe_jax.study.report import names, style
 from moe_jax.study.report.paired import mean
@@ -42,30 +44,11 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
     )
     sizes = [z for z in records.study.keep if records.study.keep[z]]
     colours = dict(zip(sizes, style.ramp(len(sizes)), strict=True))
-    handles = {}
+    handles: dict[str, Line2D] = {}
     for ax, task in zip(axes.flat, tasks, strict=False):
-        own = [scratch(z) for z in records.study.experts]
-        x, y = _line(verdict, task, own)
-        handles['from scratch'] = ax.plot(
-            x,
-            y,
-            color=style.SCRATCH,
-            linewidth=1.6,
-            linestyle=(0, (4, 2)),
-            marker='o',
-            markersize=4,
-            markerfacecolor='white',
-            zorder=3,
-        )[0]
-        for z in sizes:
-            shrunk = [Model(z, g, verdict.method or '') for g in records.study.keep[z]]
-            x, y = _line(verdict, task, [*shrunk, scratch(z)])
-            if len(x) > 1 or (x and x[0] != z):
-                handles[f'{name} from {z}'] = ax.plot(
-                    x, y, color=colours[z], marker='o', markersize=4
-                )[0]
+        handles |= _panel(ax, records, verdict, task, colours)
         unit = 'per example' if is_choice(records, task) else 'per token'
-        ax.set_title(f'{style.shorten(task)}  ({unit})')
+        ax.set_title(f'{style.shorten(task, 20)}  ({unit})')
         style.log2_axis(ax, 'x', records.study.experts, '')
         style.quiet_grid(ax)
         ax.margins(y=0.12)
@@ -79,7 +62,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         list(handles.values()),
         list(handles),
         loc='outside lower left',
-        ncols=min(len(handles), 6),
+        ncols=min(len(handles), 5),
         handlelength=2.2,
         columnspacing=1.6,
     )
@@ -91,3 +74,21 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         'line, shrinking pays.'
     )
     return figure, caption
+
+
+def _panel(
+    ax: Axes, records: Records, verdict: Verdict, task: str, colours: dict[int, str]
+) -> dict[str, Line2D]:
+    """Draws the lines of one task; returns them by the name they have in the legend."""
+    x, y = _line(verdict, task, [scratch(z) for z in records.study.experts])
+    dashes = {'linestyle': (0, (4, 2)), 'linewidth': 1.6, 'markerfacecolor': 'white', 'zorder': 3}
+    handles = {
+        'from scratch': ax.plot(x, y, color=style.SCRATCH, marker='o', markersize=4, **dashes)[0]
+    }
+    for z, colour in colours.items():
+        shrunk = [Model(z, g, verdict.method or '') for g in records.study.keep[z]]
+        x, y = _line(verdict, task, [*shrunk, scratch(z)])
+        if x and x[0] != z:
+            name = f'{names.method(verdict.method or "")} from {z}'
+            handles[name] = ax.plot(x, y, color=colour, marker='o', markersize=4)[0]
+    return handles

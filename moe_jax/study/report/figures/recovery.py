@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moe_jax.study.report import background, names, style
@@ -11,15 +13,20 @@ from moe_jax.study.report.values import Model, Records
 from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
+PANELS = 6
 
 
 def _pairs(records: Records) -> list[tuple[int, int]]:
-    return [
-        (z, g)
+    """At most six Z->G, those with most methods first, then the largest Z; in table order."""
+    methods = {
+        (z, g): sum(
+            bool(background.stage_gaps(records, Model(z, g, m))) for m in records.study.methods
+        )
         for z, kept in records.study.keep.items()
         for g in kept
-        if any(background.stage_gaps(records, Model(z, g, m)) for m in records.study.methods)
-    ]
+    }
+    found = sorted((p for p in methods if methods[p]), key=lambda p: (-methods[p], -p[0], -p[1]))
+    return sorted(found[:PANELS], key=lambda p: (p[0], -p[1]))
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
@@ -41,28 +48,14 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         sharey=True,
         sharex=True,
     )
-    handles, lowest, highest = {}, -0.05, 0.05
+    handles: dict[str, Line2D] = {}
     for ax, (z, g) in zip(axes.flat, pairs, strict=False):
-        for n, method in enumerate(records.study.methods):
-            gaps = background.stage_gaps(records, Model(z, g, method))
-            found = [(k, gaps[s]) for k, s in enumerate(stages) if s in gaps]
-            if not found:
-                continue
-            x, y = zip(*found, strict=True)
-            lowest, highest = min(lowest, *y), max(highest, *y)
-            handles[names.method(method)] = ax.plot(
-                x,
-                y,
-                color=style.HUES[n % len(style.HUES)],
-                marker=style.MARKERS[n % len(style.MARKERS)],
-                markersize=5,
-                linewidth=1.8,
-                zorder=10 - n,
-            )[0]
+        handles |= _panel(ax, records, z, g, stages)
         ax.axhline(0, color=style.INK, linewidth=1)
         ax.set_title(f'{z} -> {g}')
         style.quiet_grid(ax)
-    _axis(axes, stages, lowest, highest)
+    values = [v for ax in axes.flat for line in ax.lines for v in line.get_ydata()]
+    _axis(axes, stages, min(-0.05, *values), max(0.05, *values))
     for ax in axes.flat[len(pairs) :]:
         ax.set_axis_off()
     figure.legend(
@@ -74,6 +67,26 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         'a signed square root, so that both the damage and the last hundredths can be read.'
     )
     return figure, caption
+
+
+def _panel(
+    ax: Axes, records: Records, z: int, g: int, stages: tuple[str, ...]
+) -> dict[str, Line2D]:
+    """Draws one line per method; returns them by the name they have in the legend."""
+    handles = {}
+    for n, method in enumerate(records.study.methods):
+        gaps = background.stage_gaps(records, Model(z, g, method))
+        found = [(k, gaps[s]) for k, s in enumerate(stages) if s in gaps]
+        if found:
+            handles[names.method(method)] = ax.plot(
+                *zip(*found, strict=True),
+                color=style.HUES[n % len(style.HUES)],
+                marker=style.MARKERS[n % len(style.MARKERS)],
+                markersize=5,
+                linewidth=1.8,
+                zorder=10 - n,
+            )[0]
+    return handles
 
 
 def _axis(axes: np.ndarray, stages: tuple[str, ...], lowest: float, highest: float) -> None:

@@ -41,7 +41,9 @@ def _draw_one(ax: Axes, t: Threshold, bottom: float, top: float) -> None:
     tried = f'{names.ratio(t.factors[0])} to {names.ratio(t.factors[-1])}'
     if len(t.factors) == 1:
         tried = names.ratio(t.factors[0])
-    if math.isinf(t.crossing):
+    if t.low == 0 and math.isinf(t.high):
+        text, at = f'not located\n(tried {tried})', math.sqrt(bottom * top)
+    elif math.isinf(t.crossing):
         text, at = f'not reached\n(tried {tried})', top
     elif t.crossing == 0:
         text, at = f'below {names.ratio(t.factors[0])}\n(tried {tried})', bottom

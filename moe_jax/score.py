@@ -41,7 +41,8 @@ def token_log_probs(logits: jax.Array, tokens: jax.Array, segments: jax.Array) -
 
     logits [B, T, V] float32; tokens, segments int32 [B, T] -> [B, T-1] float32.
     """
-    logits, targets = logits[:, :-1], tokens[:, 1:]
+    targets = jnp.roll(tokens, -1, axis=1)  # slicing the logits would copy them
     gold = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    log_probs = (gold - jax.nn.logsumexp(logits, axis=-1))[:, :-1]
     known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
-    return jnp.where(known, gold - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    return jnp.where(known, log_probs, 0.0)

@@ -18,7 +18,7 @@ def reporter(progress: Report | None, start: int, steps: int) -> Iterator[Report
     if progress is not None or not sys.stderr.isatty():
         yield progress
         return
-    columns = (TextColumn('train'), BarColumn(), MofNCompleteColumn(),
+    columns = (BarColumn(bar_width=8), MofNCompleteColumn(),
                TextColumn('{task.fields[text]}'), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task('train', total=steps, completed=start, text='compiling')
@@ -40,6 +40,6 @@ def reporter(progress: Report | None, start: int, steps: int) -> Iterator[Report
 def line(metrics: dict[str, Any], rate: float) -> str:
     """Loss, speed and expert load of one step, for a terminal."""
     return (
-        f'loss {metrics["loss"]:.4f}  {rate:,.0f} tok/s  load {metrics["load_max"]:.2f}/'
-        f'{metrics["load_mean"]:.2f}  dropped {100 * metrics["dropped"]:.1f}%'
+        f'loss {metrics["loss"]:.4f} {rate:,.0f} tok/s load {metrics["load_max"]:.2f}/'
+        f'{metrics["load_mean"]:.2f} drop {100 * metrics["dropped"]:.1f}%'
     )

@@ -15,7 +15,10 @@ def cross_entropy(
     logits[:, t-1] with weights[:, t]; weights[:, 0] counts for nothing. A sum and a total, so that
     micro-batches add up to the exact mean of the whole batch.
     """
-    logits, targets, weights = logits[:, :-1], tokens[:, 1:], weights[:, 1:]
+    # Shifting the targets and not the logits saves XLA:CPU a copy of every [B, T, V] array: 2.5
+    # times less for the head and its gradient. The last position predicts nothing: weight 0.
+    targets = jnp.roll(tokens, -1, axis=1)
+    weights = jnp.roll(weights.at[:, 0].set(0.0), -1, axis=1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - chosen
     return jnp.sum(nats * weights), jnp.sum(weights)

@@ -1,4 +1,4 @@
-"""The paper's question on two CPU cores: pretrain 4, 8, 16 and 32 experts, shrink, compare.
+"""The paper's question on two CPU cores: pretrain 2, 4, 8 and 16 experts, shrink, compare.
 
     moe-jax study configs/expert_count/cpu_small.py            # about 15 minutes on two cores
     moe-jax study configs/expert_count/cpu_small.py --smoke    # under 2 minutes, for CI
@@ -15,15 +15,19 @@ from train import TrainOptions
 
 UNCURL = Method(label='uncurl', name='uncurl')
 RIVALS = (
+    Method(label='uncurl_reference', name='uncurl', options=(('router_init', 'reference'),)),
     Method(label='frequency', name='frequency'),
     Method(label='frequency_merge', name='frequency_merge'),
+    Method(
+        label='m_smoe', name='m_smoe',
+        options=(('selection', 'per_layer'), ('router_init', 'reference')),
+    ),
     Method(label='random', name='random'),
 )
 
 
 def config() -> Study:
-    rows, length = 32, 128
-    base = TrainOptions(steps=1, warmup=0, batch=rows, length=length, checkpoint_every=100)
+    base = TrainOptions(steps=1, warmup=0, batch=8, length=128, checkpoint_every=400)
 
     def stage(**fields):
         return dataclasses.replace(base, **fields)
@@ -33,18 +37,19 @@ def config() -> Study:
         description='Small SMoE language models on two CPU cores: is it better to pretrain few '
         'experts, or many and shrink?',
         model=cpu_small(),
-        experts=(4, 8, 16, 32),
-        pairs=((8, 4), (16, 8), (16, 4), (32, 16), (32, 8), (32, 4)),
+        experts=(2, 4, 8, 16),
+        pairs=((4, 2), (8, 4), (8, 2), (16, 8), (16, 4), (16, 2)),
         main=UNCURL,
         rivals=RIVALS,
-        rival_pairs=((32, 8),),
+        rival_pairs=((16, 4),),
         tasks=('lm-code', 'lm-drama', 'sst2', 'boolq'),
-        pretrain=stage(steps=350, peak_lr=4e-3, warmup=40),
+        pretrain=stage(steps=2000, peak_lr=8e-3, warmup=50),
         recovery=Recovery(
-            warm=stage(steps=10, batch=16, peak_lr=1e-2, warmup=2),
-            prefinetune=stage(steps=20, batch=16, peak_lr=1e-3, warmup=2),
-            finetune=stage(steps=30, batch=16, peak_lr=1e-3, warmup=3),
+            warm=stage(steps=20, peak_lr=1e-2, warmup=2),
+            prefinetune=stage(steps=20, peak_lr=2e-3, warmup=2),
+            finetune=stage(steps=40, peak_lr=2e-3, warmup=4),
         ),
+        validation_limit=240,
     )
 
 
@@ -62,7 +67,7 @@ def smoke() -> Study:
     )
     return full.replace(
         name='expert_count_smoke', model=tiny(), experts=(2, 4), pairs=((4, 2),),
-        rivals=RIVALS[:1], rival_pairs=((4, 2),), tasks=('lm-code', 'domain_id'),
+        rivals=RIVALS[1:2], rival_pairs=((4, 2),), tasks=('lm-code', 'domain_id'),
         pretrain=short(full.pretrain, 20), recovery=recovery, corpus_characters=400_000,
         task_limit=64, observe_tokens=2048, heldout_tokens=2048, score_rows=8,
     )

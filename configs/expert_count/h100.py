@@ -16,7 +16,10 @@ from train import TrainOptions
 RIVALS = (
     Method(label='frequency', name='frequency'),
     Method(label='frequency_merge', name='frequency_merge'),
-    Method(label='m_smoe', name='m_smoe', options=(('selection', 'per_layer'), ('router_init', 'reference'))),
+    Method(
+        label='m_smoe', name='m_smoe',
+        options=(('selection', 'per_layer'), ('router_init', 'reference')),
+    ),
     Method(label='random', name='random'),
 )
 

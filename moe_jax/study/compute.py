@@ -4,6 +4,7 @@ Letters: Z experts pretrained with, G experts left, E experts of a layer.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import train
 from moe_jax import checkpoint, cost
 from moe_jax.config import Config
 from moe_jax.data import batches
+from moe_jax.data.cache import replacing
 from moe_jax.evals.scores import Scores
 from moe_jax.model import Params
 from moe_jax.observe import Stats, observe
@@ -92,6 +94,7 @@ def pretrain(shop: Workshop, cell: Cell) -> Outputs:
         cfg, sets, options, out=shop.cell_folder(cell),
         progress=_reporting(shop, cell.title, options),
     )
+    _publish(shop, cell, f'{experts}-experts-seed-{seed}')
     every = max(1, len(history) // 60)
     return {
         'domains': _domains(shop, shop.after_pretraining(cfg), params),
@@ -179,6 +182,19 @@ COMPUTE: dict[str, Callable[[Workshop, Cell], Outputs]] = {
 }
 
 
+def _publish(shop: Workshop, cell: Cell, name: str) -> None:
+    """Put the tokenizer beside a model, and link models/<name> to it for people and notebooks."""
+    model = shop.model_folder(cell)
+    with replacing(model / 'tokenizer.json') as temporary:
+        shop.material.tokenizer.save(str(temporary))
+    link = shop.folder / 'models' / name
+    link.parent.mkdir(exist_ok=True)
+    temporary = link.with_name(f'.{name}.{os.getpid()}')
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(model, link.parent))
+    temporary.replace(link)
+
+
 def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, cfg: Config,
                  params: Params) -> Params:
     """One stage of recovery; every model sees the same rows in the same order."""
@@ -190,7 +206,7 @@ def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, c
         return train.finetune(cfg, params, task.train, options, progress=report)[0]
     share = shop.study.recovery.text_share
     others = [m.train for n, m in sorted(shop.material.tasks.items()) if n != task.name]
-    text = list(shop.material.train.values())
+    text = list(shop.material.mixed.values())
     sets = [(rows, share / len(text)) for rows in text]
     sets += [(rows, (1 - share) / len(others)) for rows in others if share < 1]
     return train.fit(

@@ -16,6 +16,7 @@ from moe_jax.data.encode import Encoded, beginnings, encode, encode_part
 from moe_jax.data.packing import pack
 from moe_jax.data.tasks.encode import encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
+from moe_jax.data.tasks.splits import cap
 from moe_jax.evals import multiple_choice, perplexity
 from moe_jax.evals.scores import Scores
 from moe_jax.study.spec import Study
@@ -37,10 +38,15 @@ class TaskMaterial:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """Everything a study reads: pretraining rows and held-out texts by domain, and the tasks."""
+    """Everything a study reads: pretraining rows and held-out texts by domain, and the tasks.
+
+    `mixed` holds the pretraining text again in rows as long as the tasks' (the same arrays where
+    the lengths agree), for stages that mix both.
+    """
 
     tokenizer: Tokenizer
     train: dict[str, Packed]
+    mixed: dict[str, Packed]
     heldout: dict[str, perplexity.Texts]
     tasks: dict[str, TaskMaterial]
     digest: str
@@ -56,13 +62,15 @@ def prepare(study: Study, data_dir: str | os.PathLike[str] | None = None) -> Mat
     path = _tokenizer(text, study.model.vocab)
     encoder = tokenizer.load(path)
     tokenizer.check(encoder, study.model.vocab)
-    length = study.pretrain.length
-    train = {d: pack(encode_part(text, d, 'train', path), length) for d in text.domains}
+    length, tuned = study.pretrain.length, study.recovery.finetune.length
+    encoded = {d: encode_part(text, d, 'train', path) for d in text.domains}
+    train = {d: pack(found, length) for d, found in encoded.items()}
+    mixed = train if tuned == length else {d: pack(found, tuned) for d, found in encoded.items()}
     heldout = {d: _texts(text.part(d, 'heldout'), encoder, length, study.heldout_tokens)
                for d in text.domains}
     tasks = {name: _task(task, study, encoder) for name, task in sources.items()}
     digest = _sha(*(d + _digest(train[d], heldout[d]) for d in text.domains))
-    return Material(encoder, train, heldout, tasks, digest, text.source)
+    return Material(encoder, train, mixed, heldout, tasks, digest, text.source)
 
 
 def evaluate(cfg, params, validation: Validation, rows: int) -> Scores:
@@ -114,6 +122,8 @@ def _task(task: Task | TextTask, study: Study, encoder: Tokenizer) -> TaskMateri
         validation: Validation = _texts(documents, encoder, length, study.heldout_tokens)
         examples = len(validation.ids)
     else:
+        chosen = cap(task.examples_validation, study.validation_limit)
+        task = dataclasses.replace(task, examples_validation=chosen)
         train = encode_train(task.examples_train, encoder, length)
         validation = multiple_choice.Questions.encode(task.examples_validation, encoder, length)
         examples = len(task.examples_validation)

@@ -14,7 +14,10 @@ from typing import Any, Self
 from moe_jax.config import Config, nearest
 from train.options import TrainOptions
 
-COUNTS = ('corpus_characters', 'task_limit', 'observe_tokens', 'heldout_tokens', 'score_rows')
+COUNTS = (
+    'corpus_characters', 'task_limit', 'validation_limit', 'observe_tokens', 'heldout_tokens',
+    'score_rows',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +50,9 @@ class Study:
     `model` is the model with any expert count; `experts` the counts Z to pretrain; `main` the
     method of the question, run on every pair of `pairs` (Z, G), and `rivals` those run on
     `rival_pairs`. `capacity` replaces the capacity factors after pretraining (None: dropless, so
-    that a score does not depend on what shares its batch). Limits are counts of examples a task may
-    use, of tokens the statistics are taken from, and of held-out tokens a text is scored on.
+    that a score does not depend on what shares its batch). Limits: examples (or documents) a task
+    may train on, examples it is scored on, tokens the statistics are taken from, and held-out
+    tokens a text is scored on.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Study:
     capacity: float | None = None
     corpus_characters: int = 9_000_000
     task_limit: int = 2000
+    validation_limit: int = 2000
     observe_tokens: int = 16_384
     heldout_tokens: int = 16_384
     score_rows: int = 32
@@ -92,9 +97,11 @@ def _check(study: Study) -> None:
         raise ValueError(f'study {study.name}: text_share={study.recovery.text_share}: in (0, 1]')
     stages = {'pretrain': study.pretrain, **_stages(study.recovery)}
     lengths = {name: stage.length for name, stage in stages.items()}
-    if len(set(lengths.values())) > 1 or study.pretrain.length > study.model.positions:
-        raise ValueError(f'study {study.name}: rows of {lengths} tokens: all stages share rows, so '
-                         f'one length, at most the {study.model.positions} positions of the model')
+    tuned = {length for name, length in lengths.items() if name != 'pretrain'}
+    if len(tuned) > 1 or max(lengths.values()) > study.model.positions:
+        raise ValueError(f'study {study.name}: rows of {lengths} tokens: the stages after '
+                         'pretraining share rows, so one length for them, and none above the '
+                         f'{study.model.positions} positions of the model')
 
 
 def _check_counts(study: Study) -> None:

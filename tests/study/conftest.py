@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 import study_tiny
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from moe_jax.study import material, report, runner
 
@@ -20,35 +21,40 @@ def shared(tmp_path_factory) -> Path:
     return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='package', autouse=True)
 def caches(shared):
     """Our cache and XLA's in that folder, for this process and those it starts."""
-    compiled = str(shared / 'compiled')
-    patch = pytest.MonkeyPatch()
-    patch.setenv('MOE_JAX_CACHE', str(shared / 'cache'))
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', compiled)
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    before = {name: getattr(jax.config, name) for name in
-              ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')}
-    jax.config.update('jax_compilation_cache_dir', compiled)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    patch.undo()
+    # Strict promotion traces to other programs: without it the others would compile anew.
+    settings = {name: jax.config.values[name] for name in
+                ('jax_numpy_rank_promotion', 'jax_numpy_dtype_promotion')} | {
+        'jax_compilation_cache_dir': str(shared / 'compiled'),
+        'jax_persistent_cache_min_compile_time_secs': 0,
+        'jax_disable_most_optimizations': True,  # compiling is most of what these tests do
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MOE_JAX_CACHE', str(shared / 'cache'))
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        reset_cache()  # JAX looks at its settings once
+        yield
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def texts(tmp_path_factory) -> Path:
     return study_tiny.write_texts(tmp_path_factory.mktemp('texts'))
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def stuff(texts) -> material.Material:
     return material.prepare(study_tiny.config(), texts)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def unbroken(texts, tmp_path_factory) -> Path:
     """The folder of the tiny study, run without a break."""
     folder = tmp_path_factory.mktemp('unbroken') / 'study'

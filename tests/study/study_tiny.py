@@ -47,7 +47,7 @@ def config() -> Study:
     return Study(
         name='tiny', description='A study for tests.',
         model=Config(vocab=300, positions=32, width=16, heads=2, mlp_hidden=24, expert_hidden=24,
-                     experts=(4, 0)),
+                     experts=(4,)),
         experts=(2, 4), pairs=((4, 2),), main=Method(label='uncurl', name='uncurl'),
         rivals=(Method(label='frequency', name='frequency'),), rival_pairs=((4, 2),),
         tasks=('lm-harbour', 'quiz'), pretrain=stage(24, 1e-2),

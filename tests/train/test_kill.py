@@ -20,11 +20,11 @@ ROOT = PROGRAM.parents[2]
 
 
 def launch(out, seconds=0.02):
-    environment = os.environ | {
-        'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-        'JAX_COMPILATION_CACHE_DIR': str(out.parent / 'compiled'),
+    cache = {
+        'JAX_COMPILATION_CACHE_DIR': str(out.parents[1] / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
+    environment = cache | os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(out), str(seconds)], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,0 +1,71 @@
+import pytest
+
+from moe_jax import cost, describe, model, preset
+from moe_jax.tree import count_params
+
+
+def test_counts_by_hand(cfg):
+    """cfg: V 23, P 10, D 8, mlp 12, experts 6, layers (4, dense, 4), two experts a token."""
+    expert = 8 * 6 + 6 + 6 * 8 + 8
+    attention = 8 * 24 + 24 + 8 * 8 + 8
+    norms = 7 * 16
+    mlp = 8 * 12 + 12 + 12 * 8 + 8
+    shared = 23 * 8 + 10 * 8 + norms + 3 * attention + mlp + 2 * (4 * 8)
+    found = cost.count(cfg)
+    assert found.total == shared + 2 * 4 * expert == count_params(model.shapes(cfg))
+    assert found.active == shared + 2 * 2 * expert
+    assert found.bytes == 4 * found.total
+    matrices = 23 * 8 + 3 * (8 * 24 + 8 * 8) + 2 * 8 * 12 + 2 * (4 * 8) + 2 * 2 * (2 * 8 * 6)
+    assert found.flops == 2 * matrices + 3 * 4 * 8 * 10
+    assert cost.count(cfg, 4).flops == 2 * matrices + 3 * 4 * 8 * 4
+
+
+def test_active_parameters_do_not_grow_with_experts_but_by_router_rows():
+    small, large = (cost.count(preset('gpt2_354m', experts=n)) for n in (8, 128))
+    assert large.active - small.active == 12 * 120 * 1024
+    assert large.total / small.total > 12
+
+
+def test_a_dense_model_is_all_active():
+    found = cost.count(preset('gpt2_354m', experts=0))
+    assert found.total == found.active == 354_823_168
+
+
+def test_shared_experts_count_once(cfg):
+    shared = cfg.replace(experts=(1, 0, 4), aliases=((0, 0, 0, 0), None, None))
+    found, whole = cost.count(shared), cost.count(cfg)
+    expert = 8 * 6 + 6 + 6 * 8 + 8
+    assert whole.total - found.total == 3 * expert
+    assert whole.active - found.active == expert  # at most the one expert there is
+
+
+def test_forward_milliseconds(cfg):
+    found = cost.forward_milliseconds([cfg.replace(experts=(0,))], (1, 4), 3)
+    assert [len(times) for times in found] == [3]
+    assert all(time > 0 for times in found for time in times)
+
+
+@pytest.mark.parametrize(('count', 'text'), [
+    (1_059_994_624, '1.06B'), (354_823_168, '355M'), (1_500, '1.5k'), (7, '7'),
+])
+def test_human(count, text):
+    assert describe.human(count) == text
+
+
+def test_the_table_adds_up(cfg):
+    table = describe.table(cfg, 'cfg')
+    total, active = (
+        [int(cell.replace(',', '')) for cell in table.columns[i].cells] for i in (3, 4))
+    found = cost.count(cfg)
+    assert (sum(total), sum(active)) == (found.total, found.active)
+    assert list(table.columns[1].cells) == ['', '4', 'dense', '4', '']
+
+
+def test_config_of_a_preset_and_of_a_folder(cfg, tmp_path):
+    assert describe.config_of('tiny', 3) == preset('tiny', experts=3)
+    (tmp_path / 'config.json').write_text(cfg.to_json())
+    assert describe.config_of(str(tmp_path)) == cfg
+    with pytest.raises(ValueError, match='is a saved model'):
+        describe.config_of(str(tmp_path), 3)
+    with pytest.raises(ValueError, match='no preset'):
+        describe.config_of('tinny')

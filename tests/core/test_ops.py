@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_model
+import pytest
+
+from moe_jax import ops
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def test_layer_norm_by_numpy():
+    x, scale, bias = 3 + 5 * normal(4, 7), normal(7), normal(7)
+    np.testing.assert_allclose(
+        ops.layer_norm(x, scale, bias), numpy_model.norm(x, {'scale': scale, 'bias': bias}),
+        rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_of_bfloat16_is_computed_in_float32():
+    x = jnp.asarray(1000 + normal(2, 64), jnp.bfloat16)
+    found = ops.layer_norm(x, jnp.ones(64), jnp.zeros(64))
+    exact = numpy_model.norm(np.asarray(x, np.float64), {'scale': 1, 'bias': 0})
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_layer_norm_of_a_constant_row_is_its_bias():
+    np.testing.assert_array_equal(ops.layer_norm(jnp.ones((1, 5)), jnp.ones(5), jnp.full(5, 2.0)),
+                                  np.full((1, 5), 2.0))
+
+
+def test_gelu_by_hand():
+    np.testing.assert_allclose(
+        ops.gelu(jnp.array([0.0, 1.0, -1.0])), [0.0, 0.841192, -0.158808], atol=1e-6)
+
+
+def test_linear_keeps_the_input_dtype_and_sums_in_float32():
+    x, kernel, bias = normal(2, 3, 5), normal(5, 4), normal(4)
+    np.testing.assert_allclose(ops.linear(x, kernel, bias), x @ kernel + bias, rtol=1e-5, atol=1e-6)
+    ones = jnp.ones((1, 300), jnp.bfloat16)
+    found = ops.linear(ones, jnp.ones((300, 1)), jnp.zeros(1))
+    assert found.dtype == jnp.bfloat16 and float(found[0, 0]) == 300.0
+
+
+@pytest.mark.parametrize('segments', [
+    [1, 1, 1, 1], [1, 1, 2, 2], [1, 2, 3, 4], [0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 1, 1],
+    [2, 2, 1, 1],
+])
+def test_positions_restart_in_every_segment(segments):
+    found = ops.positions_in_segments(jnp.array([segments], jnp.int32))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found[0], numpy_model.places(segments))
+
+
+def test_attention_by_loops():
+    q, k, v = normal(2, 6, 2, 3), normal(2, 6, 2, 3), normal(2, 6, 2, 3)
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 2]], np.int32)
+    found = ops.attention(q, k, v, segments)
+    for b, t, h in np.ndindex(2, 6, 2):
+        past = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+        weights = numpy_model.softmax(q[b, t, h] @ k[b, past, h].T / np.sqrt(3))
+        np.testing.assert_allclose(found[b, t, h], weights @ v[b, past, h], rtol=1e-5, atol=1e-6)
+
+
+def test_attention_survives_large_scores_and_padding_rows():
+    q = jnp.full((1, 3, 1, 2), 1e4)
+    segments = jnp.array([[1, 0, 0]], jnp.int32)
+    value, pull = jax.vjp(lambda q: ops.attention(q, q, jnp.ones_like(q), segments), q)
+    np.testing.assert_array_equal(value, np.ones((1, 3, 1, 2)))
+    assert np.isfinite(pull(jnp.ones_like(q))[0]).all()

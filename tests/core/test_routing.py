@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_model
+import pytest
+
+from moe_jax import routing
+from moe_jax.config import GATES
+from moe_jax.routing import Routing
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(13, 6)).astype(np.float32)
+KERNEL = RNG.normal(size=(5, 6)).astype(np.float32)
+VALID = np.array([True] * 9 + [False] * 4)
+ALL = jnp.ones(13, bool)
+
+
+def routed(topk=2, gate='softmax_topk', **options):
+    return routing.route(X, KERNEL, topk=topk, gate=gate, **options)
+
+
+def from_probs(probs, topk=1):
+    """A routing with given probabilities [N, R]."""
+    probs = jnp.asarray(probs, jnp.float32)
+    gates, ids = jax.lax.top_k(probs, topk)
+    return Routing(ids, gates, jnp.log(probs), probs)
+
+
+def test_every_gate_of_the_config_has_a_function():
+    assert tuple(routing.GATE) == GATES
+
+
+@pytest.mark.parametrize('gate', GATES)
+@pytest.mark.parametrize('topk', [1, 2, 5])
+def test_softmax_topk_by_numpy(gate, topk):
+    found = routed(topk, gate)
+    logits = X.astype(np.float64) @ KERNEL.T
+    probs = numpy_model.softmax(logits)
+    ids = numpy_model.choose(probs, topk)
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.probs, probs, rtol=1e-5)
+    np.testing.assert_array_equal(found.ids, ids)
+    np.testing.assert_allclose(found.gates, numpy_model.gates_of(probs, ids, gate), rtol=1e-5)
+
+
+def test_ties_go_to_the_lowest_row():
+    kernel = np.repeat(KERNEL[:1], 5, axis=0)
+    found = routing.route(X, kernel, topk=3, gate='softmax_topk')
+    np.testing.assert_array_equal(found.ids, np.tile([0, 1, 2], (13, 1)))
+
+
+def test_bfloat16_inputs_are_routed_in_float32():
+    x = jnp.asarray(X, jnp.bfloat16)
+    found = routing.route(x, KERNEL, topk=1, gate='softmax_topk')
+    assert found.ids.dtype == jnp.int32
+    assert {a.dtype for a in (found.gates, found.logits, found.probs)} == {jnp.dtype('float32')}
+    exact = np.asarray(x, np.float64) @ KERNEL.astype(np.float64).T
+    np.testing.assert_allclose(found.logits, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_jitter_needs_a_key_and_stays_in_its_bounds():
+    still = routed(jitter=0.1)
+    np.testing.assert_array_equal(still.logits, routed().logits)
+    noisy = routing.route(jnp.ones((4000, 1)), jnp.ones((1, 1)), topk=1, gate='softmax_topk',
+                          jitter=0.1, key=jax.random.key(0)).logits
+    assert 0.9 <= noisy.min() < 0.901 and 1.099 < noisy.max() <= 1.1
+    np.testing.assert_array_equal(routed(key=jax.random.key(0)).logits, still.logits)
+
+
+@pytest.mark.parametrize('topk', [1, 2])
+@pytest.mark.parametrize('valid', [VALID, np.ones(13, bool)])
+def test_balance_loss_by_numpy(topk, valid):
+    found = routed(topk)
+    probs, ids = np.asarray(found.probs, np.float64)[valid], np.asarray(found.ids)[valid]
+    share = np.array([(ids == r).sum() for r in range(5)]) / ids.size
+    np.testing.assert_allclose(
+        routing.balance_loss(found, valid), 5 * (share * probs.mean(axis=0)).sum(), rtol=1e-5)
+
+
+def test_balance_is_one_when_perfect_with_finite_gradient():
+    probs = jnp.full((8, 4), 0.25)
+    even = Routing(jnp.arange(8, dtype=jnp.int32)[:, None] % 4, probs[:, :1], jnp.log(probs), probs)
+
+    def loss(probs):
+        return routing.balance_loss(even._replace(probs=probs), jnp.ones(8, bool))
+
+    value, gradient = jax.value_and_grad(loss)(probs)
+    assert float(value) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(gradient, np.full((8, 4), 4 * 0.25 / 8), rtol=1e-6)
+
+
+def test_balance_is_the_number_of_rows_at_collapse():
+    collapsed = from_probs(np.tile([1 - 3e-7, 1e-7, 1e-7, 1e-7], (6, 1)))
+    assert float(routing.balance_loss(collapsed, jnp.ones(6, bool))) == pytest.approx(4, rel=1e-5)
+
+
+def test_balance_gradient_goes_through_probabilities_alone():
+    """Against finite differences of the formula in float64 with the counts frozen."""
+    def loss(kernel):
+        found = routing.route(X, kernel, topk=2, gate='softmax_topk')
+        return routing.balance_loss(found, jnp.asarray(VALID))
+
+    ids = numpy_model.choose(numpy_model.softmax(X @ KERNEL.T), 2)[VALID]
+    share = np.array([(ids == r).sum() for r in range(5)]) / ids.size
+
+    def frozen(kernel):
+        probs = numpy_model.softmax(X.astype(np.float64) @ kernel.T)[VALID]
+        return 5 * (share * probs.mean(axis=0)).sum()
+
+    slope = np.zeros((5, 6))
+    for place in np.ndindex(5, 6):
+        step = np.zeros((5, 6))
+        step[place] = 1e-6
+        slope[place] = (frozen(KERNEL + step) - frozen(KERNEL - step)) / 2e-6
+    np.testing.assert_allclose(jax.grad(loss)(KERNEL), slope, rtol=1e-3, atol=1e-6)
+
+
+def test_z_loss_by_numpy():
+    found = routed()
+    lse = np.log(np.exp(X.astype(np.float64) @ KERNEL.T).sum(axis=1))
+    np.testing.assert_allclose(routing.z_loss(found, VALID), (lse[VALID] ** 2).mean(), rtol=1e-5)
+
+
+def test_losses_of_padding_alone_are_zero():
+    none = np.zeros(13, bool)
+    assert float(routing.balance_loss(routed(), none)) == 0
+    assert float(routing.z_loss(routed(), none)) == 0
+
+
+def test_load_counts_valid_choices():
+    ids = jnp.array([[0, 2], [2, 1], [2, 0]], jnp.int32)
+    valid = jnp.array([True, True, False])
+    np.testing.assert_array_equal(routing.load(ids, valid, 4), [1, 1, 2, 0])
+
+
+def test_padding_gets_no_expert():
+    ids, gates = routing.to_experts(routed(), VALID, None, 5)
+    np.testing.assert_array_equal(ids[~VALID], np.full((4, 2), 5))
+    np.testing.assert_array_equal(gates[~VALID], np.zeros((4, 2)))
+    np.testing.assert_array_equal(ids[VALID], routed().ids[VALID])
+    np.testing.assert_array_equal(gates[VALID], routed().gates[VALID])
+
+
+@pytest.mark.parametrize('topk', [1, 2, 4])
+def test_rows_that_share_an_expert_are_summed_into_one_choice(topk):
+    alias = (1, 0, 1, 1, 0)
+    found = routed(topk)
+    ids, gates = (np.asarray(a) for a in routing.to_experts(found, ALL, alias, 2))
+    for n in range(13):
+        mass = {}
+        for r, g in zip(np.asarray(found.ids)[n], np.asarray(found.gates)[n], strict=True):
+            mass[alias[r]] = mass.get(alias[r], 0.0) + float(g)
+        used = [int(e) for e in ids[n] if e < 2]
+        assert used == list(mass)  # once each, in order of first choice
+        for k, e in enumerate(ids[n]):
+            assert gates[n, k] == pytest.approx(mass[e] if e < 2 else 0.0, rel=1e-6)
+    np.testing.assert_allclose(gates.sum(axis=1), found.gates.sum(axis=1), rtol=1e-6)
+
+
+def test_a_repeat_is_served_when_its_expert_is():
+    found = Routing(jnp.array([[0, 2, 1], [1, 3, 0]], jnp.int32), None, None, None)
+    kept = jnp.array([[True, False, False], [False, False, True]])
+    np.testing.assert_array_equal(
+        routing.served(found, kept, (0, 1, 0, 1)), [[True, True, False], [False, False, True]])
+    assert routing.served(found, kept, None) is kept

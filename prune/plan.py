@@ -5,7 +5,6 @@ width, F expert hidden width.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import secrets
@@ -14,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 
 from moe_jax.config import Config
+from moe_jax.fingerprint import fingerprint
 
 FORMAT = 'moe-jax plan 1'
 ARRAYS = ('mix', 'perms', 'router', 'router_shift', 'alias')
@@ -85,7 +84,7 @@ class LayerPlan:
 class Plan:
     """One `LayerPlan` per MoE layer, and the model they were made for.
 
-    `experts`, `width`, `expert_hidden` are the source config's; `model` is `model_digest` of its
+    `experts`, `width`, `expert_hidden` are the source config's; `model` is the `fingerprint` of its
     parameters ('' = do not check) and `data` the fingerprint of the statistics.
     """
 
@@ -116,7 +115,7 @@ class Plan:
                     f'this plan is for a model with {name}={ours}; this model has {theirs}. '
                     'Make a new plan for it'
                 )
-        if self.model and self.model != model_digest(params, cfg):
+        if self.model and self.model != fingerprint(params, cfg):
             raise ValueError(
                 'this plan was made for other weights of the same shape (the routers differ). Make '
                 "a new plan, or waive the check with dataclasses.replace(plan, model='')"
@@ -171,15 +170,6 @@ class Plan:
             return cls(layers=layers, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path}: not a plan this version can read: {error}') from error
-
-
-def model_digest(params: Mapping[str, Any], cfg: Config) -> str:
-    """16 hex digits of a model's routers, the same for its float32 and bfloat16 copies."""
-    digest = hashlib.sha256()
-    for i in cfg.moe_layers:
-        kernel = np.asarray(params[f'layer_{i}']['moe']['router']['kernel'])
-        digest.update(kernel.astype(ml_dtypes.bfloat16).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _frozen(name: str, value: Any) -> np.ndarray:

@@ -14,11 +14,12 @@ import numpy as np
 
 from moe_jax.checkpoint import check_params
 from moe_jax.config import Config, nearest
+from moe_jax.fingerprint import differs, fingerprint
 from moe_jax.observe import Stats
 from prune import budget
 from prune.cluster import CENTER_NEEDS
 from prune.methods import METHODS
-from prune.plan import Plan, model_digest
+from prune.plan import Plan
 from prune.routers import ROUTER_NEEDS
 
 # Statistics that an option's value asks for, beside the method's own NEEDS.
@@ -73,6 +74,9 @@ def plan(
     chosen = check_options(name, method_options)
     counts = budget.counts(cfg, experts=experts, ratio=ratio)
     _check_model(cfg, params)
+    if stats is not None and differs(stats.fingerprint, params, cfg):
+        raise ValueError('these statistics were taken from another model (its routers differ); '
+                         'observe this one')
     seen = _statistics(name, stats, cfg, group, _needs(method, chosen))
     return Plan(
         method=name,
@@ -80,7 +84,7 @@ def plan(
         experts=cfg.experts,
         width=cfg.width,
         expert_hidden=cfg.expert_hidden,
-        model=model_digest(params, cfg),
+        model=fingerprint(params, cfg),
         data='' if stats is None else stats.fingerprint,
         options=chosen | {'group': group},
     )

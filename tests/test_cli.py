@@ -127,6 +127,12 @@ def test_seeds(command, config):
     assert '--seeds' in command.err and 'many' in command.err
 
 
+def test_cost_is_printed_and_nothing_run(command, config):
+    assert command('study', config(), '--cost') == 0
+    assert 'pretrain 4 experts' in command.out and not command.err
+    assert not list(Path.cwd().iterdir())
+
+
 def test_a_missing_or_empty_config(command, tmp_path):
     refused(command, 'study', 'none.py', says=('none.py: no such config file', 'configs/'))
     (tmp_path / 'empty.py').write_text('"""Nothing."""')

@@ -18,7 +18,7 @@ def cross_entropy(
     # Shifting the targets and not the logits saves XLA:CPU a copy of every [B, T, V] array: 2.5
     # times less for the head and its gradient. The last position predicts nothing: weight 0.
     targets = jnp.roll(tokens, -1, axis=1)
-    weights = jnp.roll(weights.at[:, 0].set(0.0), -1, axis=1)
+    weights = jnp.roll(weights, -1, axis=1).at[:, -1].set(0.0)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - chosen
     return jnp.sum(nats * weights), jnp.sum(weights)

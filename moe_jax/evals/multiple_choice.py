@@ -26,6 +26,7 @@ class Questions:
 
     @classmethod
     def encode(cls, examples: Sequence[Example], tokenizer: Tokenizer, length: int) -> 'Questions':
+        """Examples in rows of at most `length` tokens; ValueError where one does not fit."""
         return cls(tuple(examples), encode_score(examples, tokenizer, length))
 
 

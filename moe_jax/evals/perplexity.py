@@ -28,6 +28,7 @@ class Texts:
     def encode(
         cls, encoded: Encoded, ids: tuple[str, ...], groups: tuple[str, ...], length: int
     ) -> 'Texts':
+        """Documents, with an id and a group each, packed into rows of T=`length` tokens."""
         return cls(pack(encoded, length), documents_of_rows(encoded, length), ids, groups)
 
 

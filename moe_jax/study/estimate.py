@@ -45,8 +45,9 @@ def table(study: Study) -> Table:
     out.add_row(f'recovery of {models} models on {tasks} tasks', '', '', human(tokens),
                 f'{parts["recovery"]:.2g}')
     hours = sum(parts.values()) / (H100_FLOPS * SHARE) / 3600
-    out.caption = (f'At {SHARE:.0%} of the bf16 peak of an H100 (990 TFLOP/s) this is {hours:,.2g} '
-                   'hours of one GPU. Router, softmax and norms are not counted.')
+    took = f'{hours:,.0f} hours' if hours >= 10 else f'{60 * hours:.2g} minutes'
+    out.caption = (f'At {SHARE:.0%} of the bf16 peak of an H100 (990 TFLOP/s) the arithmetic takes '
+                   f'{took} of one GPU. Router, softmax and norms are not counted.')
     out.caption_justify = 'left'
     return out
 

@@ -7,14 +7,14 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from moe_jax.study import material, records
+from moe_jax.study import estimate, material, records
 from moe_jax.study.cells import Cell, cells, stage_options
 from moe_jax.study.check import check
 from moe_jax.study.compute import COMPUTE, Workshop
@@ -43,21 +43,27 @@ def run(
     check(study, data_dir)
     folder = Path(folder).expanduser().absolute()
     _refuse_files(folder)
-    with records.locked(folder), Display(study.name) as display, _stoppable(display):
+    with records.locked(folder), Display(study.name) as display, _stoppable(display) as check_stop:
         done = records.read(folder)
         _refuse_other(folder, done, study.name)
+        display.console.print(estimate.table(study))
         display.say('fetching and encoding text')
         stuff = material.prepare(study, data_dir)
         todo = cells(study, stuff)
         _append_if_new(folder, done, description(study, stuff, todo))
-        pretrained = {(c.about['experts'], c.about['seed']): c for c in todo
-                      if c.kind == 'pretrain'}
-        shop = Workshop(study, stuff, folder, pretrained, display.advance)
+
+        def advance(title: str, work: float, found: float, metrics: dict[str, Any]) -> None:
+            check_stop()
+            display.advance(title, work, found, metrics)
+
+        models = {(c.about['experts'], c.about['seed']): c for c in todo if c.kind == 'pretrain'}
+        shop = Workshop(study, stuff, folder, models, advance)
         display.plan(sum(c.work for c in todo), len(todo))
         left = unfinished(shop, todo, done)
         for cell in todo:
             if cell.id in left:
                 _compute(shop, cell, display)
+                check_stop()
             else:
                 _append_if_new(folder, done, done[cell.id] | cell.about)  # a label may be new
                 display.skip(cell.work)
@@ -93,27 +99,37 @@ def _refuse_other(folder: Path, done: Mapping[str, Any], name: str) -> None:
 
 
 @contextlib.contextmanager
-def _stoppable(display: Display) -> Iterator[None]:
+def _stoppable(display: Display) -> Iterator[Callable[[], None]]:
     """Say what is kept when a signal stops the study.
 
     The training loop handles signals itself. Between two loops nothing is half done, so there
-    SIGTERM stops at once, as Ctrl-C does.
+    SIGTERM and Ctrl-C raise at once. Python drops what a handler raises inside a callback of the
+    garbage collector, of which JAX has one: the function yielded raises it again.
     """
-    def stop(number: int, frame: object) -> None:
-        raise Interrupted(f'stopped by {signal.Signals(number).name}', 0)
+    caught: list[int] = []
+
+    def check_stop() -> None:
+        if signal.SIGINT in caught:
+            raise KeyboardInterrupt
+        if caught:
+            raise Interrupted('stopped by SIGTERM', 0)
+
+    def handle(number: int, frame: object) -> None:
+        caught.append(number)
+        check_stop()
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None
+    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM) if main}
     try:
-        yield
+        yield check_stop
     except (KeyboardInterrupt, Interrupted):
         display.say(f'stopped; {display.finished} of {display.cells or "the"} cells are finished '
                     'and kept, and the same command goes on from there')
         raise
     finally:
-        if main:
+        for number, handler in before.items():
             # None: the handler was not installed from Python and cannot be put back.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def description(study: Study, stuff: material.Material, todo: list[Cell]) -> dict[str, Any]:

@@ -159,6 +159,20 @@ def test_a_signal_between_two_trainings_stops_at_once(texts, tmp_path, monkeypat
     assert [r['kind'] for r in finished(tmp_path / 'study')] == ['pretrain', 'pretrain']
 
 
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_that_python_drops_is_not_lost(texts, tmp_path, monkeypatch, command, counted,
+                                                number, code):
+    def in_a_collection(*_):
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):  # as a gc callback does
+            signal.raise_signal(number)
+        return {}
+
+    monkeypatch.setitem(compute.COMPUTE, 'latency', in_a_collection)
+    assert command('study', CONFIG, '--out', tmp_path / 'study', '--data', texts) == code
+    assert [r['kind'] for r in finished(tmp_path / 'study')][-1] == 'latency'
+    assert len(finished(tmp_path / 'study')) == 5
+
+
 # What is computed, with cells that cost nothing.
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import study_tiny
@@ -10,7 +12,7 @@ from moe_jax.study import check, spec
 from moe_jax.study.spec import Method
 
 STUDY = study_tiny.config()
-UNCURL = STUDY.main
+SHIPPED = Path(__file__).parents[2] / 'configs/expert_count'
 LONG = dataclasses.replace(STUDY.pretrain, length=64)
 
 REFUSED = {
@@ -73,6 +75,14 @@ def test_what_the_study_cannot_use_is_named_before_anything_else(case, texts):
 def test_check_passes_what_can_be_run(texts):
     check.check(STUDY, texts)
     check.check(STUDY.replace(tasks=('boolq', 'lm-code', 'domain_id', 'hub/record')))
+
+
+@pytest.mark.parametrize('path', sorted(SHIPPED.glob('*.py')), ids=lambda path: path.stem)
+def test_every_shipped_config_can_be_run(path):
+    functions = re.findall(r'^def (config|smoke)\(', path.read_text(), re.MULTILINE)
+    assert 'config' in functions
+    for name in functions:
+        check.check(spec.load(path, name))
 
 
 def test_check_names_a_missing_data_folder(tmp_path):

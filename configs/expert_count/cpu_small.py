@@ -27,7 +27,7 @@ RIVALS = (
 
 
 def config() -> Study:
-    base = TrainOptions(steps=1, warmup=0, batch=8, length=128, checkpoint_every=400)
+    base = TrainOptions(steps=1, warmup=0, batch=8, length=128, checkpoint_every=1000)
 
     def stage(**fields):
         return dataclasses.replace(base, **fields)
@@ -43,11 +43,11 @@ def config() -> Study:
         rivals=RIVALS,
         rival_pairs=((16, 4),),
         tasks=('lm-code', 'lm-drama', 'sst2', 'boolq'),
-        pretrain=stage(steps=2000, peak_lr=8e-3, warmup=50),
+        pretrain=stage(steps=4000, peak_lr=5e-3, warmup=100),
         recovery=Recovery(
-            warm=stage(steps=20, peak_lr=1e-2, warmup=2),
-            prefinetune=stage(steps=20, peak_lr=2e-3, warmup=2),
-            finetune=stage(steps=40, peak_lr=2e-3, warmup=4),
+            warm=stage(steps=40, peak_lr=1e-2, warmup=4),
+            prefinetune=stage(steps=40, peak_lr=2e-3, warmup=4),
+            finetune=stage(steps=60, peak_lr=2e-3, warmup=6),
         ),
         validation_limit=240,
     )

@@ -11,11 +11,17 @@ from typing import Literal
 
 import tyro
 
+from moe_jax import commands
+
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
 
 app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
+
+app.command(name='observe')(commands.observe)
+app.command(name='prune')(commands.prune_model)
+app.command(name='eval')(commands.evaluate)
 
 
 @app.command(name='study')
@@ -51,7 +57,7 @@ def study(
     if cost:
         Console().print(estimate.table(chosen))
         return
-    _use_compilation_cache()
+    commands.use_compilation_cache()
     folder = out or Path('runs') / chosen.name
     runner.run(chosen, folder, data_dir=data)
     report(folder)
@@ -157,14 +163,3 @@ def _message(error: Exception) -> str:
 
 _HELP = ('Shrink sparse mixture-of-experts language models to a task: observe, plan, prune, '
          'recover, compare.')
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between runs, so that a resumed study does not compile again."""
-    import jax
-
-    from moe_jax.data import cache
-
-    if jax.config.jax_compilation_cache_dir is None:  # else the user's own choice stands
-        jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -16,7 +16,7 @@ from moe_jax.presets import gpt2_354m
 from moe_jax.study.spec import Method, Recovery, Study
 from train import TrainOptions
 
-ROWS, MICRO = 512, 8  # rows a step, and of them at a time on the device
+ROWS, MICRO = 512, 4  # rows a step, and of them at a time on the device
 
 
 def config() -> Study:

@@ -18,10 +18,11 @@ from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.data.cache import replacing
 from moe_jax.evals.scores import Scores
+from moe_jax.evals.tasks import evaluate
 from moe_jax.model import Params
 from moe_jax.observe import Stats, observe
 from moe_jax.study.cells import Cell, stage_options
-from moe_jax.study.material import Material, evaluate
+from moe_jax.study.material import Material
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
 

@@ -7,6 +7,7 @@ import pytest
 import study_tiny
 
 from moe_jax.data import tasks
+from moe_jax.evals.tasks import encode_task
 from moe_jax.study import material
 from moe_jax.study.cells import cells
 from moe_jax.study.spec import Method
@@ -113,7 +114,8 @@ def test_a_corrected_label_redoes_the_scores_of_its_task(stuff, texts):
     corrected = dataclasses.replace(wrong, label=1 - wrong.label)
     other = dataclasses.replace(
         quiz, examples_validation=(corrected, *quiz.examples_validation[1:]))
-    digests = {material._task(t, STUDY, stuff.tokenizer).digest for t in (quiz, quiz, other)}
+    length = STUDY.recovery.finetune.length
+    digests = {encode_task(t, stuff.tokenizer, length).digest for t in (quiz, quiz, other)}
     assert len(digests) == 2 and stuff.tasks['quiz'].digest in digests
 
 

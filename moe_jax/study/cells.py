@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import prune
 from moe_jax.study.material import Material
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
@@ -79,8 +80,16 @@ def stage_options(study: Study, seed: int) -> dict[str, TrainOptions]:
     return {name: dataclasses.replace(s, seed=seed) for name, s in stages.items()}
 
 
-def method_inputs(method: Method | None) -> dict[str, Any] | None:
-    return None if method is None else {'name': method.name, 'options': dict(method.options)}
+def method_options(method: Method, seed: int) -> dict[str, Any]:
+    """The options of a method in one run: its own seed, where it has one, is the run's."""
+    seeded = {'seed': seed} if 'seed' in prune.options(method.name) else {}
+    return seeded | dict(method.options)
+
+
+def _method(method: Method | None, seed: int) -> dict[str, Any] | None:
+    if method is None:
+        return None
+    return {'name': method.name, 'options': method_options(method, seed)}
 
 
 def _options(options: TrainOptions) -> dict[str, Any]:
@@ -119,7 +128,7 @@ def _latency(study: Study, seed: int) -> Cell:
 
 def _embedding(study: Study, material: Material, model: Cell, z: int, g: int, seed: int) -> Cell:
     task = study.tasks[0]
-    inputs = {'model': model.id, 'keep': g, 'method': method_inputs(study.main),
+    inputs = {'model': model.id, 'keep': g, 'method': _method(study.main, seed),
               'task': material.tasks[task].digest, 'tokens': study.observe_tokens,
               'capacity': study.capacity, 'rows': study.score_rows}
     return Cell('embedding', inputs, {'experts': z, 'keep': g, 'task': task, 'seed': seed},
@@ -130,7 +139,7 @@ def _score(study: Study, material: Material, model: Cell, task: str, z: int, g: 
            method: Method | None, seed: int) -> Cell:
     stages = stage_options(study, seed)
     inputs = {
-        'model': model.id, 'keep': g, 'method': method_inputs(method), 'data': material.digest,
+        'model': model.id, 'keep': g, 'method': _method(method, seed), 'data': material.digest,
         'task': material.tasks[task].digest, 'capacity': study.capacity,
         'others': {n: m.digest for n, m in sorted(material.tasks.items()) if n != task},
         'stages': {name: _options(options) for name, options in stages.items()},

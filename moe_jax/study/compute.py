@@ -21,7 +21,7 @@ from moe_jax.evals.scores import Scores
 from moe_jax.evals.tasks import evaluate
 from moe_jax.model import Params
 from moe_jax.observe import Stats, observe
-from moe_jax.study.cells import Cell, stage_options
+from moe_jax.study.cells import Cell, method_options, stage_options
 from moe_jax.study.material import Material
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
@@ -80,9 +80,8 @@ class Workshop:
         about = cell.about
         cfg, params = self.model(about['experts'], about['seed'])
         stats = self.stats(about['experts'], about['seed'], about['task'])
-        return prune.plan(
-            method.name, stats, params, cfg, experts=about['keep'], **dict(method.options)
-        )
+        options = method_options(method, about['seed'])
+        return prune.plan(method.name, stats, params, cfg, experts=about['keep'], **options)
 
 
 def pretrain(shop: Workshop, cell: Cell) -> Outputs:

@@ -130,7 +130,8 @@ def _embedding(study: Study, material: Material, model: Cell, z: int, g: int, se
     task = study.tasks[0]
     inputs = {'model': model.id, 'keep': g, 'method': _method(study.main, seed),
               'task': material.tasks[task].digest, 'tokens': study.observe_tokens,
-              'capacity': study.capacity, 'rows': study.score_rows}
+              'capacity': study.capacity, 'rows': study.score_rows,
+              'coordinates': (1, 3) if g > 2 else (0, 2)}
     return Cell('embedding', inputs, {'experts': z, 'keep': g, 'task': task, 'seed': seed},
                 SCORED * study.observe_tokens)
 

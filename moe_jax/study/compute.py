@@ -159,7 +159,12 @@ def latency(shop: Workshop, cell: Cell) -> Outputs:
 
 
 def embedding(shop: Workshop, cell: Cell) -> Outputs:
-    """The main method's spectral embedding and clusters of every layer's router."""
+    """The main method's spectral embedding and clusters of every layer's router.
+
+    The picture takes the second and third coordinate: the first, of the eigenvalue 0, is nearly the
+    same for all experts.
+    """
+    first, last = cell.inputs['coordinates']
     plan = shop.plan(cell, shop.study.main)
     stats = shop.stats(cell.about['experts'], cell.about['seed'], cell.about['task'])
     layers = {}
@@ -167,7 +172,7 @@ def embedding(shop: Workshop, cell: Cell) -> Outputs:
         if 'embedding' not in layer.notes:
             continue
         points = np.asarray(layer.notes['embedding'], np.float64)
-        points = np.pad(points, ((0, 0), (0, max(0, 2 - points.shape[1]))))[:, :2]
+        points = np.pad(points, ((0, 0), (0, max(0, last - points.shape[1]))))[:, first:last]
         layers[str(i)] = {
             'points': points.round(5).tolist(),
             'labels': np.asarray(layer.notes['labels']).tolist(),

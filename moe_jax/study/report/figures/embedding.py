@@ -73,7 +73,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         ax.set_axis_off()
     caption = (
         f'Experts of each layer placed by how alike their router logits are on {chosen.task} '
-        '(first two spectral '
+        '(two spectral '
         f'coordinates). Colour and spokes: the {chosen.keep} clusters that are merged into one '
         'expert each; area: '
         'tokens routed.'

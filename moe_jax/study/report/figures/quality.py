@@ -32,7 +32,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         return None
     name = names.method(verdict.method or 'shrunk')
     rows = math.ceil(len(tasks) / COLUMNS)
-    columns = min(COLUMNS, len(tasks))
+    columns = 2 if len(tasks) == 4 else min(COLUMNS, len(tasks))
     figure, axes = style.canvas(
         1.15 + 2.55 * rows,
         'Does a model that started larger end up better at the same size?',

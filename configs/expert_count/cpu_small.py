@@ -4,8 +4,8 @@
     moe-jax study configs/expert_count/cpu_small.py --smoke    # under 2 minutes, for CI
     moe-jax study configs/expert_count/cpu_small.py --seeds 3  # what docs/results holds
 
-Expect: held-out loss of 3.8 to 4.1 nats per token by domain after pretraining, and shrunk models 0.02
-to 0.04 nats below the from-scratch model of their size (docs/results/expert_count_cpu_small).
+Expect: held-out loss of 3.8 to 4.1 nats per token by domain after pretraining, and shrunk models
+0.02 to 0.04 nats below the from-scratch model of their size (docs/results/expert_count_cpu_small).
 """
 
 import dataclasses

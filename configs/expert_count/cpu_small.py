@@ -16,7 +16,10 @@ from train import TrainOptions
 
 UNCURL = Method(label='uncurl', name='uncurl')
 RIVALS = (
-    Method(label='uncurl_reference', name='uncurl', options=(('router_init', 'reference'),)),
+    Method(
+        label='UNCURL + reference router', name='uncurl',
+        options=(('router_init', 'reference'),),
+    ),
     Method(label='frequency', name='frequency'),
     Method(label='frequency_merge', name='frequency_merge'),
     Method(

@@ -59,13 +59,15 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions) -> 
         except BlockingIOError:
             raise RuntimeError(f'{out}: another process is training in this folder') from None
         _check_identity(out / 'run.json', _identity(cfg, params, options))
+        # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
+        _sweep(out / 'checkpoints')
         manager = ocp.CheckpointManager(
             out / 'checkpoints',
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=options.keep,
                 # Synchronous: a save that returned is on disk, and no thread outlives the run.
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=False,
             ),
         )
         try:
@@ -91,9 +93,14 @@ def save(store: Store, step: int, state: TrainState, data: str) -> None:
         with checkpoint.guard_space(folder, count_bytes(state), what):
             store.manager.save(step, args=items)
     except checkpoint.DiskFull:
-        for partial in folder.glob('*.orbax-checkpoint-tmp*'):
-            shutil.rmtree(partial, ignore_errors=True)
+        _sweep(folder)
         raise
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Remove checkpoints that were never finished."""
+    for partial in checkpoints.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def restore(store: Store, template: TrainState) -> tuple[TrainState, str, list[dict[str, Any]]]:

@@ -178,13 +178,18 @@ def test_signal_handlers_are_put_back():
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_second_interrupt_is_immediate():
+@pytest.mark.parametrize('handler', [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_interrupt_is_immediate(handler):
     def twice():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fit(CFG, params(), stream_until(2, twice), OPTIONS)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)  # a background job starts with it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(CFG, params(), stream_until(2, twice), OPTIONS)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_works_outside_the_main_thread_and_leaves_no_thread(tmp_path):

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 from moe_jax.config import Config
 from moe_jax.data.documents import Document
 from moe_jax.data.encode import Encoded, beginnings, encode
-from moe_jax.data.packing import pack
-from moe_jax.data.tasks.encode import encode_train
+from moe_jax.data.tasks.encode import encode_text, encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
 from moe_jax.data.tasks.splits import cap
 from moe_jax.evals import multiple_choice, perplexity
@@ -52,7 +51,7 @@ def encode_task(
     """
     name = task.name
     if isinstance(task, TextTask):
-        train = pack(encode(encoder, task.train), length)
+        train = encode_text(task.train, encoder, length)
         ids = tuple(f'{name}/{i}' for i in range(len(task.validation)))
         documents = tuple(Document(i, name, t) for i, t in zip(ids, task.validation, strict=True))
         validation: Validation = texts(documents, encoder, length, heldout_tokens)

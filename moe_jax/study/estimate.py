@@ -44,12 +44,19 @@ def table(study: Study) -> Table:
     tokens = sum(_tokens(s) for s in stage_options(study, 0).values()) * models * tasks * seeds
     out.add_row(f'recovery of {models} models on {tasks} tasks', '', '', human(tokens),
                 f'{parts["recovery"]:.2g}')
-    hours = sum(parts.values()) / (H100_FLOPS * SHARE) / 3600
-    took = f'{hours:,.0f} hours' if hours >= 10 else f'{60 * hours:.2g} minutes'
+    took = duration(sum(parts.values()) / (H100_FLOPS * SHARE))
     out.caption = (f'At {SHARE:.0%} of the bf16 peak of an H100 (990 TFLOP/s) the arithmetic takes '
                    f'{took} of one GPU. Router, softmax and norms are not counted.')
     out.caption_justify = 'left'
     return out
+
+
+def duration(seconds: float) -> str:
+    """A rough time in its own unit: '0.1 seconds', '5.8 minutes', '402 hours'."""
+    for unit, size in (('hours', 3600.0), ('minutes', 60.0)):
+        if seconds >= 2 * size:
+            return f'{seconds / size:,.3g} {unit}'
+    return f'{seconds:.2g} seconds'
 
 
 def _tokens(options) -> int:

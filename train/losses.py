@@ -15,8 +15,8 @@ def cross_entropy(
     logits[:, t-1] with weights[:, t]; weights[:, 0] counts for nothing. A sum and a total, so that
     micro-batches add up to the exact mean of the whole batch.
     """
-    # Shifting the targets and not the logits saves XLA:CPU a copy of every [B, T, V] array: 2.5
-    # times less for the head and its gradient. The last position predicts nothing: weight 0.
+    # Shifting the targets and not the logits saves XLA:CPU a copy of every [B, T, V] array. The
+    # last position predicts nothing: weight 0.
     targets = jnp.roll(tokens, -1, axis=1)
     weights = jnp.roll(weights, -1, axis=1).at[:, -1].set(0.0)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

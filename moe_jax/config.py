@@ -2,33 +2,45 @@
 
 Letters: B batch, T sequence, N = B*T flat tokens, D model width, F expert hidden width, E experts
 in a layer, R router rows (E, unless several rows share an expert), G experts left after pruning,
-K experts per token, H heads, V vocabulary, P positions, L layers.
+K experts per token, H heads, J key-value heads, C head width, V vocabulary, P positions, L layers.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-import operator
 from collections.abc import Mapping
 from typing import Any, Self
 
-GATES = ('softmax_topk', 'softmax_topk_renorm')
-DTYPES = ('float32', 'bfloat16')
-SIZES = ('vocab', 'positions', 'width', 'heads', 'mlp_hidden', 'expert_hidden', 'topk')
-LIMIT = 2**24  # of every size: far above any model, far below what overflows int32 arithmetic
+from moe_jax.config_checks import canonical, check, nearest
+from moe_jax.config_parts import Latent, Rope
+
+__all__ = ['Config', 'Latent', 'Rope', 'nearest']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A decoder whose layer i has `experts[i]` experts (0: a dense feed-forward layer).
 
-    `gate='softmax_topk'` multiplies an expert's output with its raw probability; with `topk=1` that
-    is the Switch router of the UNCURL paper. `softmax_topk_renorm` makes the K gates sum to one.
-    Capacities are multiples of N*K/E tokens an expert may take, None is dropless. `aliases[i][r]`
-    is the expert that router row r of layer i uses; None means row r uses expert r, and
-    `aliases=()` that every layer does so. Raises ValueError naming the field that makes no model.
+    The defaults make the GPT-2 form of the UNCURL paper; the other fields are what the released
+    families differ in. Raises ValueError naming the field that makes no model.
+
+    Sizes. vocab V, positions P (the longest row), width D, heads H, mlp_hidden (of dense layers),
+      expert_hidden F, experts (one count per layer); kv_heads J (0: H) and head_dim C (0: D/H).
+    Routing. topk K; gate is a key of `routing.GATE`; gates are multiplied with gate_scale. groups:
+      router rows fall into that many equal groups and a token chooses among its best groups_used.
+      router_bias adds a bias to the logits, correction one that serves selection alone.
+      `aliases[i][r]` is the expert that router row r of layer i uses; None means row r uses expert
+      r, and `aliases=()` that every layer does so.
+      Capacities are multiples of N*K/E tokens an expert may take, None is dropless.
+    shared_hidden: hidden width of an expert that every token uses (0: none); shared_gate: it is
+      weighted by a sigmoid of its own.
+    Block. norm 'layer' or 'rms'; ffn is a key of `ffn.FFN`; ffn_limit and ffn_alpha serve its
+      clamped form; qk_norm 'none', 'head' (each head by itself) or 'full' (all heads at once);
+      clip_qkv bounds |q|, |k|, |v|; windows[i] is how many tokens layer i looks back at, itself
+      included (0, or `windows=()`: all); sinks adds one learned logit per head to the softmax.
+      rope: rotary positions (None: a learned table); latent: attention through low-rank latents.
+    Multipliers: attention_scale of q k^T (None: C^-0.5), embed_scale, residual_scale, logit_scale.
+    dtype: of computation; float32 is kept for routing, softmax, norms and losses.
     """
 
     vocab: int
@@ -38,22 +50,49 @@ class Config:
     mlp_hidden: int
     expert_hidden: int
     experts: tuple[int, ...]
+    kv_heads: int = 0
+    head_dim: int = 0
     topk: int = 1
     gate: str = 'softmax_topk'
+    gate_scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+    router_bias: bool = False
+    correction: bool = False
+    shared_hidden: int = 0
+    shared_gate: bool = False
     capacity_train: float | None = 1.2
     capacity_eval: float | None = 1.0
     min_capacity: int = 4
     balance: float = 0.01
     zloss: float = 0.0
     jitter: float = 0.0
+    norm: str = 'layer'
+    norm_eps: float = 1e-5
+    ffn: str = 'gelu'
+    ffn_bias: bool = True
+    ffn_limit: float = 7.0
+    ffn_alpha: float = 1.702
+    qkv_bias: bool = True
+    out_bias: bool = True
+    qk_norm: str = 'none'
+    clip_qkv: float | None = None
+    windows: tuple[int, ...] = ()
+    sinks: bool = False
+    rope: Rope | None = None
+    latent: Latent | None = None
+    tied: bool = True
+    attention_scale: float | None = None
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     dtype: str = 'float32'
     aliases: tuple[tuple[int, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in _canonical(self).items():
+        for name, value in canonical(self).items():
             object.__setattr__(self, name, value)
-        _check_sizes(self)
-        _check_routing(self)
+        check(self)
 
     @property
     def layers(self) -> int:
@@ -64,6 +103,20 @@ class Config:
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the layers that have experts."""
         return tuple(i for i, n in enumerate(self.experts) if n)
+
+    @property
+    def key_width(self) -> int:
+        """Width of a head's queries and keys: C, or both parts of a latent head."""
+        return self.head_dim if self.latent is None else self.latent.plain + self.latent.rotary
+
+    @property
+    def value_width(self) -> int:
+        """Width of a head's values."""
+        return self.head_dim if self.latent is None else self.latent.value
+
+    def window(self, layer: int) -> int:
+        """How many tokens a layer looks back at, itself included; 0: all."""
+        return self.windows[layer] if self.windows else 0
 
     def alias(self, layer: int) -> tuple[int, ...] | None:
         """Expert of each router row of a layer, or None where row r uses expert r."""
@@ -120,18 +173,10 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The config written by `to_json`; unknown or missing fields are an error."""
-        raw = json.loads(text)
-        if not isinstance(raw, dict):
-            raise ValueError(f'config file: holds {type(raw).__name__}, not the fields of a Config')
-        fields = {f.name: f.default for f in dataclasses.fields(cls)}
-        for name in raw:
-            if name not in fields:
-                raise ValueError(
-                    f'config file: unknown field {name!r}; {nearest(name, list(fields))}'
-                )
-        for name, default in fields.items():
-            if name not in raw and default is dataclasses.MISSING:
-                raise ValueError(f'config file: field {name!r} is missing')
+        raw = _fields_of(cls, json.loads(text), 'config file')
+        for name, part in (('rope', Rope), ('latent', Latent)):
+            if raw.get(name) is not None:
+                raw[name] = part(**_fields_of(part, raw[name], f'config file, {name}'))
         return cls(**raw)
 
     def digest(self) -> str:
@@ -139,88 +184,16 @@ class Config:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """A half sentence for error messages: the nearest valid name, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f'did you mean {close[0]!r}? ' if close else ''
-    return f'{hint}valid: {", ".join(known)}'
-
-
-def _canonical(cfg: Config) -> dict[str, Any]:
-    """Every number as an int or float and every list as a tuple: equal configs hash alike."""
-    integers = {name: _integer(name, getattr(cfg, name), 1) for name in SIZES}
-    rates = {name: _number(name, getattr(cfg, name)) for name in ('balance', 'zloss', 'jitter')}
-    capacities = {
-        name: None if getattr(cfg, name) is None else _number(name, getattr(cfg, name))
-        for name in ('capacity_train', 'capacity_eval')
-    }
-    aliases = [
-        None if alias is None else _integers(f'aliases[{i}]', alias)
-        for i, alias in enumerate(_items('aliases', cfg.aliases))
-    ]
-    return {
-        **integers, **rates, **capacities,
-        'min_capacity': _integer('min_capacity', cfg.min_capacity, 0),
-        'experts': _integers('experts', cfg.experts),
-        'aliases': tuple(aliases),
-    }
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    try:
-        found = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        found = -1
-    if not least <= found < LIMIT:
-        raise ValueError(f'Config.{name}={value!r}: must be an integer, at least {least} and '
-                         f'below {LIMIT}')
-    return found
-
-
-def _number(name: str, value: Any) -> float:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value) or value < 0:
-        raise ValueError(f'Config.{name}={value!r}: must be a finite number, at least 0')
-    return float(value)
-
-
-def _items(name: str, value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, tuple | list):
-        raise ValueError(f'Config.{name}={value!r}: must be a tuple with one entry per layer')
-    return tuple(value)
-
-
-def _integers(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_integer(f'{name}[{i}]', n, 0) for i, n in enumerate(_items(name, value)))
-
-
-def _check_sizes(cfg: Config) -> None:
-    if cfg.width % cfg.heads:
-        raise ValueError(f'Config.width={cfg.width} is not divisible by heads={cfg.heads}')
-    if not 0 < cfg.layers <= 4096:
-        raise ValueError(f'Config.experts has {cfg.layers} layers; it must have 1 to 4096')
-    if cfg.dtype not in DTYPES:
-        raise ValueError(f'Config.dtype={cfg.dtype!r}; {nearest(str(cfg.dtype), DTYPES)}')
-
-
-def _check_routing(cfg: Config) -> None:
-    if cfg.gate not in GATES:
-        raise ValueError(f'Config.gate={cfg.gate!r}; {nearest(str(cfg.gate), GATES)}')
-    for name in ('capacity_train', 'capacity_eval'):
-        if getattr(cfg, name) == 0:
-            raise ValueError(f'Config.{name}=0: must be positive, or None for dropless')
-    if cfg.jitter >= 1:
-        raise ValueError(f'Config.jitter={cfg.jitter}: must be below 1, it is a relative noise')
-    if cfg.aliases and len(cfg.aliases) != cfg.layers:
-        raise ValueError(f'Config.aliases has {len(cfg.aliases)} entries for {cfg.layers} layers')
-    for i, count in enumerate(cfg.experts):
-        alias = cfg.alias(i)
-        if count and cfg.router_rows(i) < cfg.topk:
-            raise ValueError(
-                f'Config.experts[{i}]={count}: a layer needs at least topk={cfg.topk} experts'
-            )
-        if alias is not None and (not count or set(alias) != set(range(count))):
-            raise ValueError(
-                f'Config.aliases[{i}] must use each of the {count} experts of its layer and no '
-                'other; it is None where every router row has its own'
-            )
+def _fields_of(kind: type, raw: Any, where: str) -> dict[str, Any]:
+    """`raw`, checked to be a dict of the fields of a dataclass, none of the needed ones missing."""
+    if not isinstance(raw, dict):
+        raise ValueError(f'{where}: holds {type(raw).__name__}, not the fields of a '
+                         f'{kind.__name__}')
+    fields = {f.name: f.default for f in dataclasses.fields(kind)}
+    for name in raw:
+        if name not in fields:
+            raise ValueError(f'{where}: unknown field {name!r}; {nearest(name, list(fields))}')
+    for name, default in fields.items():
+        if name not in raw and default is dataclasses.MISSING:
+            raise ValueError(f'{where}: field {name!r} is missing')
+    return dict(raw)

@@ -1,8 +1,9 @@
 """Ways to evaluate the chosen experts of every token; all equal `dense` where nothing is dropped.
 
 N tokens, D width, E experts, F hidden, K choices per token, C capacity. An id of E marks a place
-that is not used (padding). Every function takes (weights, x [N, D], ids [N, K], gates [N, K]) and
-returns (y [N, D], kept [N, K] bool): y[n] = sum_k kept[n,k] gates[n,k] f_ids[n,k](x[n]).
+that is not used (padding). Every function takes (ffn, weights, x [N, D], ids [N, K], gates [N, K]),
+where ffn evaluates one expert (`ffn.py`) and every leaf of weights has E on axis 0. It returns
+(y [N, D], kept [N, K] bool): y[n] = sum_k kept[n,k] gates[n,k] f_ids[n,k](x[n]).
 """
 
 import math
@@ -11,23 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax.ffn import Ffn
 from moe_jax.grouped import grouped_apply
-from moe_jax.ops import gelu, linear
 
 Weights = dict[str, Any]
 
 
-def expert_ffn(weights: Weights, x: jax.Array) -> jax.Array:
-    """One expert on rows x [M, D] -> [M, D]: GELU(x up + up_bias) down + down_bias."""
-    hidden = gelu(linear(x, weights['up'], weights['up_bias']))
-    return linear(hidden, weights['down'], weights['down_bias'])
-
-
 def dense(
-    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+    ffn: Ffn, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Every expert on every token: E/K times the work, the oracle the others are held to."""
-    y_END = jax.vmap(expert_ffn, in_axes=(0, None))(weights, x)
+    y_END = jax.vmap(ffn, in_axes=(0, None))(weights, x)
     chosen = jax.nn.one_hot(ids, y_END.shape[0], dtype=jnp.float32)  # id E gives a zero row
     coefficient = jnp.einsum('nke,nk->ne', chosen, gates)
     y = jnp.einsum('ne,end->nd', coefficient, y_END.astype(jnp.float32))
@@ -35,7 +30,7 @@ def dense(
 
 
 def dropless(
-    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+    ffn: Ffn, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Sort the choices by expert, evaluate each expert on its own rows, and sort back; exact."""
     (n, k), experts = ids.shape, weights['up'].shape[0]
@@ -44,13 +39,13 @@ def dropless(
     inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
     sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
     rows = gather_rows(x, order // k, inverse.reshape(n, k))
-    y = grouped_apply(expert_ffn, weights, rows, sizes)
+    y = grouped_apply(ffn, weights, rows, sizes)
     kept = ids < experts
     return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
 
 
 def capacity(
-    weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array, *, slots: int
+    ffn: Ffn, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array, *, slots: int
 ) -> tuple[jax.Array, jax.Array]:
     """At most `slots` rows per expert, first choices and earlier tokens first; the rest is dropped.
 
@@ -62,7 +57,7 @@ def capacity(
     table = jnp.full((experts * slots + 1,), n * k, jnp.int32)
     table = table.at[row_NK.ravel()].set(jnp.arange(n * k, dtype=jnp.int32))[:-1]
     rows = gather_rows(x, jnp.where(table < n * k, table // k, n), row_NK)
-    y = jax.vmap(expert_ffn)(weights, rows.reshape(experts, slots, -1))
+    y = jax.vmap(ffn)(weights, rows.reshape(experts, slots, -1))
     y = _combine(y.reshape(experts * slots, -1), row_NK, table, gates, kept, x.dtype)
     return y, kept
 

@@ -1,32 +1,25 @@
-"""The SMoE decoder as thin Linen shells over `ops`, `routing` and `experts`.
+"""The SMoE decoder and its functional face: parameters in, logits out.
 
-GPT-2 form (UNCURL, section on models): learned positions, pre-norm blocks with biases, GELU, tied
-head; a MoE layer takes the place of the feed-forward where the config has experts. Linen gives
-names, shapes and `sow`; the arithmetic is plain functions on arrays.
+One decoder covers the GPT-2 form of UNCURL (learned positions, layer norm, GELU, tied head) and the
+released families; `Config` says which. A MoE layer takes the place of the feed-forward where the
+config has experts.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import experts, ops, routing
+from moe_jax import ops, rope
+from moe_jax.attention import Rows
+from moe_jax.blocks import Block, Norm, Record, init_std
 from moe_jax.config import Config
 
+__all__ = ['Params', 'Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
+           'shapes', 'unembed']
 Params = dict[str, Any]
-
-
-class Record(NamedTuple):
-    """What one MoE layer did: its `Routing`, choices not dropped [N, K], router inputs [N, D]."""
-
-    ids: jax.Array
-    gates: jax.Array
-    logits: jax.Array
-    probs: jax.Array
-    kept: jax.Array
-    inputs: jax.Array
 
 
 def init(cfg: Config, key: jax.Array) -> Params:
@@ -49,11 +42,6 @@ def shapes(cfg: Config) -> Params:
     return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
-def init_std(cfg: Config) -> float:
-    """Standard deviation of fresh matrices, 0.64/sqrt(D): GPT-2's 0.02 at D = 1024."""
-    return 0.64 * cfg.width**-0.5
-
-
 def apply(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None = None
 ) -> jax.Array:
@@ -73,6 +61,7 @@ def forward(
     train: bool = False,
     key: jax.Array | None = None,
     routing: bool = False,
+    cache: Params | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [B, T, V] float32 and a dict of what happened on the way.
 
@@ -80,160 +69,129 @@ def forward(
     out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
     choices lost to capacity; with `routing`, out['routing'][layer] holds the layer's `Record` and
     out['valid'] [N] marks tokens that are not padding. `train` selects capacity_train and, with a
-    key, router jitter. Which choices a capacity drops depends on all B*T tokens. Raises ValueError,
-    or flax's error naming the path, where params, tokens or segments do not fit the config.
+    key, router jitter. Which choices a capacity drops depends on all B*T tokens. With a `cache`
+    (`empty_cache`) the tokens go on where it ends, and out['cache'] holds them too. Raises
+    ValueError, or flax's error naming the path, where params, tokens or segments do not fit the
+    config.
     """
+    x, out = hidden(cfg, params, tokens, segments, train=train, key=key, routing=routing,
+                    cache=cache)
+    return unembed(cfg, params, x), out
+
+
+def hidden(
+    cfg: Config,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array | None = None,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    routing: bool = False,
+    cache: Params | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """As `forward`, but what the head reads, [B, T, D], in place of the logits."""
     segments = jnp.ones_like(tokens) if segments is None else segments
     _check(cfg, params, tokens, segments)
-    logits, state = MoeLM(cfg, train).apply(
-        {'params': params}, tokens, segments, rngs={} if key is None else {'jitter': key},
+    (x, cache), state = MoeLM(cfg, train).apply(
+        {'params': params}, tokens, segments, cache, rngs={} if key is None else {'jitter': key},
         mutable=['aux', 'routing'] if routing else ['aux'],
     )
-    return logits, _collect(cfg, state, segments, routing)
+    out = _collect(cfg, state, segments, routing)
+    return x, out if cache is None else out | {'cache': cache}
 
 
-class Attention(nn.Module):
-    """Causal self-attention inside segments; x [B, T, D], segments [B, T] -> [B, T, D]."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments: jax.Array) -> jax.Array:
-        cfg, d = self.cfg, self.cfg.width
-        qkv = ops.linear(x_BTD, *_dense(self, cfg, 'qkv', d, 3 * d))
-        heads = (*x_BTD.shape[:2], cfg.heads, d // cfg.heads)
-        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-        mixed = ops.attention(q, k, v, segments).reshape(x_BTD.shape)
-        return ops.linear(mixed, *_dense(self, cfg, 'out', d, d, residual=True))
+def unembed(cfg: Config, params: Params, x: jax.Array) -> jax.Array:
+    """Logits [..., V] float32 of what `hidden` gives, [..., D]."""
+    table = params['embed']['tokens'] if cfg.tied else params['head']['kernel']
+    logits = jnp.einsum('...d,vd->...v', x, table.astype(x.dtype),
+                        preferred_element_type=jnp.float32)
+    return ops.scaled(logits, cfg.logit_scale)
 
 
-class Mlp(nn.Module):
-    """The dense feed-forward layer, [B, T, D] -> [B, T, D]."""
+def empty_cache(cfg: Config, batch: int, slots: int) -> Params:
+    """Room for the keys and values of `slots` tokens in each of `batch` rows, in cfg.dtype.
 
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        cfg, d, f = self.cfg, self.cfg.width, self.cfg.mlp_hidden
-        hidden = ops.gelu(ops.linear(x_BTD, *_dense(self, cfg, 'up', d, f)))
-        return ops.linear(hidden, *_dense(self, cfg, 'down', f, d, residual=True))
-
-
-class Router(nn.Module):
-    """Router kernel [R, D]; x [N, D] -> `Routing` over R rows."""
-
-    cfg: Config
-    layer: int
-
-    @nn.compact
-    def __call__(self, x_ND: jax.Array, key: jax.Array | None) -> routing.Routing:
-        cfg = self.cfg
-        shape = (cfg.router_rows(self.layer), cfg.width)
-        kernel = self.param('kernel', nn.initializers.normal(init_std(cfg)), shape, jnp.float32)
-        return routing.route(
-            x_ND, kernel, topk=cfg.topk, gate=cfg.gate, jitter=cfg.jitter, key=key
-        )
-
-
-class ExpertWeights(nn.Module):
-    """The experts' arrays, each with E on axis 0."""
-
-    cfg: Config
-    layer: int
-
-    @nn.compact
-    def __call__(self) -> Params:
-        cfg, e = self.cfg, self.cfg.experts[self.layer]
-        d, f, std = cfg.width, cfg.expert_hidden, init_std(cfg)
-        normal, zeros = nn.initializers.normal, nn.initializers.zeros
-        return {
-            'up': self.param('up', normal(std), (e, d, f), jnp.float32),
-            'up_bias': self.param('up_bias', zeros, (e, f), jnp.float32),
-            'down': self.param('down', normal(_residual_std(cfg)), (e, f, d), jnp.float32),
-            'down_bias': self.param('down_bias', zeros, (e, d), jnp.float32),
-        }
-
-
-class SparseMoe(nn.Module):
-    """The experts in place of the feed-forward layer, [B, T, D] -> [B, T, D]."""
-
-    cfg: Config
-    layer: int
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments: jax.Array) -> jax.Array:
-        cfg, x, valid = self.cfg, x_BTD.reshape(-1, self.cfg.width), segments.ravel() > 0
-        key = self.make_rng('jitter') if self.train and self.has_rng('jitter') else None
-        chosen = Router(cfg, self.layer, name='router')(x, key)
-        weights = ExpertWeights(cfg, self.layer, name='experts')()
-        alias, count = cfg.alias(self.layer), cfg.experts[self.layer]
-        ids, gates = routing.to_experts(chosen, valid, alias, count)
-        y, kept = _evaluate(cfg, self.train, weights, x, ids, gates)
-        self.sow('routing', 'record', Record(*chosen, routing.served(chosen, kept, alias), x))
-        self.sow('aux', 'loads', _loads(chosen, ids, kept, valid, count))
-        return y.reshape(x_BTD.shape)
-
-
-class Block(nn.Module):
-    """Attention, then feed-forward or experts, each pre-norm and residual; [B, T, D]."""
-
-    cfg: Config
-    layer: int
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments: jax.Array) -> jax.Array:
-        h = Norm(self.cfg, name='norm_attn')(x_BTD)
-        x_BTD = x_BTD + Attention(self.cfg, name='attn')(h, segments)
-        h = Norm(self.cfg, name='norm_ffn')(x_BTD)
-        if self.cfg.experts[self.layer]:
-            return x_BTD + SparseMoe(self.cfg, self.layer, self.train, name='moe')(h, segments)
-        return x_BTD + Mlp(self.cfg, name='mlp')(h)
-
-
-class Norm(nn.Module):
-    """Layer norm with scale and bias over the last axis."""
-
-    cfg: Config
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.cfg.width,)
-        scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
-        return ops.layer_norm(x, scale, bias)
+    A dict of `length` (slots filled, the same in all rows), `segments` [B, S] and, for each layer,
+    k [B, S, J, C] and v [B, S, J, Cv].
+    """
+    heads = cfg.kv_heads if cfg.latent is None else cfg.heads
+    k, v = ((batch, slots, heads, width) for width in (cfg.key_width, cfg.value_width))
+    dtype = jnp.dtype(cfg.dtype)
+    layers = {
+        f'layer_{i}': {'k': jnp.zeros(k, dtype), 'v': jnp.zeros(v, dtype)}
+        for i in range(cfg.layers)
+    }
+    return {'length': jnp.zeros((), jnp.int32), 'segments': jnp.zeros((batch, slots), jnp.int32),
+            **layers}
 
 
 class Embed(nn.Module):
-    """Token table [V, D] (also the head) and learned positions [P, D]."""
+    """Token table [V, D] and, without rotary positions, learned positions [P, D]."""
 
     cfg: Config
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         cfg, normal = self.cfg, nn.initializers.normal(init_std(self.cfg))
-        tokens = self.param('tokens', normal, (cfg.vocab, cfg.width), jnp.float32)
-        return tokens, self.param('positions', normal, (cfg.positions, cfg.width), jnp.float32)
+        table = self.param('tokens', normal, (cfg.vocab, cfg.width), jnp.float32)
+        x = ops.scaled(table[tokens], cfg.embed_scale)
+        if cfg.rope is None:
+            places = self.param('positions', normal, (cfg.positions, cfg.width), jnp.float32)
+            x = x + places[positions]
+        return x.astype(jnp.dtype(cfg.dtype))
+
+
+class Head(nn.Module):
+    """The table [V, D] that gives logits, where it is not the token table."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self) -> None:
+        cfg = self.cfg
+        self.param('kernel', nn.initializers.normal(init_std(cfg)), (cfg.vocab, cfg.width),
+                   jnp.float32)
 
 
 class MoeLM(nn.Module):
-    """The decoder: tokens, segments int32 [B, T] -> logits [B, T, V] float32."""
+    """The decoder below its head: tokens, segments int32 [B, T] -> [B, T, D], and the cache."""
 
     cfg: Config
     train: bool = False
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
-        table_VD, positions_PD = Embed(cfg, name='embed')()
-        x = table_VD[tokens] + positions_PD[ops.positions_in_segments(segments)]
-        x = x.astype(dtype)
+    def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None):
+        cfg = self.cfg
+        rows, positions, new = _rows(cfg, segments, cache)
+        start = None if cache is None else cache['length']
+        x = Embed(cfg, name='embed')(tokens, positions)
         for i in range(cfg.layers):
-            x = Block(cfg, i, self.train, name=f'layer_{i}')(x, segments)
-        x = Norm(cfg, name='norm_final')(x)
-        return jnp.einsum('btd,vd->btv', x, table_VD.astype(dtype),
-                          preferred_element_type=jnp.float32)
+            name = f'layer_{i}'
+            past = None if cache is None else cache[name]
+            x, past = Block(cfg, i, self.train, name=name)(x, rows, past, start)
+            new = None if cache is None else new | {name: past}
+        if not cfg.tied:
+            Head(cfg, name='head')()
+        return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new
+
+
+def _rows(cfg: Config, segments: jax.Array, cache: Params | None):
+    """Where the tokens stand, their positions [B, T], and the cache's own new entries."""
+    length = segments.shape[1]
+    if cache is None:
+        slots, key_segments, new = jnp.arange(length), segments, None
+        positions = ops.positions_in_segments(segments)
+    else:
+        start = cache['length']
+        slots = start + jnp.arange(length)
+        key_segments = jax.lax.dynamic_update_slice_in_dim(cache['segments'], segments, start, 1)
+        new = {'length': start + length, 'segments': key_segments}
+        earlier = jnp.arange(key_segments.shape[1])[None, None] < slots[None, :, None]
+        same = segments[:, :, None] == key_segments[:, None, :]
+        positions = (earlier & same).sum(axis=-1, dtype=jnp.int32)
+    cos_sin = (None, None) if cfg.rope is None else rope.angles(cfg.rope, positions)
+    return Rows(segments, slots, key_segments, *cos_sin), positions, new
 
 
 def _check(cfg, params, tokens, segments):
@@ -243,33 +201,10 @@ def _check(cfg, params, tokens, segments):
     if (length := tokens.shape[1]) > cfg.positions:
         raise ValueError(f'{length} tokens in a row; the model has {cfg.positions} positions')
     known = {'embed', 'norm_final', *(f'layer_{i}' for i in range(cfg.layers))}
+    known |= set() if cfg.tied else {'head'}
     if unknown := sorted(set(params) - known):
         raise ValueError(f'params have {", ".join(unknown)}, which a config of {cfg.layers} layers '
                          'does not; is this the config of these params?')
-
-
-def _evaluate(cfg, train, weights, x, ids, gates):
-    """Dropless, or with the capacity that training or evaluation asks for."""
-    factor = cfg.capacity_train if train else cfg.capacity_eval
-    if factor is None:
-        return experts.dropless(weights, x, ids, gates)
-    slots = experts.capacity_slots(
-        factor, x.shape[0], cfg.topk, weights['up'].shape[0], cfg.min_capacity
-    )
-    return experts.capacity(weights, x, ids, gates, slots=slots)
-
-
-def _loads(chosen, ids, kept, valid, count):
-    """(balance loss, z-loss, busiest expert over mean, share of choices dropped) of one layer."""
-    used = routing.load(ids, valid, count + 1)[:count]
-    total = jnp.maximum(used.sum(), 1.0)
-    dropped = 1.0 - jnp.sum(kept & (ids < count)).astype(jnp.float32) / total
-    return (
-        routing.balance_loss(chosen, valid),
-        routing.z_loss(chosen, valid),
-        used.max() * count / total,
-        jnp.where(used.sum() > 0, dropped, 0.0),
-    )
 
 
 def _collect(cfg, state, segments, want_routing):
@@ -287,14 +222,3 @@ def _collect(cfg, state, segments, want_routing):
         out['valid'] = segments.ravel() > 0
         out['routing'] = {i: layer['record'][0] for i, layer in layers.items()}
     return out
-
-
-def _residual_std(cfg: Config) -> float:
-    return init_std(cfg) * (2 * cfg.layers) ** -0.5
-
-
-def _dense(module, cfg, name, rows, columns, residual=False):
-    """Kernel `name` [rows, columns] and bias `name_bias` of a Linen module."""
-    std = _residual_std(cfg) if residual else init_std(cfg)
-    kernel = module.param(name, nn.initializers.normal(std), (rows, columns), jnp.float32)
-    return kernel, module.param(f'{name}_bias', nn.initializers.zeros, (columns,), jnp.float32)

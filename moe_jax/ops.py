@@ -1,9 +1,7 @@
-"""Layer norm and causal attention inside packed segments: arrays in, arrays out."""
+"""Norms, products and positions: arrays in, arrays out."""
 
 import jax
 import jax.numpy as jnp
-
-MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean and not NaN
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5) -> jax.Array:
@@ -18,15 +16,22 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-
     return y.astype(x.dtype)
 
 
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float = 1e-5) -> jax.Array:
+    """x / sqrt(mean x^2 + eps) over the last axis, times scale, in float32; returns x's dtype."""
+    x32 = jax.lax.optimization_barrier(x).astype(jnp.float32)  # as in layer_norm
+    y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(axis=-1, keepdims=True) + eps)
+    return (y * _like(scale, y)).astype(x.dtype)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., D] @ kernel [D, F] + bias [F], summed in float32, in x's dtype."""
     y = jnp.dot(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (y + _like(bias, y)).astype(x.dtype)
+    return (y if bias is None else y + _like(bias, y)).astype(x.dtype)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """GELU in GPT-2's tanh form, computed in float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    """x times a number of the config, computed in float32; x itself where the number is 1."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
 def positions_in_segments(segments: jax.Array) -> jax.Array:
@@ -35,22 +40,6 @@ def positions_in_segments(segments: jax.Array) -> jax.Array:
     previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts = jnp.where(segments != previous, index, jnp.zeros_like(index))
     return index - jax.lax.cummax(starts, axis=1)
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Causal softmax attention that never leaves a segment; q, k, v [B, T, H, D/H], same out.
-
-    softmax(q k^T / sqrt(D/H)) v over earlier tokens of the same segment, softmax in float32.
-    """
-    scale = q.shape[-1] ** -0.5
-    scores = jnp.einsum('bqhc,bkhc->bhqk', q, k, preferred_element_type=jnp.float32) * scale
-    length = q.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    seen = causal[None] & (segments[:, :, None] == segments[:, None, :])
-    probs = jax.nn.softmax(jnp.where(seen[:, None], scores, MASKED), axis=-1)
-    out = jnp.einsum('bhqk,bkhc->bqhc', probs.astype(v.dtype), v,
-                     preferred_element_type=jnp.float32)
-    return out.astype(v.dtype)
 
 
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ N tokens, D width, R router rows, K experts per token. Everything here is float3
 model's compute dtype. A routing is a value: how the experts are then evaluated is `experts.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Routing(NamedTuple):
-    """ids [N, K] router rows by falling probability, gates [N, K], logits and probs [N, R]."""
+    """ids [N, K] router rows, best first, gates [N, K], logits and probs (shares of 1) [N, R]."""
 
     ids: jax.Array
     gates: jax.Array
@@ -20,44 +20,100 @@ class Routing(NamedTuple):
     probs: jax.Array
 
 
-def _raw(chosen_NK: jax.Array) -> jax.Array:
-    return chosen_NK
+class Gate(NamedTuple):
+    """One gate convention: how logits become scores, and chosen scores become gates.
+
+    scores(logits [N, R]) -> [N, R], what selection ranks (a correction bias is added first);
+    weights(chosen scores [N, K], chosen logits [N, K]) -> gates [N, K]; group_best: the number of
+    a group's best scores whose sum ranks the group.
+    """
+
+    scores: Callable[[jax.Array], jax.Array]
+    weights: Callable[[jax.Array, jax.Array], jax.Array]
+    group_best: int
 
 
-def _renormalised(chosen_NK: jax.Array) -> jax.Array:
-    return chosen_NK / chosen_NK.sum(axis=-1, keepdims=True)
+def _softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits, axis=-1)
 
 
-GATE: dict[str, Callable[[jax.Array], jax.Array]] = {
-    'softmax_topk': _raw,
-    'softmax_topk_renorm': _renormalised,
+def _raw(scores: jax.Array, logits: jax.Array) -> jax.Array:
+    return scores
+
+
+def _renormalised(scores: jax.Array, logits: jax.Array) -> jax.Array:
+    # The tiny number keeps a token finite whose every chosen sigmoid has vanished (DeepSeek-V3).
+    return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
+
+
+def _softmax_of_chosen(scores: jax.Array, logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits, axis=-1)
+
+
+GATE: dict[str, Gate] = {
+    'softmax_topk': Gate(_softmax, _raw, 1),
+    'softmax_topk_renorm': Gate(_softmax, _renormalised, 1),
+    'topk_softmax': Gate(lambda logits: logits, _softmax_of_chosen, 1),
+    'sigmoid_topk': Gate(jax.nn.sigmoid, _raw, 2),
+    'sigmoid_topk_renorm': Gate(jax.nn.sigmoid, _renormalised, 2),
 }
 
 
 def route(
     x_ND: jax.Array,
-    kernel_RD: jax.Array,
+    router: Mapping[str, jax.Array],
     *,
     topk: int,
     gate: str,
+    scale: float = 1.0,
+    groups: int = 1,
+    groups_used: int = 1,
     jitter: float = 0.0,
     key: jax.Array | None = None,
 ) -> Routing:
-    """Choose the `topk` most probable router rows of each token; ties go to the lower row.
+    """Choose the `topk` best router rows of each token; ties go to the lower row.
 
-    logits = x kernel^T; probs = softmax(logits); gates are the chosen probabilities, raw (Switch
-    when topk=1; Fedus et al. 2021, section 2.1) or renormalised over the chosen. With `jitter` eps
-    and a key, the router's input is multiplied by uniform(1-eps, 1+eps) noise (ibid., section 2.4).
+    router: kernel [R, D]; bias [R], if any, is added to the logits; correction [R], if any, to the
+    scores that rank the rows, not to the gates (DeepSeek-V3, section 2.1.2). logits = x kernel^T +
+    bias; scores and gates by `GATE[gate]`, gates times `scale`. With `groups`, rows fall into equal
+    groups in their order and only the groups_used best take part (DeepSeek-V2, section 2.2.2).
+    probs: the scores as shares of one, softmax(logits) or sigmoids over their sum. With `jitter`
+    eps and a key, the router's input is multiplied by uniform(1-eps, 1+eps) noise (Fedus et al.
+    2021, section 2.4).
     """
-    x = x_ND.astype(jnp.float32)
+    x, rule = x_ND.astype(jnp.float32), GATE[gate]
     if jitter and key is not None:
         x = x * jax.random.uniform(key, x.shape, jnp.float32, 1.0 - jitter, 1.0 + jitter)
-    logits = jnp.einsum(
-        'nd,rd->nr', x, kernel_RD.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
-    )
-    probs = jax.nn.softmax(logits, axis=-1)
-    chosen, ids = jax.lax.top_k(probs, topk)
-    return Routing(ids.astype(jnp.int32), GATE[gate](chosen), logits, probs)
+    kernel = router['kernel'].astype(jnp.float32)
+    logits = jnp.einsum('nd,rd->nr', x, kernel, precision=jax.lax.Precision.HIGHEST)
+    if 'bias' in router:
+        logits = logits + router['bias'].astype(jnp.float32)[None]
+    scores = rule.scores(logits)
+    ranked = scores
+    if 'correction' in router:
+        ranked = ranked + router['correction'].astype(jnp.float32)[None]
+    if groups > 1:
+        ranked = _in_best_groups(ranked, groups, groups_used, rule.group_best)
+    ids = jax.lax.top_k(ranked, topk)[1].astype(jnp.int32)
+    chosen = (jnp.take_along_axis(values, ids, axis=-1) for values in (scores, logits))
+    gates = rule.weights(*chosen)
+    return Routing(ids, gates * scale if scale != 1.0 else gates, logits, _shares(gate, logits))
+
+
+def _in_best_groups(ranked: jax.Array, groups: int, used: int, best: int) -> jax.Array:
+    """Scores [N, R], with -inf outside the `used` groups whose `best` largest sum to the most."""
+    grouped = ranked.reshape(ranked.shape[0], groups, -1)
+    worth = jax.lax.top_k(grouped, best)[0].sum(axis=-1)
+    chosen = jax.lax.top_k(worth, used)[1]
+    mask = jax.nn.one_hot(chosen, groups, dtype=jnp.bool_).any(axis=1)
+    return jnp.where(mask[:, :, None], grouped, -jnp.inf).reshape(ranked.shape)
+
+
+def _shares(gate: str, logits: jax.Array) -> jax.Array:
+    if not gate.startswith('sigmoid'):
+        return jax.nn.softmax(logits, axis=-1)
+    scores = jax.nn.sigmoid(logits)
+    return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
 
 
 def balance_loss(routing: Routing, valid_N: jax.Array) -> jax.Array:

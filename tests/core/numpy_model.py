@@ -29,8 +29,28 @@ def choose(probs, topk):
 
 
 def gates_of(probs, ids, gate):
+    """Gates of chosen softmax shares: raw, or divided by their sum, which is what a softmax over
+    the chosen logits gives too."""
     chosen = np.take_along_axis(probs, ids, axis=1)
-    return chosen / chosen.sum(axis=1, keepdims=True) if gate.endswith('renorm') else chosen
+    raw = gate == 'softmax_topk'
+    return chosen if raw else chosen / chosen.sum(axis=1, keepdims=True)
+
+
+def sigmoid_route(logits, correction, topk, groups, used, renormalised, scale):
+    """ids and gates of sigmoid routing (DeepSeek-V3), token by token."""
+    ids, gates = [], []
+    for z in logits:
+        score = 1 / (1 + np.exp(-z))
+        ranked = score + correction
+        each = len(z) // groups
+        worth = [np.sort(ranked[g * each:(g + 1) * each])[-2:].sum() for g in range(groups)]
+        best = sorted(range(groups), key=lambda g: (-worth[g], g))[:used]
+        allowed = [r for r in range(len(z)) if r // each in best]
+        chosen = sorted(allowed, key=lambda r: (-ranked[r], r))[:topk]
+        gate = score[chosen] / (score[chosen].sum() if renormalised else 1)
+        ids.append(chosen)
+        gates.append(scale * gate)
+    return np.array(ids), np.array(gates)
 
 
 def kept_choices(ids, experts, slots):
@@ -75,7 +95,7 @@ def moe(cfg, p, x, valid, capacity):
 
 def attend(cfg, p, x, segments):
     length, width = x.shape
-    q, k, v = np.split(x @ p['qkv'] + p['qkv_bias'], 3, axis=-1)
+    q, k, v = (x @ p[name] + p[f'{name}_bias'] for name in 'qkv')
     size = width // cfg.heads
     out = np.zeros_like(x)
     for h in range(cfg.heads):

@@ -1,18 +1,21 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_model
 import pytest
 
-from moe_jax import experts
+from moe_jax import experts, ffn
 
 E, D, F, N = 4, 5, 6, 41  # N is no multiple of a block; few shapes, since each one compiles
 WAYS = {
-    'dense': experts.dense,
-    'dropless': experts.dropless,
-    'capacity': lambda w, x, ids, gates: experts.capacity(w, x, ids, gates, slots=len(x)),
+    'dense': partial(experts.dense, ffn.gelu),
+    'dropless': partial(experts.dropless, ffn.gelu),
+    'capacity': lambda w, x, ids, gates: experts.capacity(
+        ffn.gelu, w, x, ids, gates, slots=len(x)),
 }
-LIMITED = jax.jit(experts.capacity, static_argnames='slots')
+LIMITED = jax.jit(partial(experts.capacity, ffn.gelu), static_argnames='slots')
 
 
 def weights(seed=0, count=E):

@@ -75,7 +75,7 @@ def test_bfloat16_weights_train_in_float32():
     start = jax.tree.map(lambda leaf: leaf.astype('bfloat16'), params())
     state = init_state(start, dataclasses.replace(OPTIONS, trainable=r'moe/'))
     assert state.params['layer_0']['moe']['experts']['up'].dtype == np.float32
-    assert state.params['layer_0']['attn']['qkv'].dtype == 'bfloat16'
+    assert state.params['layer_0']['attn']['q'].dtype == 'bfloat16'
 
 
 def test_runs_that_differ_in_numbers_share_one_compilation():

@@ -1,0 +1,74 @@
+"""The feed-forward functions: of a dense layer, of a shared expert and of each routed one.
+
+M rows, D width, F hidden width. Each takes (weights of one, x [M, D]) and returns [M, D]; a bias
+that is not among the weights is zero.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.config import Config
+from moe_jax.ops import linear
+
+Weights = dict[str, Any]
+Ffn = Callable[[Weights, jax.Array], jax.Array]
+
+
+def gelu(weights: Weights, x: jax.Array) -> jax.Array:
+    """GELU(x up + up_bias) down + down_bias, in GPT-2's tanh form, the GELU in float32."""
+    hidden = linear(x, weights['up'], weights.get('up_bias'))
+    hidden = jax.nn.gelu(hidden.astype(jnp.float32), approximate=True).astype(x.dtype)
+    return linear(hidden, weights['down'], weights.get('down_bias'))
+
+
+def swiglu(weights: Weights, x: jax.Array) -> jax.Array:
+    """(SiLU(x gate) * (x up)) down (Shazeer 2020), the product in float32."""
+    gate, up = _gate_up(weights, x)
+    hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return linear(hidden, weights['down'], weights.get('down_bias'))
+
+
+def swiglu_clamped(weights: Weights, x: jax.Array, *, limit: float, alpha: float) -> jax.Array:
+    """((u + 1) g sigmoid(alpha g)) down with g = min(x gate, limit), u = clip(x up, limit).
+
+    The form of the gpt-oss models.
+    """
+    gate, up = _gate_up(weights, x)
+    gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+    hidden = ((up + 1.0) * gate * jax.nn.sigmoid(alpha * gate)).astype(x.dtype)
+    return linear(hidden, weights['down'], weights.get('down_bias'))
+
+
+FFN: dict[str, Callable[..., jax.Array]] = {
+    'gelu': gelu, 'swiglu': swiglu, 'swiglu_clamped': swiglu_clamped,
+}
+
+
+@lru_cache(maxsize=64)
+def of(cfg: Config) -> Ffn:
+    """The feed-forward function of a config: one object for each, so that nothing compiles twice.
+    """
+    if cfg.ffn == 'swiglu_clamped':
+        return partial(swiglu_clamped, limit=cfg.ffn_limit, alpha=cfg.ffn_alpha)
+    return FFN[cfg.ffn]
+
+
+def shapes(cfg: Config, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The leaves of one feed-forward of `hidden` units and their shapes."""
+    d, f = cfg.width, hidden
+    found: dict[str, tuple[int, ...]] = {} if cfg.ffn == 'gelu' else {'gate': (d, f)}
+    found |= {'up': (d, f), 'down': (f, d)}
+    if cfg.ffn_bias:
+        found |= {f'{name}_bias': shape[1:] for name, shape in found.items()}
+    return found
+
+
+def _gate_up(weights: Weights, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both halves of a gated hidden layer [M, F], float32."""
+    gate = linear(x, weights['gate'], weights.get('gate_bias'))
+    up = linear(x, weights['up'], weights.get('up_bias'))
+    return gate.astype(jnp.float32), up.astype(jnp.float32)

@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_model
+import pytest
+
+from moe_jax import attention
+from moe_jax.attention import Rows
+
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 2]], np.int32)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
+
+
+def rows(segments, keys=None, first=0):
+    """Queries in slots first, first+1, ... that may look at `keys` (None: at themselves)."""
+    segments = jnp.asarray(segments, jnp.int32)
+    keys = segments if keys is None else jnp.asarray(keys, jnp.int32)
+    return Rows(segments, first + jnp.arange(segments.shape[1]), keys, None, None)
+
+
+@pytest.mark.parametrize('window', [0, 1, 2])
+@pytest.mark.parametrize('sinks', [None, np.array([0.5, -1.0, 2.0, 0.0], np.float32)])
+def test_attention_by_loops(window, sinks):
+    q, k, v = normal(2, 6, 4, 3), normal(2, 6, 2, 3, seed=1), normal(2, 6, 2, 5, seed=2)
+    seen = attention.visible(rows(SEGMENTS), window)
+    found = attention.attend(q, k, v, seen, 0.7, None if sinks is None else jnp.asarray(sinks))
+    assert found.shape == (2, 6, 4, 5)
+    for b, t, h in np.ndindex(2, 6, 4):
+        past = [s for s in range(t + 1) if SEGMENTS[b, s] == SEGMENTS[b, t]
+                and (not window or s > t - window)]
+        scores = 0.7 * q[b, t, h].astype(np.float64) @ k[b, past, h // 2].T
+        if sinks is not None:
+            scores = np.append(scores, sinks[h])
+        weights = numpy_model.softmax(scores)[:len(past)]
+        np.testing.assert_allclose(found[b, t, h], weights @ v[b, past, h // 2], rtol=1e-4,
+                                   atol=1e-5)
+
+
+def test_queries_in_later_slots_see_the_cache():
+    seen = attention.visible(rows([[1], [2]], [[1, 1, 1, 1, 0], [0, 2, 2, 2, 0]], first=3), 0)
+    np.testing.assert_array_equal(seen[:, 0], [[1, 1, 1, 1, 0], [0, 1, 1, 1, 0]])
+    seen = attention.visible(rows([[1], [2]], [[1, 1, 1, 1, 0], [0, 2, 2, 2, 0]], first=3), 2)
+    np.testing.assert_array_equal(seen[:, 0], [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0]])
+
+
+def test_large_scores_and_padding_rows_stay_finite():
+    q = jnp.full((1, 3, 1, 2), 1e4)
+    seen = attention.visible(rows([[1, 0, 0]]), 0)
+    value, pull = jax.vjp(
+        lambda q: attention.attend(q, q, jnp.ones_like(q), seen, 1.0), q)
+    np.testing.assert_array_equal(value, np.ones((1, 3, 1, 2)))
+    assert np.isfinite(pull(jnp.ones_like(q))[0]).all()

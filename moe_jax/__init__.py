@@ -1,12 +1,14 @@
 """Sparse mixture-of-experts language models: load, observe, score, and (with `prune`) shrink."""
 
-from moe_jax.checkpoint import load, save
 from moe_jax.config import Config
+from moe_jax.hf.export import export_hf
 from moe_jax.model import apply, forward, init
 from moe_jax.observe import Stats, observe
 from moe_jax.presets import preset
 from moe_jax.score import score
+from moe_jax.storage import load, save
 
 __all__ = [
-    'Config', 'Stats', 'apply', 'forward', 'init', 'load', 'observe', 'preset', 'save', 'score',
+    'Config', 'Stats', 'apply', 'export_hf', 'forward', 'init', 'load', 'observe', 'preset', 'save',
+    'score',
 ]

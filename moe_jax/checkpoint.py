@@ -12,19 +12,21 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from moe_jax import model
 from moe_jax.config import Config
-from moe_jax.tree import count_bytes, leaves_with_paths
+from moe_jax.tree import count_bytes, leaves_with_paths, map_with_path
 
 FORMAT = 'moe-jax 1'
 SLACK = 1 << 20  # bytes of metadata next to the arrays
+Placing = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 class DiskFull(OSError):
@@ -40,15 +42,17 @@ def save(
     params: Mapping[str, Any],
     lineage: Mapping[str, Any] | None = None,
     *,
+    beside: Callable[[Path], None] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a model folder in a temporary sibling, then rename it into place.
 
-    `lineage` is anything JSON can hold about where the model came from. A path that exists is
-    refused, unless it is an empty folder, or a model folder of ours and `overwrite` is set.
+    `lineage` is anything JSON can hold about where the model came from; `beside` is called with the
+    temporary folder, to put more files into it. A path that exists is refused, unless it is an
+    empty folder, or a model folder of ours and `overwrite` is set.
     """
     path = Path(path).absolute()
-    _check_target(path, overwrite)
+    check_target(path, overwrite, _check_ours)
     check_params(cfg, params, str(path))
     head = json.dumps({'format': FORMAT, 'lineage': dict(lineage or {})}, indent=1, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,29 +66,46 @@ def save(
                 writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
             manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
             (temporary / 'manifest.json').write_text(manifest)
-        _swap(temporary, path)
+            if beside is not None:
+                beside(temporary)
+        swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(path: str | Path) -> tuple[Config, model.Params]:
-    """Config and parameters of a model folder, on the first device, bit for bit as saved."""
+def load(
+    path: str | Path, *, dtype: str | None = None, place: Placing | None = None
+) -> tuple[Config, model.Params]:
+    """Config and parameters of a model folder, bit for bit as saved.
+
+    dtype: cast everything but the routers, and compute in it. place: the sharding of a leaf, by
+    path and shape (None: the first device).
+    """
     path = Path(path).absolute()
     _check_ours(path)
     _check_files(path)
-    try:
-        cfg = Config.from_json((path / 'config.json').read_text())
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
+    cfg = read_config(path)
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def target(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        kind = leaf.dtype if dtype is None or '/router/' in name else jnp.dtype(dtype)
+        where = first if place is None else place(name, tuple(leaf.shape))
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
+
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         stored = reader.metadata(path / 'params').item_metadata
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored.tree
-        )
-        check_params(cfg, target, str(path))
-        params = reader.restore(path / 'params', args=ocp.args.StandardRestore(target))
-    return cfg, params
+        wanted = map_with_path(target, stored.tree)
+        check_params(cfg, wanted, str(path))
+        params = reader.restore(path / 'params', args=ocp.args.StandardRestore(wanted))
+    return cfg if dtype is None else cfg.replace(dtype=dtype), params
+
+
+def read_config(path: Path) -> Config:
+    """The Config of a model folder; ValueError where its config.json is not one."""
+    try:
+        return Config.from_json((path / 'config.json').read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
 
 
 def load_lineage(path: str | Path) -> dict[str, Any]:
@@ -166,15 +187,16 @@ def _check_files(path: Path) -> None:
         raise ValueError(f'{path}/params: {"; ".join(faults[:4])}; copy the model again')
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool, check_ours: Callable[[Path], None]) -> None:
+    """Refuse to write where something is, unless it is ours and may be overwritten."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f'{path}: exists and is not empty; choose another path or overwrite')
-    _check_ours(path)
+    check_ours(path)
 
 
-def _swap(temporary: Path, path: Path) -> None:
+def swap(temporary: Path, path: Path) -> None:
     """Rename into place; an old model steps aside first and is deleted last."""
     if not path.exists():
         temporary.rename(path)

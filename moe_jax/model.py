@@ -5,7 +5,7 @@ released families; `Config` says which. A MoE layer takes the place of the feed-
 config has experts.
 """
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -38,7 +38,24 @@ def _init(cfg: Config, key: jax.Array) -> Params:
 
 
 def shapes(cfg: Config) -> Params:
-    """The parameter tree as `jax.ShapeDtypeStruct`, without allocating anything."""
+    """The parameter tree as `jax.ShapeDtypeStruct`, without allocating anything.
+
+    Layers of one kind have one shape, so that only one of each kind is traced.
+    """
+    kinds = [(count, cfg.alias(i)) for i, count in enumerate(cfg.experts)]
+    distinct = tuple(dict.fromkeys(kinds))
+    few = cfg.replace(
+        experts=tuple(count for count, _ in distinct), windows=(),
+        aliases=tuple(alias for _, alias in distinct) if cfg.aliases else (),
+    )
+    tree = _shapes(few)
+    own = {key: leaf for key, leaf in tree.items() if not key.startswith('layer_')}
+    return own | {f'layer_{i}': tree[f'layer_{distinct.index(kind)}']
+                  for i, kind in enumerate(kinds)}
+
+
+@lru_cache(maxsize=64)
+def _shapes(cfg: Config) -> Params:
     return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 

@@ -19,24 +19,38 @@ from prune.plan import LayerPlan, Plan
 
 
 def apply(
-    params: Mapping[str, Any], cfg: Config, plan: Plan
+    params: Mapping[str, Any], cfg: Config, plan: Plan, *, donate: bool = False
 ) -> tuple[dict[str, Any], Config]:
     """The smaller model of a plan, (params, cfg); the inputs stay as they are.
 
     Weights are combined in float32 and cast back to their own dtype; a kept expert is copied bit
-    for bit. Raises ValueError if the plan was made for another model, or cfg does not fit params.
+    for bit. donate: give each layer's old experts and router free as soon as the new ones are made,
+    so that no more than one layer exists twice; params cannot be used afterwards. Raises ValueError
+    if the plan was made for another model, or cfg does not fit params.
     """
     check_params(cfg, params, 'prune.apply')
     plan.check(cfg, params)
     out, experts, aliases = dict(params), list(cfg.experts), [None] * cfg.layers
     for i, layer in plan.layers.items():
         name = f'layer_{i}'
-        out[name] = {**params[name], 'moe': _moe(params[name]['moe'], layer, cfg, i)}
+        moe = params[name]['moe']
+        out[name] = {**params[name], 'moe': _moe(moe, layer, cfg, i)}
+        if donate:
+            _free(moe, out[name]['moe'])
         experts[i] = layer.after
         aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
     shared = any(alias is not None for alias in aliases)
     small = cfg.replace(experts=tuple(experts), aliases=tuple(aliases) if shared else ())
     return out, small.fit(out)
+
+
+def _free(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Delete the old arrays once the new ones are there, but not those that both share."""
+    jax.block_until_ready(new)
+    kept = {id(leaf) for leaf in jax.tree.leaves(new)}
+    for leaf in jax.tree.leaves(old):
+        if isinstance(leaf, jax.Array) and id(leaf) not in kept:
+            leaf.delete()
 
 
 def _moe(moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int) -> dict[str, Any]:

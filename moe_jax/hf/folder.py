@@ -1,0 +1,74 @@
+"""The files beside the weights: tokenizer, generation config, provenance, and their keeping.
+
+A native model that was converted from a folder of transformers carries these in its subfolder `hf`,
+config.json included, so that it can be exported again.
+"""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+from moe_jax.hf.layout import CONFIG
+from moe_jax.hf.shards import INDEX, SINGLE, Shards, Tensor, listed, read_json
+
+MANIFEST = 'moe_jax.json'
+SUBFOLDER = 'hf'
+KEPT = ('generation_config.json', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json',
+        'vocab.*', 'merges.txt', 'chat_template*', 'LICENSE*', 'NOTICE*', 'USE_POLICY*')
+CODE = ('.py', '.so', '.bin', '.pt')
+
+
+@dataclasses.dataclass(frozen=True)
+class SideFiles:
+    """A folder with a config.json of transformers, and its tensors if it has the weights too."""
+
+    folder: Path
+    tensors: Mapping[str, Tensor] | None
+
+    @classmethod
+    def of(cls, path: str | Path) -> 'SideFiles':
+        """Those of a folder of transformers, or of a native model that came from one."""
+        path = Path(path)
+        if (path / SUBFOLDER / CONFIG).is_file():
+            return cls(path / SUBFOLDER, None)
+        if is_hf(path):
+            has_weights = (path / SINGLE).exists() or (path / INDEX).exists()
+            return cls(path, Shards(path).tensors if has_weights else None)
+        raise ValueError(f'{path}: no config.json of transformers here; give the folder that the '
+                         'model came from, or one that was converted from it')
+
+    def copy(self, target: Path) -> None:
+        """Copy tokenizer, generation config and licences; never code."""
+        for file in sorted(self.folder.iterdir()):
+            known = any(fnmatch(file.name, pattern) for pattern in KEPT)
+            if known and file.is_file() and file.suffix not in CODE:
+                shutil.copyfile(file, target / file.name)
+
+
+def is_hf(path: Path) -> bool:
+    """Whether a folder has a config.json that names a model type, as those of transformers do."""
+    return (path / CONFIG).is_file() and 'model_type' in read_json(path / CONFIG)
+
+
+def check_digests(folder: Path) -> None:
+    """Hold every file against the SHA-256 that our export noted; ValueError for a difference."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    wanted = read_json(path).get('sha256')
+    if not isinstance(wanted, dict):
+        raise ValueError(f'{path}: has no sha256 of the files; delete it if it is not of moe-jax')
+    faults = []
+    for name, digest in wanted.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            faults.append(f'{name} is missing')
+            continue
+        with (folder / name).open('rb') as file:
+            if hashlib.file_digest(file, 'sha256').hexdigest() != digest:
+                faults.append(f'{name} differs')
+    if faults:
+        raise ValueError(f'{folder}: damaged since it was exported: {listed(faults)}. Copy it '
+                         f'again; if you changed the weights yourself, delete {MANIFEST}')

@@ -1,8 +1,8 @@
 """Whether the fields of a Config make a model; every refusal names its field."""
 
 import difflib
-import math
 import operator
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ OPTIONAL = ('capacity_train', 'capacity_eval', 'clip_qkv', 'attention_scale')
 FLAGS = ('router_bias', 'correction', 'shared_gate', 'ffn_bias', 'qkv_bias', 'out_bias', 'sinks',
          'tied')
 LIMIT = 2**24  # of every size: far above any model, far below what overflows int32 arithmetic
-MOST_LAYERS, MOST_EXPERTS = 4096, 2**16
+MOST_LAYERS, MOST_EXPERTS, MOST_IN_ALL = 4096, 2**16, 2**18
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
@@ -84,7 +84,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 def _number(name: str, value: Any) -> float:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value) or value < 0:
+    if not plain or not 0 <= value <= sys.float_info.max:
         raise ValueError(f'Config.{name}={value!r}: must be a finite number, at least 0')
     return float(value)
 
@@ -115,6 +115,8 @@ def _check_layers(cfg: 'Config') -> None:
                          f'{MOST_LAYERS}')
     if max(cfg.experts) > MOST_EXPERTS:
         raise ValueError(f'Config.experts={max(cfg.experts)} in a layer; at most {MOST_EXPERTS}')
+    if sum(cfg.experts) > MOST_IN_ALL:
+        raise ValueError(f'Config.experts={sum(cfg.experts)} in all layers; at most {MOST_IN_ALL}')
     for name in ('windows', 'aliases'):
         if (value := getattr(cfg, name)) and len(value) != cfg.layers:
             raise ValueError(f'Config.{name} has {len(value)} entries for {cfg.layers} layers')
@@ -129,6 +131,7 @@ def _check_attention(cfg: 'Config') -> None:
     if latent is not None:
         for name in ('kv', 'plain', 'rotary', 'value'):
             _integer(f'latent.{name}', getattr(latent, name), 1)
+        _integer('latent.query', latent.query, 0)
         if rope is None or rope.dim != latent.rotary:
             raise ValueError(f'Config.latent.rotary={latent.rotary}: needs rope with this dim')
         if cfg.qk_norm != 'none' or cfg.clip_qkv is not None or cfg.sinks:
@@ -140,8 +143,16 @@ def _check_attention(cfg: 'Config') -> None:
         if dim % 2 or (latent is None and dim > cfg.head_dim):
             raise ValueError(f'Config.rope.dim={dim}: must be even, and at most '
                              f'head_dim={cfg.head_dim}')
+        for name in ('theta', 'factor', 'scale', 'low_freq', 'high_freq', 'fast', 'slow'):
+            _number(f'rope.{name}', getattr(rope, name))
+        _integer('rope.trained', rope.trained, 0)
         if not (rope.theta > 0 and rope.factor > 0 and rope.scale > 0):
             raise ValueError('Config.rope: theta, factor and scale must be above 0')
+        if rope.kind == 'llama3' and not rope.low_freq < rope.high_freq:
+            raise ValueError(f'Config.rope.low_freq={rope.low_freq}: must be below '
+                             f'high_freq={rope.high_freq}')
+        if rope.kind == 'yarn' and not (rope.theta > 1 and rope.fast > 0 and rope.slow > 0):
+            raise ValueError("Config.rope: kind 'yarn' needs theta above 1, fast and slow above 0")
         if rope.kind in ('llama3', 'yarn') and rope.trained < 1:
             raise ValueError(f'Config.rope.trained={rope.trained}: kind {rope.kind!r} needs the '
                              'row length before scaling')

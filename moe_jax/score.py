@@ -1,6 +1,7 @@
 """Jitted log-probabilities of tokens, the base of every evaluation.
 
-B rows, T tokens. A score is the log-probability of a token given its past, in nats.
+B rows, T tokens, V vocabulary, D width. A score is the log-probability of a token given its past,
+in nats. Logits exist for a block of positions at a time, never for all of them.
 """
 
 from functools import lru_cache
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 
 from moe_jax.config import Config
 from moe_jax.inputs import checked
-from moe_jax.model import Params, forward
+from moe_jax.model import Params, hidden, unembed
+
+BLOCK = 2**25  # logits that exist at a time: 128 MB of float32
 
 
 def score(
@@ -30,19 +33,38 @@ def score(
 def _scorer(cfg: Config):
     @jax.jit
     def run(params, tokens, segments):
-        logits, _ = forward(cfg, params, tokens, segments)
-        return token_log_probs(logits, tokens, segments)
+        x, _ = hidden(cfg, params, tokens, segments)
+        targets = jnp.roll(tokens, -1, axis=1)  # slicing x would copy it
+        log_probs = target_log_probs(cfg, params, x, targets)[0][:, :-1]
+        known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+        return jnp.where(known, log_probs, 0.0)
 
     return run
 
 
-def token_log_probs(logits: jax.Array, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    """log softmax(logits[:, :-1])[tokens[:, 1:]], 0 where a token has no past in its segment.
+def target_log_probs(
+    cfg: Config, params: Params, x: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and whether it is the likeliest token (the lowest of equals).
 
-    logits [B, T, V] float32; tokens, segments int32 [B, T] -> [B, T-1] float32.
+    x [B, T, D] as `model.hidden` gives it; targets int32 [B, T] -> float32 and bool, each [B, T].
     """
-    targets = jnp.roll(tokens, -1, axis=1)  # slicing the logits would copy them
-    gold = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-    log_probs = (gold - jax.nn.logsumexp(logits, axis=-1))[:, :-1]
-    known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
-    return jnp.where(known, log_probs, 0.0)
+    flat, wanted = x.reshape(-1, x.shape[-1]), targets.ravel()
+    rows = max(1, min(len(wanted), BLOCK // cfg.vocab))
+    padding = -len(wanted) % rows
+
+    def block(part):
+        x, wanted = part
+        logits = unembed(cfg, params, x)
+        gold = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        best = jnp.argmax(logits, axis=-1).astype(wanted.dtype)
+        return gold - jax.nn.logsumexp(logits, axis=-1), best == wanted
+
+    if rows == len(wanted):
+        found = block((flat, wanted))
+    else:
+        blocks = (jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, rows, flat.shape[-1]),
+                  jnp.pad(wanted, (0, padding)).reshape(-1, rows))
+        found = (part.ravel()[: len(wanted)] for part in jax.lax.map(block, blocks))
+    log_probs, greedy = (part.reshape(targets.shape) for part in found)
+    return log_probs, greedy

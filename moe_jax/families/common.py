@@ -4,7 +4,7 @@ from typing import Any
 
 from moe_jax.config import Config
 from moe_jax.families.family import Part, Slot
-from moe_jax.families.fields import TOPK, Fields
+from moe_jax.families.fields import EXPERTS, TOPK, Fields
 
 LAYER = 'model.layers.{l}.'
 INPUTS = ('gate', 'up')
@@ -86,24 +86,33 @@ def decoder_config(f: Fields, *, experts: tuple[int, ...], hidden: int, theta: f
     transformers takes for the family where config.json says nothing.
     """
     f.only('hidden_act', 'silu', 'swish')
-    heads, width = f.integer('num_attention_heads'), f.integer('hidden_size')
-    head_dim = f.integer('head_dim', default=head_dim or (width // heads if heads else 0))
+    f.integer(*EXPERTS, least=1)  # with none, all layers would pass for dense ones
+    heads, width = f.integer('num_attention_heads', least=1), f.integer('hidden_size', least=1)
     bias = f.flag('attention_bias', False)
     usual: dict[str, Any] = {
-        'kv_heads': f.integer('num_key_value_heads', default=heads), 'head_dim': head_dim,
+        'kv_heads': f.integer('num_key_value_heads', default=heads, least=1),
         'capacity_train': None, 'capacity_eval': None,
         'balance': f.get('router_aux_loss_coef', default=0.001),
         'norm': 'rms', 'norm_eps': f.get('rms_norm_eps', default=eps), 'ffn': 'swiglu',
         'ffn_bias': False, 'qkv_bias': bias, 'out_bias': bias,
         'tied': f.flag('tie_word_embeddings', False), 'dtype': f.dtype(),
     }
+    if 'head_dim' not in own:
+        usual['head_dim'] = _head_dim(f, width, heads, head_dim)
     if 'rope' not in own:
-        usual['rope'] = f.rope(head_dim, theta)
+        usual['rope'] = f.rope(usual['head_dim'], theta)
     return Config(
         vocab=f.integer('vocab_size'), positions=f.integer('max_position_embeddings'), width=width,
         heads=heads, mlp_hidden=f.integer('intermediate_size'), expert_hidden=hidden,
         experts=experts, topk=f.integer(*TOPK), **usual | own,
     )
+
+
+def _head_dim(f: Fields, width: int, heads: int, default: int) -> int:
+    if f.get('head_dim', default=default or None) is None and width % heads:
+        raise ValueError(f'{f.where}: hidden_size={width} is not divisible by '
+                         f'num_attention_heads={heads}, and head_dim is missing')
+    return f.integer('head_dim', default=default or width // heads, least=1)
 
 
 def dense_first(f: Fields, count: int, default: int = 0) -> tuple[int, ...]:
@@ -114,12 +123,17 @@ def dense_first(f: Fields, count: int, default: int = 0) -> tuple[int, ...]:
 
 def every_step(f: Fields, count: int) -> tuple[int, ...]:
     """Experts per layer where every decoder_sparse_step-th has some, mlp_only_layers excepted."""
-    step = f.integer('decoder_sparse_step', default=1)
-    dense = f.get('mlp_only_layers', default=[])
-    if step < 1:
-        raise ValueError(f'{f.where}: decoder_sparse_step={step}: must be at least 1')
+    step, dense = f.integer('decoder_sparse_step', default=1, least=1), _dense_layers(f)
     return tuple(count if i not in dense and (i + 1) % step == 0 else 0
                  for i in range(layer_count(f)))
+
+
+def _dense_layers(f: Fields) -> set[int]:
+    layers = f.get('mlp_only_layers', default=[])
+    if not isinstance(layers, list) or not all(
+            isinstance(layer, int) for layer in layers):
+        raise ValueError(f'{f.where}: mlp_only_layers={layers!r}: must be a list of layer numbers')
+    return set(layers)
 
 
 def everywhere(f: Fields, count: int) -> tuple[int, ...]:

@@ -4,10 +4,12 @@ Versions 4 and 5 name some fields differently; a file may hold both names as lon
 """
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from moe_jax.config import Rope, nearest
+from moe_jax.config_checks import LIMIT
 from moe_jax.config_parts import yarn_magnitude
 
 EXPERTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts')
@@ -41,13 +43,24 @@ class Fields:
             raise ValueError(f'{self.where}: {" or ".join(names)} is missing')
         return default
 
-    def integer(self, *names: str, default: Any = NEEDED) -> int:
-        """A whole number that is at least 0."""
+    def integer(self, *names: str, default: Any = NEEDED, least: int = 0) -> int:
+        """A whole number that is at least `least`, and no larger than any size may be."""
         value = self.get(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f'{self.where}: {names[0]}={value!r}: must be a whole number, at '
-                             'least 0')
+        if isinstance(value, bool) or not isinstance(value, int) or not (
+                least <= value < LIMIT):
+            name = next((name for name in names if self.raw.get(name) is not None), names[0])
+            raise ValueError(f'{self.where}: {name}={value!r}: must be a whole number, at least '
+                             f'{least} and below {LIMIT}')
         return value
+
+    def number(self, name: str, default: Any = NEEDED) -> float:
+        """A finite number that is at least 0."""
+        value = self.get(name, default=default)
+        plain = isinstance(value, int | float) and not isinstance(value, bool)
+        if not plain or not 0 <= value <= sys.float_info.max:
+            raise ValueError(f'{self.where}: {name}={value!r}: must be a finite number, at least '
+                             '0')
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
@@ -76,7 +89,8 @@ class Fields:
         if kinds is None:
             return otherwise if any(otherwise) else ()
         valid = {'full_attention': 0, 'sliding_attention': 1}
-        if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(valid):
+        if not isinstance(kinds, list) or len(kinds) != layers or not set(
+                map(str, kinds)) <= set(valid):
             raise ValueError(f'{self.where}: layer_types={kinds!r}: must be {layers} times '
                              'full_attention or sliding_attention')
         if 'sliding_attention' not in kinds:
@@ -90,39 +104,44 @@ class Fields:
 
         theta and fraction (the share of a head's channels that turn) are the family's defaults.
         """
-        raw = self._rope_fields()
-        fraction = float(raw.get('partial_rotary_factor', fraction))
-        kind = str(raw.get('rope_type', 'default'))
+        rope = self._rope_fields()
+        fraction = rope.number('partial_rotary_factor', default=fraction)
+        if not fraction <= 1:
+            raise ValueError(f'{rope.where}: {fraction:g} times the channels of a head turn; '
+                             'partial_rotary_factor, or rotary_dim / head_dim, is at most 1')
+        kind = str(rope.get('rope_type', default='default'))
         if kind not in ROPE_KINDS:
-            raise ValueError(f'{self.where}: rope type {kind!r} is not supported; '
+            raise ValueError(f'{rope.where}: rope_type={kind!r} is not supported; '
                              f'{nearest(kind, list(ROPE_KINDS))}')
-        own = {'dim': int(head_dim * fraction), 'theta': float(raw.get('rope_theta', theta)),
+        own = {'dim': int(head_dim * fraction), 'theta': rope.number('rope_theta', default=theta),
                'interleaved': interleaved, 'kind': ROPE_KINDS[kind]}
         if kind == 'default':
             return Rope(**own)
-        trained = self.integer('original_max_position_embeddings', default=raw.get(
-            'original_max_position_embeddings', self.integer('max_position_embeddings')))
-        factor = raw.get('factor')
-        if factor is None:
-            factor = self.integer('max_position_embeddings') / trained
-        own |= {'factor': float(factor), 'trained': trained}
+        length = self.integer('max_position_embeddings', least=1)
+        trained = self.integer('original_max_position_embeddings', least=1, default=rope.get(
+            'original_max_position_embeddings', default=length))
+        own |= {'factor': rope.number('factor', default=length / trained), 'trained': trained}
         if kind == 'llama3':
-            own |= {'low_freq': float(raw['low_freq_factor']),
-                    'high_freq': float(raw['high_freq_factor'])}
+            own |= {'low_freq': rope.number('low_freq_factor'),
+                    'high_freq': rope.number('high_freq_factor')}
         if kind == 'yarn':
-            own |= {'fast': float(raw.get('beta_fast') or 32), 'slow': float(
-                raw.get('beta_slow') or 1), 'truncate': bool(raw.get('truncate', True)),
-                'scale': _yarn_scale(raw, float(factor))}
+            own |= {'fast': rope.number('beta_fast', default=0) or 32.0,
+                    'slow': rope.number('beta_slow', default=0) or 1.0,
+                    'truncate': rope.flag('truncate', True),
+                    'scale': _yarn_scale(rope, own['factor'])}
         return Rope(**own)
 
     def rope_temperature(self) -> float:
         """What DeepSeek's models multiply the attention scale with: the square of YaRN's factor."""
-        raw = self._rope_fields()
-        slope = raw.get('mscale_all_dim') or 0
-        scaled = raw.get('rope_type', 'default') != 'default'
-        return yarn_magnitude(float(raw['factor']), slope)**2 if slope and scaled else 1.0
+        rope = self._rope_fields()
+        slope = rope.number('mscale_all_dim', default=0)
+        scaled = rope.get('rope_type', default='default') != 'default'
+        if not slope or not scaled:
+            return 1.0
+        magnitude = yarn_magnitude(rope.number('factor'), slope)
+        return magnitude * magnitude
 
-    def _rope_fields(self) -> dict[str, Any]:
+    def _rope_fields(self) -> 'Fields':
         """Every rope field by its version 5 name; ValueError where two places disagree."""
         new, old = (self.get(name, default={}) for name in ('rope_parameters', 'rope_scaling'))
         places = [('rope_parameters.', new), ('rope_scaling.', old),
@@ -143,14 +162,14 @@ class Fields:
                                      f'{prefix}{name}={value!r} disagree; keep the one that is '
                                      'right')
                 found.setdefault(key, (prefix + name, value))
-        return {key: value for key, (_, value) in found.items()}
+        return Fields({key: value for key, (_, value) in found.items()}, f'{self.where}, rope')
 
 
-def _yarn_scale(raw: Mapping[str, Any], factor: float) -> float:
+def _yarn_scale(rope: Fields, factor: float) -> float:
     """What cos and sin are multiplied with, given or from the factor (Peng et al. 2023, 3.4)."""
-    if raw.get('attention_factor') is not None:
-        return float(raw['attention_factor'])
-    over, under = raw.get('mscale'), raw.get('mscale_all_dim')
+    if rope.get('attention_factor', default=None) is not None:
+        return rope.number('attention_factor')
+    over, under = (rope.number(name, default=0) for name in ('mscale', 'mscale_all_dim'))
     if over and under:
         return yarn_magnitude(factor, over) / yarn_magnitude(factor, under)
     return yarn_magnitude(factor)

@@ -12,6 +12,7 @@ def read(f: Fields) -> Config:
         f, experts=common.everywhere(f, f.integer(*EXPERTS)),
         hidden=f.integer('intermediate_size'), eps=1e-5, gate=common.softmax_gate(f),
         qk_norm='full', clip_qkv=f.get('clip_qkv', default=None),
+        balance=f.get('router_aux_loss_coef', default=0.01),
     )
 
 

@@ -121,8 +121,8 @@ def _check_uniform(cfg: Config) -> None:
     if len(counts) > 1:
         raise ValueError(
             f'layers keep {counts[0]} to {counts[-1]} experts, and a config of transformers has '
-            f'one number for all layers; the nearest uniform plan keeps experts={nearest_uniform(cfg)} '
-            'in each. The native format (moe_jax.save) stores this one'
+            'one number for all layers; the nearest uniform plan keeps '
+            f'experts={nearest_uniform(cfg)} in each. The native format (moe_jax.save) stores this one'
         )
 
 

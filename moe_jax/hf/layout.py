@@ -14,6 +14,8 @@ from moe_jax.hf.shards import Shards, Tensor, listed, read_json
 from moe_jax.tree import leaves_with_paths
 
 CONFIG = 'config.json'
+HEAD = 'lm_head.weight'
+AHEAD = r'(eh_proj|enorm|hnorm|shared_head)\.'  # of modules for multi-token prediction alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,18 +60,17 @@ def leaves(cfg: Config, family: Family, tensors: Mapping[str, Tensor] | None = N
 def check(folder: Path, cfg: Config, family: Family, shards: Shards) -> list[Leaf]:
     """The leaves of a folder; ValueError with everything that is missing, extra or misshapen."""
     _check_layers(folder, cfg, family, shards)
-    found = leaves(cfg, family, shards.tensors)
-    missing, shapes, used = [], [], set()
+    found, wanted = leaves(cfg, family, shards.tensors), {}
     for leaf in found:
-        wanted = leaf.slot.disk_shape(leaf.shape)
-        for name in leaf.names:
-            used.add(name)
-            if name not in shards.tensors:
-                missing.append(name)
-            elif (shape := shards.tensors[name].shape) != wanted:
-                shapes.append(f'{name} is {list(shape)}, {CONFIG} says {list(wanted)}')
-    extra = [name for name in sorted(shards.tensors.keys() - used)
-             if not family.is_ignored(name, cfg.layers) and not _tied(cfg, name)]
+        wanted |= dict.fromkeys(leaf.names, leaf.slot.disk_shape(leaf.shape))
+    if cfg.tied and HEAD in shards.tensors:
+        wanted[HEAD] = (cfg.vocab, cfg.width)
+    missing = [name for name in wanted if name not in shards.tensors]
+    shapes = [f'{name} is {list(shards.tensors[name].shape)}, {CONFIG} says {list(shape)}'
+              for name, shape in wanted.items()
+              if name in shards.tensors and shards.tensors[name].shape != shape]
+    extra = [name for name in sorted(shards.tensors.keys() - wanted)
+             if not family.is_ignored(name, cfg.layers)]
     faults = [f'missing: {listed(missing)}'] if missing else []
     faults += [f'of another shape: {listed(shapes)}'] if shapes else []
     faults += [f'not known for {family.model_type}: {listed(extra)}'] if extra else []
@@ -78,14 +79,19 @@ def check(folder: Path, cfg: Config, family: Family, shards: Shards) -> list[Lea
     return found
 
 
-def _tied(cfg: Config, name: str) -> bool:
-    return cfg.tied and name == 'lm_head.weight'
-
-
 def _check_layers(folder: Path, cfg: Config, family: Family, shards: Shards) -> None:
-    """Compare the number of layers first: an absurd one would take long to spell out."""
-    numbers = [int(match[1]) for name in shards.tensors
-               if (match := re.match(r'model\.layers\.(\d+)\.', name))
-               and not family.is_ignored(name, cfg.layers)]
+    """Compare the number of layers first: an absurd one would take long to spell out.
+
+    Modules for multi-token prediction are numbered like layers, but have tensors of their own.
+    """
+    numbers = _layers('', shards)
+    if family.predicts_ahead:
+        numbers -= _layers(AHEAD, shards)
     if (count := max(numbers, default=-1) + 1) != cfg.layers:
         raise ValueError(f'{folder}: the tensors have {count} layers, {CONFIG} says {cfg.layers}')
+
+
+def _layers(kind: str, shards: Shards) -> set[int]:
+    """The layers with a tensor whose name goes on as `kind` says."""
+    matches = (re.match(rf'model\.layers\.(\d{{1,9}})\.{kind}', name) for name in shards.tensors)
+    return {int(match[1]) for match in matches if match}

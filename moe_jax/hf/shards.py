@@ -6,9 +6,11 @@ nothing is unpickled or executed.
 
 import dataclasses
 import json
+import os
 import stat
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,8 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found, bad = _headers(name, handles[name], tensors)
         tensors |= found
         faults += bad
-    if index is not None and not faults:
-        faults += _index_faults(index, tensors)
+    if index is not None:
+        faults += _index_faults(index, tensors, handles)
     if faults:
         raise ValueError(f'{folder}: {listed(faults)}')
     stray = sorted({p.name for p in folder.glob('*.safetensors')} - set(files))
@@ -77,8 +79,11 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; ValueError naming the file for anything else."""
+    status = path.stat()
     try:
-        if path.stat().st_size > LARGEST_JSON:
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError('is no regular file')
+        if status.st_size > LARGEST_JSON:
             raise ValueError(f'larger than {LARGEST_JSON:,} bytes')
         value = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors too
@@ -100,12 +105,12 @@ def inside(folder: Path, name: str) -> Path:
     A link is followed only to where the hub's own cache keeps its files: from
     REPO/snapshots/REVISION to REPO/blobs. Nothing is opened to find out.
     """
-    plain = name and name not in ('.', '..') and not set(name) & set('/\\\0')
+    plain = name not in ('', '.', '..') and name.isprintable() and not set(name) & set('/\\')
     if not plain:
         raise ValueError(f'{folder}: the index names {name!r}, which is no file of this folder; '
                          'refused')
     path = folder / name
-    real, home = path.resolve(), folder.resolve()
+    real, home = Path(os.path.realpath(path)), folder.resolve()
     cached = home.parent.name == 'snapshots' and real.parent == home.parent.parent / 'blobs'
     if real.parent != home and not cached:
         raise ValueError(f'{path}: leads out of the folder, to {real}; refused')
@@ -145,53 +150,62 @@ def _nothing(folder: Path) -> str:
 def _open_file(folder: Path, name: str) -> Any:
     path = inside(folder, name)
     try:
-        return safe_open(str(path), framework='np')
+        file = safe_open(str(path), framework='np')
+        times = Counter(key for key, _ in _header(path)[1])
+        if repeated := [key for key, count in times.items() if count > 1]:
+            raise ValueError(f'its header has {listed(repeated)} more than once')
     except (SafetensorError, ValueError, OverflowError, OSError) as error:
-        size = path.stat().st_size
-        wanted = _expected_size(path)
-        told = '' if wanted is None or wanted == size else f', its header says {wanted:,}'
-        raise ValueError(f'{name} is damaged ({size:,} bytes{told}): {error}; copy it again'
-                         ) from error
+        raise ValueError(f'{name} is damaged ({_sizes(path)}): {error}; copy it again') from error
+    return file
 
 
-def _expected_size(path: Path) -> int | None:
-    """How long a file should be by its own header; None where that cannot be read either."""
+def _header(path: Path) -> tuple[int, list[tuple[str, Any]]]:
+    """Length of a file's header and its entries, repeated ones too, all objects as pairs."""
+    with path.open('rb') as file:
+        length, = struct.unpack('<Q', file.read(8))
+        if length > LARGEST_JSON:
+            raise ValueError(f'a header of {length:,} bytes')
+        return length, json.loads(file.read(length), object_pairs_hook=list)
+
+
+def _sizes(path: Path) -> str:
+    """How long a file is and, where that can be read and differs, should be by its own header."""
+    size = path.stat().st_size
     try:
-        with path.open('rb') as file:
-            length, = struct.unpack('<Q', file.read(8))
-            if length > LARGEST_JSON:
-                return None
-            header = json.loads(file.read(length))
-        ends = [entry['data_offsets'][1] for key, entry in header.items() if key != '__metadata__']
-        return 8 + length + max(ends, default=0)
-    except (struct.error, ValueError, KeyError, TypeError, IndexError, AttributeError,
-            RecursionError):
-        return None
+        length, entries = _header(path)
+        wanted = 8 + length + max((dict(fields)['data_offsets'][1] for key, fields in entries
+                                   if key != '__metadata__'), default=0)
+    except (struct.error, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return f'{size:,} bytes'
+    known = isinstance(wanted, int) and size != wanted < 2**63
+    return f'{size:,} bytes, its header says {wanted:,}' if known else f'{size:,} bytes'
 
 
 def _headers(name: str, file: Any, known: Mapping[str, Tensor]
              ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of one file, and what is wrong with them."""
+    """The tensors of one file that no other has, and what is wrong with them."""
     found, faults = {}, []
     for key in file.keys():  # noqa: SIM118  (not a dict)
         entry = file.get_slice(key)
         dtype = entry.get_dtype()
         if key in known:
             faults.append(f'{key} is in {known[key].file} and in {name}')
-        elif dtype not in DTYPES:
-            faults.append(f'{key} is {dtype}: quantised or not a number of a model; dequantise it '
-                          f'first ({", ".join(DTYPES)} are read)')
-        else:
-            found[key] = Tensor(name, DTYPES[dtype], tuple(entry.get_shape()))
+            continue
+        if dtype not in DTYPES:
+            faults.append(f'{key} in {name} is {dtype}: quantised or not a number of a model; '
+                          f'dequantise it first ({", ".join(DTYPES)} are read)')
+        found[key] = Tensor(name, DTYPES.get(dtype, dtype), tuple(entry.get_shape()))
     return found, faults
 
 
-def _index_faults(index: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Where the index and the files disagree: swapped or stale shards."""
+def _index_faults(index: Mapping[str, str], tensors: Mapping[str, Tensor],
+                  opened: Mapping[str, Any]) -> list[str]:
+    """Where the index and the files that opened disagree: swapped or stale shards."""
     faults = []
     for name in sorted(index.keys() | tensors.keys()):
         if name not in tensors:
-            faults.append(f'{name} is not in {index[name]}, where the index says it is')
+            if index[name] in opened:
+                faults.append(f'{name} is not in {index[name]}, where the index says it is')
         elif name not in index:
             faults.append(f'{name} is in {tensors[name].file}, but not in the index')
         elif index[name] != tensors[name].file:

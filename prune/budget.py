@@ -5,6 +5,7 @@ import operator
 from collections.abc import Sequence
 
 from moe_jax.config import Config
+from moe_jax.config_checks import group_least, nearest_grouped
 
 
 def counts(
@@ -19,7 +20,8 @@ def counts(
     ratio: the share to remove, 0 <= ratio < 1, one number or one per MoE layer;
       G = E - floor(ratio * E).
 
-    Raises ValueError, with the valid range, unless topk <= G <= E in every layer.
+    Raises ValueError, with the valid range, unless topk <= G <= E in every layer, and where router
+    groups could not keep equally many.
     """
     if (experts is None) == (ratio is None):
         raise ValueError('give either experts= (how many to keep) or ratio= (share to remove)')
@@ -73,5 +75,11 @@ def _checked(cfg: Config, layer: int, count: int) -> int:
         raise ValueError(
             f'layer {layer}: cannot keep {count} experts; valid: {cfg.topk} (topk) to '
             f'{cfg.experts[layer]} (what it has)'
+        )
+    if count % cfg.groups or (cfg.groups > 1 and count // cfg.groups < group_least(cfg)):
+        raise ValueError(
+            f'layer {layer}: cannot keep {count} experts; the router has {cfg.groups} groups, which '
+            f'must keep equally many, at least {group_least(cfg)} each: keep '
+            f'{nearest_grouped(cfg, count)} instead'
         )
     return count

@@ -99,9 +99,14 @@ def canonical(labels: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-def top(scores: np.ndarray, count: int) -> np.ndarray:
-    """Ids of the `count` highest scores, ascending; ties, the lowest index."""
-    return np.sort(np.argsort(-np.asarray(scores, np.float64), kind='stable')[:count])
+def top(scores: np.ndarray, count: int, groups: int = 1) -> np.ndarray:
+    """Ids of the `count` highest scores, ascending; ties, the lowest index.
+
+    With router groups (equal blocks of experts), the same number from each.
+    """
+    blocks = np.asarray(scores, np.float64).reshape(groups, -1)
+    best = np.argsort(-blocks, axis=1, kind='stable')[:, :count // groups]
+    return np.sort((best + np.arange(groups)[:, None] * blocks.shape[1]).ravel())
 
 
 def _uncentred(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -115,6 +115,7 @@ class Plan:
                     f'this plan is for a model with {name}={ours}; this model has {theirs}. '
                     'Make a new plan for it'
                 )
+        check_groups(self.method, self.layers, cfg.groups)
         if self.model and self.model != fingerprint(params, cfg):
             raise ValueError(
                 'this plan was made for other weights of the same shape (the routers differ). Make '
@@ -170,6 +171,21 @@ class Plan:
             return cls(layers=layers, **fields)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path}: not a plan this version can read: {error}') from error
+
+
+def check_groups(method: str, layers: Mapping[int, LayerPlan], groups: int) -> None:
+    """Refuse, with ValueError, a plan that carries experts from one router group into another."""
+    for i, layer in layers.items():
+        if groups == 1 or layer.fresh is not None:
+            continue
+        new, old = np.nonzero(layer.router)
+        if layer.rows % groups or (
+                new * groups // layer.rows != old * groups // layer.before).any():
+            raise ValueError(
+                f'layer {i}: this plan of {method!r} joins experts of different router groups, or '
+                f'keeps unequally many of the {groups}, and the router would choose among others. '
+                "Choose a method that keeps experts where they are: 'frequency', 'random'"
+            )
 
 
 def _frozen(name: str, value: Any) -> np.ndarray:

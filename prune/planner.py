@@ -19,7 +19,7 @@ from moe_jax.observe import Stats
 from prune import budget
 from prune.cluster import CENTER_NEEDS
 from prune.methods import METHODS
-from prune.plan import Plan
+from prune.plan import Plan, check_groups
 from prune.routers import ROUTER_NEEDS
 
 # Statistics that an option's value asks for, beside the method's own NEEDS.
@@ -78,9 +78,11 @@ def plan(
         raise ValueError('these statistics were taken from another model (its routers differ); '
                          'observe this one')
     seen = _statistics(name, stats, cfg, group, _needs(method, chosen))
+    layers = method.plan(seen, params, cfg, counts, **chosen)
+    check_groups(name, layers, cfg.groups)
     return Plan(
         method=name,
-        layers=method.plan(seen, params, cfg, counts, **chosen),
+        layers=layers,
         experts=cfg.experts,
         width=cfg.width,
         expert_hidden=cfg.expert_hidden,

@@ -2,7 +2,8 @@
 
 Source: the baseline of UNCURL (ENLSP-IV 2024, section on baselines); the idea is older, e.g. Kim et
 al. 2021, "Scalable and Efficient MoE Training for Multitask Multilingual Models". Router rows of
-kept experts are copied. Ties go to the lower index.
+kept experts are copied. Ties go to the lower index. Of a router with groups, every group keeps the
+same number.
 """
 
 from collections.abc import Mapping
@@ -26,13 +27,15 @@ def plan(
     cfg: Config,
     counts: Mapping[int, int],
 ) -> dict[int, LayerPlan]:
-    """One plan per MoE layer; the note `margin` is the last kept count less the first lost."""
+    """One plan per MoE layer; the note `margin` is the least kept count less the greatest lost
+    (below 0 only where router groups force it)."""
     plans = {}
     for i, kept in counts.items():
         count = stats[i]['count_top1']
-        ranked = -np.sort(-count)
         notes = {'count': count, 'zero_traffic': np.flatnonzero(count == 0)}
+        ids = top(count, kept, cfg.groups)
         if kept < len(count):
-            notes['margin'] = int(ranked[kept - 1] - ranked[kept])
-        plans[i] = keep(top(count, kept), len(count), notes)
+            lost = np.delete(count, ids)
+            notes['margin'] = int(count[ids].min() - lost.max())
+        plans[i] = keep(ids, len(count), notes)
     return plans

@@ -27,9 +27,15 @@ def plan(
 ) -> dict[int, LayerPlan]:
     """One plan per MoE layer; `seed` and the layer index choose the draw."""
     return {
-        i: keep(_draw(seed, i, cfg.experts[i], kept), cfg.experts[i]) for i, kept in counts.items()
+        i: keep(_draw(seed, i, cfg.experts[i], kept, cfg.groups), cfg.experts[i])
+        for i, kept in counts.items()
     }
 
 
-def _draw(seed: int, layer: int, experts: int, kept: int) -> np.ndarray:
-    return np.sort(np.random.default_rng([seed, layer]).choice(experts, kept, replace=False))
+def _draw(seed: int, layer: int, experts: int, kept: int, groups: int) -> np.ndarray:
+    """The same number of each router group."""
+    rng, each = np.random.default_rng([seed, layer]), experts // groups
+    return np.concatenate([
+        first + np.sort(rng.choice(each, kept // groups, replace=False))
+        for first in range(0, experts, each)
+    ])

@@ -54,7 +54,7 @@ def plan(
         count = seen['count_top1']
         if first_layer == 'topk' and i == min(counts):
             notes = {'count': count, 'zero_traffic': np.flatnonzero(count == 0)}
-            plans[i] = keep(top(count, groups), len(count), notes)
+            plans[i] = keep(top(count, groups, cfg.groups), len(count), notes)
             continue
         alike = similarity(seen, center)
         found = spectral(alike, groups, seed=seed)

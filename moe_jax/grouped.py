@@ -97,6 +97,13 @@ def _pad(rows):
 
 
 def _one(weights, e):
+    """One expert's weights.
+
+    XLA:CPU casts what an operation reads in bfloat16 to float32. Without the barrier, which ties
+    the weights to the loop's index, it would do so once, ahead of the loop and for the whole stack
+    of experts: three times the memory.
+    """
+    weights, e = jax.lax.optimization_barrier((weights, e))
     return jax.tree.map(
         lambda w: jax.lax.dynamic_index_in_dim(w, e, axis=0, keepdims=False), weights
     )

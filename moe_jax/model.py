@@ -59,10 +59,11 @@ def _shapes(cfg: Config) -> Params:
     return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
+@partial(jax.jit, static_argnums=0)
 def apply(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None = None
 ) -> jax.Array:
-    """Next-token logits [B, T, V] float32 of tokens int32 [B, T], with evaluation capacity.
+    """Next-token logits [B, T, V] float32 of tokens int32 [B, T], with evaluation capacity; jitted.
 
     segments int32 [B, T] (None: one segment a row): 0 is padding, 1, 2, ... packed documents.
     """

@@ -1,4 +1,4 @@
-"""Parameter trees: take and mix experts, count parameters, read and match paths."""
+"""Parameter trees: take and mix experts, count parameters, read and match paths, fetch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = Any
 
@@ -32,6 +33,19 @@ def mix(tree: Tree, matrix_GE: Any) -> Tree:
         return mixed.astype(leaf.dtype)
 
     return jax.tree.map(combine, tree)
+
+
+def host(leaf: Any, index: Any = ...) -> np.ndarray:
+    """leaf[index] in numpy; of an array in this machine's own memory, a view without a copy.
+
+    Elsewhere only that share is fetched: numpy.asarray of the whole leaf would stay cached in it.
+    """
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)[index]
+    devices = leaf.devices()
+    if len(devices) == 1 and next(iter(devices)).platform == 'cpu':
+        return np.asarray(leaf)[index]
+    return np.asarray(leaf[index])
 
 
 def leaves_with_paths(tree: Tree) -> Iterator[tuple[str, Any]]:

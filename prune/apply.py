@@ -24,8 +24,8 @@ def apply(
     """The smaller model of a plan, (params, cfg); the inputs stay as they are.
 
     Weights are combined in float32 and cast back to their own dtype; a kept expert is copied bit
-    for bit. donate: give each layer's old experts and router free as soon as the new ones are made,
-    so that no more than one layer exists twice; params cannot be used afterwards. Raises ValueError
+    for bit. donate: free each array of old experts as soon as the new one is made, so that no more
+    than one exists twice; params cannot be used afterwards. Raises ValueError
     if the plan was made for another model, or cfg does not fit params.
     """
     check_params(cfg, params, 'prune.apply')
@@ -33,10 +33,7 @@ def apply(
     out, experts, aliases = dict(params), list(cfg.experts), [None] * cfg.layers
     for i, layer in plan.layers.items():
         name = f'layer_{i}'
-        moe = params[name]['moe']
-        out[name] = {**params[name], 'moe': _moe(moe, layer, cfg, i)}
-        if donate:
-            _free(moe, out[name]['moe'])
+        out[name] = {**params[name], 'moe': _moe(params[name]['moe'], layer, cfg, i, donate)}
         experts[i] = layer.after
         aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
     shared = any(alias is not None for alias in aliases)
@@ -44,22 +41,16 @@ def apply(
     return out, small.fit(out)
 
 
-def _free(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Delete the old arrays once the new ones are there, but not those that both share."""
-    jax.block_until_ready(new)
-    kept = {id(leaf) for leaf in jax.tree.leaves(new)}
-    for leaf in jax.tree.leaves(old):
-        if isinstance(leaf, jax.Array) and id(leaf) not in kept:
-            leaf.delete()
-
-
-def _moe(moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int) -> dict[str, Any]:
-    experts = moe['experts'] if layer.perms is None else permute(moe['experts'], layer.perms)
-    return {
-        **moe,
-        'experts': _combine(experts, layer.mix),
-        'router': _router(moe['router'], layer, cfg, index),
-    }
+def _moe(moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, donate: bool
+         ) -> dict[str, Any]:
+    experts = {}
+    for name, old in moe['experts'].items():
+        moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
+        experts[name] = _combine(moved, layer.mix)
+        if donate and isinstance(old, jax.Array):
+            experts[name].block_until_ready()
+            old.delete()
+    return {**moe, 'experts': experts, 'router': _router(moe['router'], layer, cfg, index)}
 
 
 def _router(

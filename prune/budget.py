@@ -78,8 +78,8 @@ def _checked(cfg: Config, layer: int, count: int) -> int:
         )
     if count % cfg.groups or (cfg.groups > 1 and count // cfg.groups < group_least(cfg)):
         raise ValueError(
-            f'layer {layer}: cannot keep {count} experts; the router has {cfg.groups} groups, which '
-            f'must keep equally many, at least {group_least(cfg)} each: keep '
+            f'layer {layer}: cannot keep {count} experts; the router has {cfg.groups} groups, '
+            f'which must keep equally many, at least {group_least(cfg)} each: keep '
             f'{nearest_grouped(cfg, count)} instead'
         )
     return count

@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
 def family_of(raw: Mapping[str, Any], where: str = 'config.json') -> Family:
     """The family that a config.json names; ValueError listing the supported ones for any other."""
     kind = raw.get('model_type')
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f'{where}: model_type={kind!r} is not supported; {nearest(str(kind), list(FAMILIES))}. '
             'A family is one file: see moe_jax/families/__init__.py for how to add one'

@@ -32,7 +32,7 @@ def _windows(f: Fields, layers: int) -> tuple[int, ...]:
 
 def _rope(f: Fields) -> Any:
     """YaRN with the family's own numbers where config.json has none."""
-    given = f.get('rope_parameters', 'rope_scaling', default=None)
+    given = any(f.raw.get(name) for name in ('rope_parameters', 'rope_scaling'))
     fields = f if given else Fields({**f.raw, 'rope_parameters': YARN}, f.where)
     return fields.rope(f.integer('head_dim', default=64), 150_000.0)
 

@@ -10,7 +10,8 @@ def attention(f: Fields, *, interleaved: bool) -> dict[str, Any]:
     """The Config fields of latent attention; both latents' norms have transformers' own 1e-6."""
     part = Latent(
         query=f.integer('q_lora_rank', default=0), kv=f.integer('kv_lora_rank'),
-        plain=f.integer('qk_nope_head_dim'), rotary=f.integer('qk_rope_head_dim'),
+        plain=f.integer('qk_nope_head_dim', least=1),
+        rotary=f.integer('qk_rope_head_dim', least=1),
         value=f.integer('v_head_dim'),
     )
     width = part.plain + part.rotary

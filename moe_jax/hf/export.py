@@ -27,7 +27,7 @@ from moe_jax.hf import layout, load, writer
 from moe_jax.hf.folder import MANIFEST, SideFiles
 from moe_jax.hf.shards import INDEX, SINGLE
 from moe_jax.model import Params
-from moe_jax.tree import leaves_with_paths
+from moe_jax.tree import host, leaves_with_paths
 
 SHARD_BYTES = 5 * 10**9
 # What training may change without the folder being another model: transformers knows none of it.
@@ -122,7 +122,8 @@ def _check_uniform(cfg: Config) -> None:
         raise ValueError(
             f'layers keep {counts[0]} to {counts[-1]} experts, and a config of transformers has '
             'one number for all layers; the nearest uniform plan keeps '
-            f'experts={nearest_uniform(cfg)} in each. The native format (moe_jax.save) stores this one'
+            f'experts={nearest_uniform(cfg)} in each. The native format (moe_jax.save) stores '
+            'this one'
         )
 
 
@@ -159,7 +160,7 @@ def _make(by_path: Mapping[str, Any], sources: list[tuple[layout.Leaf, int | Non
     tensor = np.empty(shape, dtype)
     for leaf, e in sources:
         array = by_path[leaf.path]
-        leaf.slot.to_disk(np.asarray(array if e is None else array[e]), tensor)
+        leaf.slot.to_disk(host(array, ... if e is None else e), tensor)
     return tensor
 
 
@@ -223,7 +224,7 @@ def _compare(folder: Path, cfg: Config, params: Params, progress: Progress | Non
         memory = by_path[leaf.path]
         for rows in _chunks(leaf.shape):
             disk = load.read(source, leaf, rows)
-            if disk.tobytes() != np.asarray(memory[rows]).tobytes():
+            if disk.tobytes() != host(memory, rows).tobytes():
                 raise ValueError(f'{folder}: {leaf.path} reads back differently from what was '
                                  'written; is the disk sound? Nothing was exported')
         if progress is not None:

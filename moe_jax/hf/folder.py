@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from moe_jax.hf.layout import CONFIG
-from moe_jax.hf.shards import INDEX, SINGLE, Shards, Tensor, listed, read_json
+from moe_jax.hf.shards import INDEX, SINGLE, Shards, Tensor, inside, listed, read_json
 
 MANIFEST = 'moe_jax.json'
 SUBFOLDER = 'hf'
@@ -41,11 +41,11 @@ class SideFiles:
                          'model came from, or one that was converted from it')
 
     def copy(self, target: Path) -> None:
-        """Copy tokenizer, generation config and licences; never code."""
+        """Copy tokenizer, generation config and licences; never code, nothing from elsewhere."""
         for file in sorted(self.folder.iterdir()):
             known = any(fnmatch(file.name, pattern) for pattern in KEPT)
             if known and file.is_file() and file.suffix not in CODE:
-                shutil.copyfile(file, target / file.name)
+                shutil.copyfile(inside(self.folder, file.name), target / file.name)
 
 
 def is_hf(path: Path) -> bool:

@@ -145,7 +145,7 @@ _all_finite = jax.jit(lambda x, axes: jnp.isfinite(x).all(axis=axes), static_arg
 def _warn_of_nan(source: Source, found: list[tuple[Leaf, np.ndarray]]) -> None:
     names = [name for leaf, fine in found
              for name, good in zip(leaf.names, np.atleast_1d(fine), strict=True) if not good]
-    if names:
+    if names := list(dict.fromkeys(names)):
         warnings.warn(f'{source.folder}: {len(names)} tensors have NaN or infinite values: '
                       f'{listed(names)}; what reads them gives NaN', stacklevel=3)
 

@@ -10,8 +10,8 @@ from moe_jax.generate import Sampling, _choose, generate
 FORMS = {
     'learned positions': {},
     'rotary, grouped, window': {
-        'kv_heads': 1, 'rope': Rope(dim=4), 'norm': 'rms', 'ffn': 'swiglu', 'windows': (3, 0), 'sinks': True,
-        'tied': False},
+        'kv_heads': 1, 'rope': Rope(dim=4), 'norm': 'rms', 'ffn': 'swiglu',
+        'windows': (3, 0), 'sinks': True, 'tied': False},
     'latent': {
         'head_dim': 5, 'rope': Rope(dim=2), 'latent': Latent(kv=3, plain=3, rotary=2, value=4)},
 }
@@ -129,5 +129,5 @@ def test_bad_requests_are_refused(cfg, params, options, message):
 @pytest.mark.parametrize('fields', [
     {'temperature': -1.0}, {'temperature': float('nan')}, {'top_k': -1}, {'top_p': 0.0}])
 def test_bad_sampling_is_refused(fields):
-    with pytest.raises(ValueError, match='must be|give'):
+    with pytest.raises(ValueError, match=r'must be|give'):
         Sampling(**fields)

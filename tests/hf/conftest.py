@@ -1,6 +1,6 @@
 """Tiny checkpoints of every family on disk, and our forward pass over each, once."""
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def folder_of(tmp_path_factory):
     """folder_of(family, variant): the folder of a tiny checkpoint, written once."""
     root = tmp_path_factory.mktemp('tiny')
 
-    @lru_cache(maxsize=None)
+    @cache
     def write(family, variant, dtype='float32', shards=1):
         name = f'{family}-{variant}-{dtype}-{shards}'.replace(' ', '-')
         return tiny.write(root / name, family, variant, dtype=dtype, shards=shards)
@@ -32,7 +32,7 @@ def folder_of(tmp_path_factory):
 @pytest.fixture(scope='session')
 def loaded(folder_of):
     """loaded(family, variant): config and parameters, loaded once."""
-    @lru_cache(maxsize=None)
+    @cache
     def load(family, variant):
         return moe_jax.load(folder_of(family, variant))
 
@@ -42,7 +42,7 @@ def loaded(folder_of):
 @pytest.fixture(scope='session')
 def ours(loaded):
     """ours(family, variant): logits and sorted chosen experts of tiny.TOKENS under tiny.MASK."""
-    @lru_cache(maxsize=None)
+    @cache
     def run(family, variant):
         cfg, params = loaded(family, variant)
         logits, out = jitted(True)(cfg, params, tiny.TOKENS.astype(np.int32),

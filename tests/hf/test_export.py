@@ -135,6 +135,7 @@ def test_every_layout_of_a_family_loads_alike(family, loaded, folder_of, tmp_pat
         tensor = found.setdefault(name, np.empty(others[-1].disk_shape(leaf.shape), np.float32))
         others[-1].to_disk(np.asarray(by_path[leaf.path]), tensor)
     tiny.write_tensors(tmp_path, found)
-    (tmp_path / 'config.json').write_bytes((folder_of(family, variant) / 'config.json').read_bytes())
+    raw = (folder_of(family, variant) / 'config.json').read_bytes()
+    (tmp_path / 'config.json').write_bytes(raw)
     _, again = moe_jax.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again, params)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from moe_jax import commands
+from moe_jax import commands, commands_hf
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
@@ -22,6 +22,9 @@ Positional = tyro.conf.Positional
 app.command(name='observe')(commands.observe)
 app.command(name='prune')(commands.prune_model)
 app.command(name='eval')(commands.evaluate)
+app.command(name='convert')(commands_hf.convert)
+app.command(name='families')(commands_hf.families)
+app.command(name='lm-eval')(commands_hf.lm_eval)
 
 
 @app.command(name='study')
@@ -86,7 +89,8 @@ def info(model: Positional[str], /, experts: int | None = None, tokens: int | No
     """Print exact parameters, active parameters, bytes and FLOPs per token, from shapes alone.
 
     Args:
-        model: a preset (tiny, cpu_small, h100, gpt2_124m, gpt2_354m) or a saved model's folder.
+        model: a preset (tiny, cpu_small, h100, gpt2_124m, gpt2_354m) or a model's folder, native or
+            of transformers (its config.json and headers are read and held against each other).
         experts: experts in every MoE layer; 0 is the dense model (presets only).
         tokens: tokens in a row, for the attention's share of the FLOPs (default: all positions).
     """
@@ -95,6 +99,8 @@ def info(model: Positional[str], /, experts: int | None = None, tokens: int | No
     from moe_jax import describe
 
     Console().print(describe.table(describe.config_of(model, experts), model, tokens))
+    if (note := describe.weights_note(model)) is not None:
+        print(note)
 
 
 @app.command(name='methods')

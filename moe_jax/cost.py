@@ -28,8 +28,9 @@ def count(cfg: Config, tokens_in_row: int | None = None) -> Cost:
     """Exact counts of a model, without allocating it.
 
     A token uses topk experts of each MoE layer and everything else. Forward FLOPs per token are
-    2 x (matrix parameters used, the tied head included, embeddings read by index not) +
-    4 D T L for attention over T tokens in a row (default: all positions), without the causal half.
+    2 x (matrix parameters used, the head included, embeddings read by index not) + 2 H T (width of
+    keys + width of values) per layer for attention over T tokens in a row (default: all positions;
+    a layer's window at most), without the causal half.
     """
     tree = shapes(cfg)
     leaves = list(leaves_with_paths(tree))
@@ -42,10 +43,12 @@ def count(cfg: Config, tokens_in_row: int | None = None) -> Cost:
             used = size // leaf.shape[0] * min(cfg.topk, leaf.shape[0])
             idle += size - used
         expert_axis = 1 if '/moe/experts/' in path else 0
-        if len(leaf.shape) - expert_axis >= 2 and path != 'embed/positions':
+        read = path == 'embed/positions' or (path == 'embed/tokens' and not cfg.tied)
+        if len(leaf.shape) - expert_axis >= 2 and not read:
             matrices += used
     length = cfg.positions if tokens_in_row is None else tokens_in_row
-    flops = 2 * matrices + 4 * cfg.width * length * cfg.layers
+    seen = sum(min(length, cfg.window(i) or length) for i in range(cfg.layers))
+    flops = 2 * matrices + 2 * cfg.heads * (cfg.key_width + cfg.value_width) * seen
     return Cost(total, total - idle, count_bytes(tree), flops)
 
 

@@ -4,8 +4,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from moe_jax import storage
 from moe_jax.config import Config
 from moe_jax.cost import count
+from moe_jax.hf.folder import is_hf
+from moe_jax.hf.load import open_folder
 from moe_jax.model import shapes
 from moe_jax.presets import PRESETS, preset
 from moe_jax.tree import count_params
@@ -13,16 +16,24 @@ from moe_jax.tree import count_params
 
 def config_of(model: str, experts: int | None = None) -> Config:
     """The config of a preset's name or of a saved model's folder."""
-    path = Path(model) / 'config.json'
-    if model not in PRESETS and path.is_file():
+    if model not in PRESETS and (Path(model) / 'config.json').is_file():
         if experts is not None:
             raise ValueError(f'{model} is a saved model and has the experts it has; --experts is '
                              'for presets')
-        try:
-            return Config.from_json(path.read_text())
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f'{path}: not a moe-jax config: {error}') from error
+        return storage.config_of(model)
     return preset(model, experts=experts)
+
+
+def weights_note(model: str) -> str | None:
+    """What the headers of a folder of transformers say, if it is one; no weights are read."""
+    path = Path(model)
+    if model in PRESETS or not path.is_dir() or not is_hf(path):
+        return None
+    source = open_folder(path)
+    files = len({tensor.file for tensor in source.shards.tensors.values()})
+    return (f'{source.family.model_type} ({source.family.architecture}): '
+            f'{len(source.shards.tensors):,} tensors in {files} files, {source.bytes / 1e9:.3g} GB; '
+            f'loading takes at most {source.largest / 1e9:.3g} GB more. Config and tensors agree')
 
 
 def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
@@ -38,7 +49,8 @@ def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
     out.add_column('parameters', justify='right', footer=f'{cost.total:,}')
     out.add_column('active per token', justify='right', footer=f'{cost.active:,}')
     by_key = shapes(cfg)
-    for key in ('embed', *(f'layer_{i}' for i in range(cfg.layers)), 'norm_final'):
+    heads = () if cfg.tied else ('head',)
+    for key in ('embed', *(f'layer_{i}' for i in range(cfg.layers)), 'norm_final', *heads):
         tree = by_key[key]
         total = count_params(tree)
         index = int(key.removeprefix('layer_')) if key.startswith('layer_') else None

@@ -29,11 +29,14 @@ class Encoded(NamedTuple):
     offsets: np.ndarray
 
 
-def encode(encoder: Tokenizer, texts: Iterable[str]) -> Encoded:
-    """Encodes texts in order, each as <|end|> and its tokens; long texts in pieces, for speed."""
+def encode(encoder: Tokenizer, texts: Iterable[str], end: int = tokenizer.END) -> Encoded:
+    """Encodes texts in order, each as <|end|> and its tokens; long texts in pieces, for speed.
+
+    `end`: the id that stands before each text, where the tokenizer is not ours.
+    """
     dtype = np.uint16 if encoder.get_vocab_size() <= 1 << 16 else np.uint32
-    begin = np.array([tokenizer.END], dtype)
-    arrays = [begin[:0]]
+    begin = np.array([end], dtype)
+    arrays, begins, size = [begin[:0]], [], 0
     pieces = (piece for text in texts for piece in _pieces(text))
     while batch := tuple(itertools.islice(pieces, PIECES_PER_CALL)):
         encodings = encoder.encode_batch_fast([piece for _, piece in batch],
@@ -41,16 +44,18 @@ def encode(encoder: Tokenizer, texts: Iterable[str]) -> Encoded:
         for (first, _), encoding in zip(batch, encodings, strict=True):
             if first:
                 arrays.append(begin)
+                begins.append(size)
             arrays.append(np.array(encoding.ids, dtype))
-    return _with_offsets(np.concatenate(arrays))
+            size += len(encoding.ids) + first
+    return Encoded(np.concatenate(arrays), np.array([*begins, size], np.int64))
 
 
 def beginnings(encoded: Encoded, most: int) -> Encoded:
     """At most the first `most` tokens of each document, its <|end|> counted."""
-    within = np.arange(len(encoded.tokens)) - np.repeat(
-        encoded.offsets[:-1], np.diff(encoded.offsets)
-    )
-    return _with_offsets(encoded.tokens[within < most])
+    sizes = np.diff(encoded.offsets)
+    within = np.arange(len(encoded.tokens)) - np.repeat(encoded.offsets[:-1], sizes)
+    offsets = np.concatenate([[0], np.cumsum(np.minimum(sizes, most))]).astype(np.int64)
+    return Encoded(encoded.tokens[within < most], offsets)
 
 
 def encode_part(corpus: Corpus, domain: str, part: str, path: str | os.PathLike) -> Encoded:

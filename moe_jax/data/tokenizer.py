@@ -57,6 +57,13 @@ def load(path: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
+def load_foreign(path: str | os.PathLike) -> Tokenizer:
+    """Reads the tokenizer.json of a model of transformers; special tokens in a text stay text."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def digest(path: str | os.PathLike) -> str:
     """SHA-256 of the saved tokenizer: its identity in caches and records."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -25,9 +25,10 @@ class Questions:
     groups: dict[int, dict[str, np.ndarray]]
 
     @classmethod
-    def encode(cls, examples: Sequence[Example], tokenizer: Tokenizer, length: int) -> 'Questions':
+    def encode(cls, examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
+               end: int | None = None) -> 'Questions':
         """Examples in rows of at most `length` tokens; ValueError where one does not fit."""
-        return cls(tuple(examples), encode_score(examples, tokenizer, length))
+        return cls(tuple(examples), encode_score(examples, tokenizer, length, end=end))
 
 
 def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 32) -> Scores:

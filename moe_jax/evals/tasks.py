@@ -17,6 +17,7 @@ from moe_jax.data.encode import Encoded, beginnings, encode
 from moe_jax.data.tasks.encode import encode_text, encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
 from moe_jax.data.tasks.splits import cap
+from moe_jax.data.tokenizer import END
 from moe_jax.evals import multiple_choice, perplexity
 from moe_jax.evals.scores import Scores
 from moe_jax.model import Params
@@ -43,24 +44,26 @@ def encode_task(
     *,
     validation_limit: int | None = None,
     heldout_tokens: int = 16_384,
+    end: int | None = None,
 ) -> EncodedTask:
     """Encode both sides of a task in rows of `length` tokens.
 
-    At most `validation_limit` examples are scored, or `heldout_tokens` tokens of a text task.
+    `end`: the id that opens and closes a text, where the tokenizer is not ours. At most `validation_limit` examples are scored, or `heldout_tokens` tokens of a text task.
     Raises ValueError when there is no token to train on, or none to score.
     """
     name = task.name
     if isinstance(task, TextTask):
-        train = encode_text(task.train, encoder, length)
+        train = encode_text(task.train, encoder, length, end=end)
         ids = tuple(f'{name}/{i}' for i in range(len(task.validation)))
         documents = tuple(Document(i, name, t) for i, t in zip(ids, task.validation, strict=True))
-        validation: Validation = texts(documents, encoder, length, heldout_tokens)
+        validation: Validation = texts(documents, encoder, length, heldout_tokens, end)
         examples = len(validation.ids)
     else:
         chosen = cap(task.examples_validation, validation_limit)
         task = dataclasses.replace(task, examples_validation=chosen)
-        train = encode_train(task.examples_train, encoder, length)
-        validation = multiple_choice.Questions.encode(task.examples_validation, encoder, length)
+        train = encode_train(task.examples_train, encoder, length, end=end)
+        validation = multiple_choice.Questions.encode(
+            task.examples_validation, encoder, length, end=end)
         examples = len(task.examples_validation)
     scored = validation.packed['weights'].any() if isinstance(task, TextTask) else examples
     if not (train['weights'].any() and scored):
@@ -84,13 +87,14 @@ def evaluate(
 
 
 def texts(
-    documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int
+    documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int,
+    end: int | None = None,
 ) -> perplexity.Texts:
     """The beginnings of as many documents as give each two rows or more, `limit` tokens in all.
 
     Many beginnings rather than few whole documents: documents are what intervals resample.
     """
-    encoded = encode(encoder, [d.text for d in documents])
+    encoded = encode(encoder, [d.text for d in documents], END if end is None else end)
     share = max(2 * length, _fair_share(np.diff(encoded.offsets), limit))
     encoded = beginnings(encoded, share)
     count = max(1, int(np.searchsorted(encoded.offsets, limit, side='right')) - 1)

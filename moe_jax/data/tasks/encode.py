@@ -147,11 +147,12 @@ def score_group(pairs: Sequence[tuple[int, int, list[int], int]], length: int,
             'option': np.array([pair[1] for pair in pairs], np.int32)}
 
 
-def encode_text(texts: Sequence[str], tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
+def encode_text(texts: Sequence[str], tokenizer: Tokenizer, length: int, *,
+                end: int | None = None) -> dict[str, np.ndarray]:
     """Plain texts as packed rows in which every token but the opening one is predicted once.
 
     Returns tokens, segments, weights, each [B, T], exactly as pretraining text is packed.
     """
     if not any(text.strip() for text in texts):
         raise ValueError('no text to encode; is the task empty?')
-    return pack(encode(tokenizer, texts), length)
+    return pack(encode(tokenizer, texts, end_id(tokenizer) if end is None else end), length)

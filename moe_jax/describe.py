@@ -32,8 +32,9 @@ def weights_note(model: str) -> str | None:
     source = open_folder(path)
     files = len({tensor.file for tensor in source.shards.tensors.values()})
     return (f'{source.family.model_type} ({source.family.architecture}): '
-            f'{len(source.shards.tensors):,} tensors in {files} files, {source.bytes / 1e9:.3g} GB; '
-            f'loading takes at most {source.largest / 1e9:.3g} GB more. Config and tensors agree')
+            f'{len(source.shards.tensors):,} tensors in {files} files, '
+            f'{source.bytes / 1e9:.3g} GB; loading takes at most {source.largest / 1e9:.3g} GB '
+            'more. Config and tensors agree')
 
 
 def table(cfg: Config, name: str, tokens: int | None = None) -> Table:

@@ -48,7 +48,8 @@ def encode_task(
 ) -> EncodedTask:
     """Encode both sides of a task in rows of `length` tokens.
 
-    `end`: the id that opens and closes a text, where the tokenizer is not ours. At most `validation_limit` examples are scored, or `heldout_tokens` tokens of a text task.
+    `end`: the id that opens and closes a text, where the tokenizer is not ours. At most
+    `validation_limit` examples are scored, or `heldout_tokens` tokens of a text task.
     Raises ValueError when there is no token to train on, or none to score.
     """
     name = task.name

@@ -27,7 +27,7 @@ FAMILY = Family(
         *common.router(MLP + '.gate.weight', correction=MLP + '.gate.e_score_correction_bias'),
     ),
     expert_field='n_routed_experts',
-    models='DeepSeek-V3, R1, Moonlight, Kimi K2',
+    models='DeepSeek-V3, R1, Moonlight',
     notes='The first layers are dense; a group is ranked by its two best experts; the '
           'multi-token-prediction layer after the last is left out. The released V3 weights are '
           '8-bit and must be dequantised first.',

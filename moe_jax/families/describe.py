@@ -30,9 +30,10 @@ moe-jax convert FOLDER NATIVE --to native
 """
 TAIL = """
 Where gates are raw, deleting experts makes the shares of those that stay larger, as the softmax has
-fewer terms; where they are renormalised, a token all of whose experts stay is untouched. With router
-groups, every group must keep equally many experts. Layers that keep different numbers of experts
-have no config in transformers: they are exported only uniformly, and saved natively as they are.
+fewer terms; where they are renormalised, a token all of whose experts stay is untouched. With
+router groups, every group must keep equally many experts. Layers that keep different numbers of
+experts have no config in transformers: they are exported only uniformly, and saved natively as they
+are.
 
 Not read: quantised weights (8-bit, MXFP4; dequantise them with transformers first), pickled weights
 (never opened), rotary scalings other than linear, llama3 and yarn, activations other than SiLU.

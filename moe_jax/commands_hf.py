@@ -33,7 +33,7 @@ def convert(
     """
     from moe_jax import storage
 
-    _absent(target)
+    absent(target)
     origin = like or storage.origin(source)
     if to == 'hf' and origin is None:
         raise ValueError(f'{source}: did not come from a folder of transformers, so it cannot '
@@ -132,7 +132,7 @@ def lm_eval(
     from moe_jax.evals.harness import HarnessLM
 
     if out is not None:
-        _absent(out)
+        absent(out)
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
     results = harness.simple_evaluate(
@@ -160,7 +160,8 @@ def _tasks(manager: type, names: tuple[str, ...], include_path: Path | None):
     return found
 
 
-def _absent(path: Path) -> None:
+def absent(path: Path) -> None:
+    """Refuse to write where something is."""
     if path.exists():
         raise FileExistsError(f'{path} exists already; give another, or remove it')
 

@@ -3,6 +3,7 @@
 Modules are imported inside the commands, so that --help and a wrong argument answer at once.
 """
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -153,10 +154,10 @@ def _tasks(manager: type, names: tuple[str, ...], include_path: Path | None):
             return own
     found = manager(include_path=None if include_path is None else str(include_path))
     if unknown := [name for name in names if not found.match_tasks([name])]:
-        from moe_jax.config import nearest
-
-        raise ValueError(f'no task {unknown[0]!r}; '
-                         f'{nearest(unknown[0], found.all_tasks).split("? ")[0]}?')
+        near = difflib.get_close_matches(unknown[0], found.all_tasks, n=3)
+        hint = f'did you mean {" or ".join(map(repr, near))}?' if near else (
+            f'`lm-eval ls tasks` lists the {len(found.all_tasks):,} there are')
+        raise ValueError(f'no task {unknown[0]!r}; {hint}')
     return found
 
 

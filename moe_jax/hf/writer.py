@@ -6,6 +6,7 @@ header's length (8 bytes, little endian), a JSON header, the tensors' bytes in i
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -39,7 +40,7 @@ def write(path: Path, tensors: list[Planned], progress: Callable[[int], None] | 
     """Write one file, flushed to disk; returns its SHA-256."""
     digest = hashlib.sha256()
     with path.open('xb') as file:
-        for block in (_header(tensors), *_bodies(tensors)):
+        for block in itertools.chain([_header(tensors)], _bodies(tensors)):  # one at a time
             file.write(block)
             digest.update(block)
             if progress is not None:

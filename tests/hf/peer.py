@@ -30,6 +30,7 @@ def open_model(folder, dtype=None):
 
     torch.manual_seed(0)
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation='eager', dtype=dtype or 'auto', output_loading_info=True)
+        folder, attn_implementation='eager', experts_implementation='eager',
+        dtype=dtype or 'auto', output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()

@@ -56,7 +56,8 @@ def test_what_transformers_saves_loads_bit_for_bit(family, variant, folder_of, l
 def test_bfloat16_stays_as_near_to_float32_as_torch_does(family, variant, folder_of, ours):
     """By KL from the float32 distribution of the same weights, and by the likeliest token.
 
-    The weights are rounded once for all three, so what differs is the arithmetic.
+    The weights are rounded once for all three, so what differs is the arithmetic. A near tie
+    between experts that rounding flips, on either side, is a jump of one token: hence the median.
     """
     pytest.importorskip('torch')
     folder = folder_of(family, variant, dtype='bfloat16')
@@ -66,16 +67,17 @@ def test_bfloat16_stays_as_near_to_float32_as_torch_does(family, variant, folder
     found = moe_jax.apply(cfg, params, tokens)
     exact, _ = peer.logits(folder, dtype='float32')
     rival, _ = peer.logits(folder)
-    assert kl(exact, found) < max(2 * kl(exact, rival), 2e-4)
+    assert np.median(kl(exact, found)) < 2 * np.median(kl(exact, rival)) + 2e-6
+    assert (kl(exact, found) > 1e-2).mean() <= (kl(exact, rival) > 1e-2).mean() + 0.05
     agree = (np.argmax(found, -1) == np.argmax(exact, -1)).mean()
-    assert agree >= (np.argmax(rival, -1) == np.argmax(exact, -1)).mean() - 0.05
+    assert agree >= (np.argmax(rival, -1) == np.argmax(exact, -1)).mean() - 0.1
 
 
 def kl(exact, found):
-    """Mean KL from softmax(exact) to softmax(found)."""
+    """KL from softmax(exact) to softmax(found) of each token."""
     p, q = (np.asarray(jax.nn.log_softmax(np.asarray(z, np.float32), axis=-1))
             for z in (exact, found))
-    return (np.exp(p) * (p - q)).sum(axis=-1).mean()
+    return (np.exp(p) * (p - q)).sum(axis=-1)
 
 
 def test_all_leaves_of_all_families_have_been_random(loaded):

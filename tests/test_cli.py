@@ -244,7 +244,7 @@ def test_info_refuses(command, tmp_path):
             ('tiny', '--tokens', '0'): ('tokens=0', '1 to 128'),
             ('tiny', '--tokens', '129'): ('tokens=129', '1 to 128'),
             (tmp_path / 'none',): ('none', 'no preset'),
-            (tmp_path / 'model',): ('model/config.json', 'not a moe-jax config')}.items():
+            (tmp_path / 'model',): ('model/config.json', 'not JSON')}.items():
         refused(command, 'info', *arguments, says=says)
 
 

@@ -79,11 +79,11 @@ SHARED_EXPERTS = ffn('layer_{l}/moe/shared', LAYER + 'mlp.shared_experts')
 
 
 def decoder_config(f: Fields, *, experts: tuple[int, ...], hidden: int, theta: float = 10_000.0,
-                   eps: float = 1e-6, head_dim: int = 0, **own: Any) -> Config:
+                   eps: float = 1e-6, default_head_dim: int = 0, **own: Any) -> Config:
     """The Config of a pre-norm decoder with RMS norm and SwiGLU; `own` has what the family adds.
 
-    experts: per layer; hidden: of an expert. theta, eps and head_dim (0: width / heads) are what
-    transformers takes for the family where config.json says nothing.
+    experts: per layer; hidden: of an expert. theta, eps and default_head_dim (0: width / heads) are
+    what transformers takes for the family where config.json says nothing.
     """
     f.only('hidden_act', 'silu', 'swish')
     f.integer(*EXPERTS, least=1)  # with none, all layers would pass for dense ones
@@ -98,7 +98,7 @@ def decoder_config(f: Fields, *, experts: tuple[int, ...], hidden: int, theta: f
         'tied': f.flag('tie_word_embeddings', False), 'dtype': f.dtype(),
     }
     if 'head_dim' not in own:
-        usual['head_dim'] = _head_dim(f, width, heads, head_dim)
+        usual['head_dim'] = _head_dim(f, width, heads, default_head_dim)
     if 'rope' not in own:
         usual['rope'] = f.rope(usual['head_dim'], theta)
     return Config(

@@ -16,7 +16,7 @@ def read(f: Fields) -> Config:
     experts = common.everywhere(f, f.integer(*EXPERTS))
     bias = f.flag('attention_bias', True)
     return common.decoder_config(
-        f, experts=experts, hidden=f.integer('intermediate_size'), eps=1e-5, head_dim=64,
+        f, experts=experts, hidden=f.integer('intermediate_size'), eps=1e-5, default_head_dim=64,
         gate='topk_softmax', router_bias=True, ffn='swiglu_clamped', ffn_bias=True,
         ffn_limit=f.get('swiglu_limit', default=7.0),
         ffn_alpha=f.get('swiglu_alpha', default=1.702), sinks=True, qkv_bias=bias, out_bias=bias,

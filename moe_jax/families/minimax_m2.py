@@ -13,7 +13,7 @@ def read(f: Fields) -> Config:
     fraction = f.integer('rotary_dim', default=head_dim) / max(1, head_dim)
     return common.decoder_config(
         f, experts=common.everywhere(f, f.integer(*EXPERTS)),
-        hidden=f.integer('intermediate_size'), head_dim=128, qk_norm='full',
+        hidden=f.integer('intermediate_size'), default_head_dim=128, qk_norm='full',
         rope=f.rope(head_dim, 5e6, fraction=fraction), gate='sigmoid_topk_renorm', correction=True,
         qkv_bias=False, out_bias=False, jitter=f.get('router_jitter_noise', default=0.0),
     )

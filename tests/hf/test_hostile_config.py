@@ -115,7 +115,7 @@ GROUPS, LATENT = 'glm4_moe/groups', 'deepseek_v3/groups'
     (GROUPS, {'partial_rotary_factor': float('inf')}, 'partial_rotary_factor=inf'),
     (LATENT, {'kv_lora_rank': 0}, r'latent\.kv=0'),
     (LATENT, {'q_lora_rank': 2**40}, 'q_lora_rank=109'),
-    (LATENT, {'qk_rope_head_dim': 0}, r'latent\.rotary=0'),
+    (LATENT, {'qk_rope_head_dim': 0}, r'qk_rope_head_dim=0'),
 ])
 def test_absurd_sizes_are_refused_by_field(folder_of, tmp_path, model, fields, message):
     folder = folder_of(*model.split('/'))

@@ -103,7 +103,7 @@ def _padded(cfg: Config, prompts: Sequence[Sequence[int]], max_new: int
         raise ValueError(f'generate: a prompt of {longest} tokens and max_new={max_new} exceed the '
                          f"model's {cfg.positions} positions; shorten one of them")
     room = cfg.positions - max_new
-    length = next(n for n in [*lengths(room), room] if longest <= n <= room)
+    length = next(n for n in lengths(room) if longest <= n)
     tokens, segments = (np.zeros((len(prompts), length), np.int32) for _ in range(2))
     for row, prompt in enumerate(prompts):
         tokens[row, length - len(prompt):], segments[row, length - len(prompt):] = prompt, 1

@@ -21,7 +21,7 @@ from moe_jax.config import Config
 from moe_jax.families.family import Family
 from moe_jax.hf import layout
 from moe_jax.hf.folder import check_digests
-from moe_jax.hf.layout import Leaf
+from moe_jax.hf.layout import HEAD, Leaf
 from moe_jax.hf.shards import Shards, listed
 from moe_jax.model import Params
 
@@ -153,15 +153,15 @@ def _warn_of_nan(source: Source, found: list[tuple[Leaf, np.ndarray]]) -> None:
 def _check_tied(source: Source) -> None:
     """A head on disk although the config ties it to the embedding must be the embedding."""
     shards = source.shards
-    if not source.cfg.tied or 'lm_head.weight' not in shards.tensors:
+    if not source.cfg.tied or HEAD not in shards.tensors:
         return
     embed = next(leaf for leaf in source.leaves if leaf.path == 'embed/tokens').names[0]
-    rows = shards.tensors['lm_head.weight'].shape[0]
+    rows = shards.tensors[HEAD].shape[0]
     for first in range(0, rows, 4096):
         part = slice(first, min(first + 4096, rows))
-        head, table = (shards.read(name, part) for name in ('lm_head.weight', embed))
+        head, table = (shards.read(name, part) for name in (HEAD, embed))
         if head.dtype != table.dtype or head.tobytes() != table.tobytes():
-            raise ValueError(f'{source.folder}: lm_head.weight differs from {embed}, yet '
+            raise ValueError(f'{source.folder}: {HEAD} differs from {embed}, yet '
                              'config.json ties them; set tie_word_embeddings to false, or remove '
                              'one of them')
 

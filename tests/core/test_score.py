@@ -1,8 +1,11 @@
+import sys
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from moe_jax import model, score
+from moe_jax.score import target_log_probs
 
 
 @pytest.fixture(scope='module')
@@ -75,3 +78,20 @@ def test_params_are_not_touched(cfg, params, rows):
     before = model.shapes(cfg)
     score(cfg, params, *rows)
     assert str(before) == str(model.shapes(cfg))
+
+
+@pytest.mark.parametrize('rows', [1, 5, 7, 18])
+def test_blocks_of_positions_change_nothing(cfg, params, rows, monkeypatch):
+    """Blocks that divide the 18 positions, that do not, and one that holds them all."""
+    cfg = cfg.replace(experts=(0,))
+    params = {name: params[key] for name, key in (
+        ('embed', 'embed'), ('layer_0', 'layer_1'), ('norm_final', 'norm_final'))}
+    tokens = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
+    x, _ = model.hidden(cfg, params, tokens)
+    monkeypatch.setattr(sys.modules['moe_jax.score'], 'BLOCK', rows * cfg.vocab)
+    log_probs, greedy = target_log_probs(cfg, params, x, tokens)
+    exact = log_softmax(np.asarray(model.unembed(cfg, params, x), np.float64), axis=-1)
+    np.testing.assert_allclose(
+        log_probs, np.take_along_axis(exact, tokens[..., None], axis=-1)[..., 0], rtol=1e-4,
+        atol=1e-5)
+    np.testing.assert_array_equal(greedy, exact.argmax(axis=-1) == tokens)

@@ -5,9 +5,10 @@ from moe_jax.continuations import score_continuations
 from moe_jax.generate import Sampling, generate
 from moe_jax.hf.export import export_hf
 from moe_jax.model import apply, forward, init
-from moe_jax.observe import Stats, observe
+from moe_jax.observe import observe
 from moe_jax.presets import preset
 from moe_jax.score import score
+from moe_jax.stats import Stats
 from moe_jax.storage import load, save
 
 __all__ = [

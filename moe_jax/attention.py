@@ -44,23 +44,43 @@ def attend(
     scale: float,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(scale q k^T) v over the keys that are seen, softmax in float32.
+    """softmax(scale q k^T) v over the keys that are seen, [B, T, H, Cv]; arguments as below."""
+    return mix(probabilities(q, k, seen, scale, sinks), v)
 
-    q [B, T, H, C]; k [B, S, J, C]; v [B, S, J, Cv]; seen bool [B, T, S] -> [B, T, H, Cv]; query
-    head h reads key-value head h // (H/J). sinks [H]: one more logit of each head's softmax, whose
-    share of the weight goes nowhere (gpt-oss).
+
+def probabilities(
+    q: jax.Array, k: jax.Array, seen: jax.Array, scale: float, sinks: jax.Array | None = None
+) -> jax.Array:
+    """softmax(scale q k^T) over the keys that are seen, float32 [B, J, H/J, T, S].
+
+    q [B, T, H, C]; k [B, S, J, C]; seen bool [B, T, S]; query head h reads key-value head
+    h // (H/J). sinks [H]: one more logit of each head's softmax, whose share of the weight goes
+    nowhere (gpt-oss).
     """
     batch, length, heads, width = q.shape
     groups = (batch, length, k.shape[2], heads // k.shape[2], width)
     scores = jnp.einsum('btjgc,bsjc->bjgts', q.reshape(groups), k,
                         preferred_element_type=jnp.float32) * scale
     scores = jnp.where(seen[:, None, None], scores, MASKED)
-    if sinks is not None:
-        extra = sinks.astype(jnp.float32).reshape(1, *groups[2:4], 1, 1)
-        extra = jnp.broadcast_to(extra, (*scores.shape[:-1], 1))
-        probs = jax.nn.softmax(jnp.concatenate([scores, extra], axis=-1), axis=-1)[..., :-1]
-    else:
-        probs = jax.nn.softmax(scores, axis=-1)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    extra = sinks.astype(jnp.float32).reshape(1, *groups[2:4], 1, 1)
+    extra = jnp.broadcast_to(extra, (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, extra], axis=-1), axis=-1)[..., :-1]
+
+
+def mix(probs: jax.Array, v: jax.Array) -> jax.Array:
+    """Values [B, S, J, Cv] weighted by `probabilities`, [B, T, H, Cv]."""
+    batch, kv_heads, each, length, _ = probs.shape
     out = jnp.einsum('bjgts,bsjc->btjgc', probs.astype(v.dtype), v,
                      preferred_element_type=jnp.float32)
-    return out.astype(v.dtype).reshape(batch, length, heads, v.shape[-1])
+    return out.astype(v.dtype).reshape(batch, length, kv_heads * each, v.shape[-1])
+
+
+def received(probs: jax.Array, segments: jax.Array) -> jax.Array:
+    """The attention each key gets, summed over queries that are not padding, mean over heads.
+
+    probs as `probabilities` gives them, segments [B, T] of the queries -> [B, S] float32.
+    """
+    return jnp.einsum('bjgts,bt->bs', probs, (segments > 0).astype(jnp.float32)) / (
+        probs.shape[1] * probs.shape[2])

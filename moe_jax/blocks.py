@@ -1,24 +1,26 @@
-"""The parts of the decoder as thin Linen shells; the arithmetic is plain functions on arrays.
+"""The decoder's layers as thin Linen shells; the arithmetic is plain functions on arrays.
 
-Linen gives names, shapes, initial values and `sow`. A layer's cache, where there is one, is a dict
-of k [B, S, J, C] and v [B, S, J, Cv], and `start` the slot its new keys go to.
+Linen gives names, shapes, initial values and `sow`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import attention, experts, ffn, ops, rope, routing
+from moe_jax import experts, ffn, observed, ops, routing, skipping
 from moe_jax.attention import Rows
-from moe_jax.config import Config
-
-Cache = dict[str, jax.Array] | None
+from moe_jax.attention_blocks import Attention, Cache, LatentAttention
+from moe_jax.config import CLOSED, Config
+from moe_jax.layers import Norm, ffn_weights, init_std
 
 
 class Record(NamedTuple):
-    """What one MoE layer did: its `Routing`, choices not dropped [N, K], router inputs [N, D]."""
+    """What one MoE layer did: its `Routing`, choices not dropped [N, K], router inputs [N, D].
+
+    sums: what `observed` sums of the experts, by name, where it was asked for.
+    """
 
     ids: jax.Array
     gates: jax.Array
@@ -26,115 +28,7 @@ class Record(NamedTuple):
     probs: jax.Array
     kept: jax.Array
     inputs: jax.Array
-
-
-def init_std(cfg: Config) -> float:
-    """Standard deviation of fresh matrices, 0.64/sqrt(D): GPT-2's 0.02 at D = 1024."""
-    return 0.64 * cfg.width**-0.5
-
-
-class Norm(nn.Module):
-    """Layer norm (scale and bias) or RMS norm (scale) over the last axis, `size` wide."""
-
-    kind: str
-    eps: float
-    size: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param('scale', nn.initializers.ones, (self.size,), jnp.float32)
-        if self.kind == 'rms':
-            return ops.rms_norm(x, scale, self.eps)
-        bias = self.param('bias', nn.initializers.zeros, (self.size,), jnp.float32)
-        return ops.layer_norm(x, scale, bias, self.eps)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention; x [B, T, D] -> [B, T, D], and the cache with the new keys."""
-
-    cfg: Config
-    layer: int
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, rows: Rows, cache: Cache, start: jax.Array | None):
-        cfg = self.cfg
-        q, k, v = self._project(x_BTD)
-        if cfg.rope is not None:
-            q, k = (rope.rotate(part, rows.cos, rows.sin, interleaved=cfg.rope.interleaved)
-                    for part in (q, k))
-        k, v, cache = _remember(cache, start, k, v)
-        sinks = self.param('sinks', nn.initializers.zeros, (cfg.heads,), jnp.float32) if (
-            cfg.sinks) else None
-        scale = cfg.head_dim**-0.5 if cfg.attention_scale is None else cfg.attention_scale
-        seen = attention.visible(rows, cfg.window(self.layer))
-        mixed = attention.attend(q, k, v, seen, scale, sinks)
-        mixed = mixed.reshape(*x_BTD.shape[:2], cfg.heads * cfg.head_dim)
-        out = _dense(self, cfg, 'out', mixed.shape[-1], cfg.width, cfg.out_bias, residual=True)
-        return ops.linear(mixed, *out), cache
-
-    def _project(self, x_BTD: jax.Array) -> list[jax.Array]:
-        """q [B, T, H, C], k and v [B, T, J, C], normed and clipped as the config says."""
-        cfg, parts = self.cfg, []
-        for name, heads in (('q', cfg.heads), ('k', cfg.kv_heads), ('v', cfg.kv_heads)):
-            size = heads * cfg.head_dim
-            part = ops.linear(x_BTD, *_dense(self, cfg, name, cfg.width, size, cfg.qkv_bias))
-            if cfg.qk_norm == 'full' and name != 'v':
-                part = Norm('rms', cfg.norm_eps, size, name=f'{name}_norm')(part)
-            if cfg.clip_qkv is not None:
-                part = jnp.clip(part, -cfg.clip_qkv, cfg.clip_qkv)
-            part = part.reshape(*x_BTD.shape[:2], heads, cfg.head_dim)
-            if cfg.qk_norm == 'head' and name != 'v':
-                part = Norm('rms', cfg.norm_eps, cfg.head_dim, name=f'{name}_norm')(part)
-            parts.append(part)
-        return parts
-
-
-class LatentAttention(nn.Module):
-    """Multi-head latent attention (DeepSeek-V2, section 2.1); x [B, T, D] -> [B, T, D], cache.
-
-    The cache holds the expanded keys and values of every head.
-    """
-
-    cfg: Config
-    layer: int
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, rows: Rows, cache: Cache, start: jax.Array | None):
-        cfg, part = self.cfg, self.cfg.latent
-        q_plain, q_turning = jnp.split(self._queries(x_BTD), [part.plain], axis=-1)
-        down = ops.linear(x_BTD, *_dense(self, cfg, 'kv_down', cfg.width, part.kv + part.rotary,
-                                         cfg.qkv_bias))
-        latent, k_turning = jnp.split(down, [part.kv], axis=-1)
-        latent = Norm('rms', part.norm_eps, part.kv, name='kv_norm')(latent)
-        up = ops.linear(latent, *_dense(self, cfg, 'kv_up', part.kv,
-                                        cfg.heads * (part.plain + part.value), False))
-        up = up.reshape(*x_BTD.shape[:2], cfg.heads, part.plain + part.value)
-        k_plain, v = jnp.split(up, [part.plain], axis=-1)
-        q_turning, k_turning = (
-            rope.rotate(y, rows.cos, rows.sin, interleaved=cfg.rope.interleaved)
-            for y in (q_turning, k_turning[:, :, None])
-        )
-        k_turning = jnp.broadcast_to(k_turning, (*k_plain.shape[:3], part.rotary))
-        q = jnp.concatenate([q_plain, q_turning], axis=-1)
-        k = jnp.concatenate([k_plain, k_turning], axis=-1)
-        k, v, cache = _remember(cache, start, k, v)
-        scale = cfg.key_width**-0.5 if cfg.attention_scale is None else cfg.attention_scale
-        mixed = attention.attend(
-            q, k, v, attention.visible(rows, cfg.window(self.layer)), scale)
-        mixed = mixed.reshape(*x_BTD.shape[:2], cfg.heads * part.value)
-        out = _dense(self, cfg, 'out', mixed.shape[-1], cfg.width, cfg.out_bias, residual=True)
-        return ops.linear(mixed, *out), cache
-
-    def _queries(self, x_BTD: jax.Array) -> jax.Array:
-        cfg, part = self.cfg, self.cfg.latent
-        size = cfg.heads * cfg.key_width
-        if part.query:
-            low = _dense(self, cfg, 'q_down', cfg.width, part.query, cfg.qkv_bias)
-            x_BTD = Norm('rms', part.norm_eps, part.query, name='q_norm')(ops.linear(x_BTD, *low))
-            q = ops.linear(x_BTD, *_dense(self, cfg, 'q_up', part.query, size, False))
-        else:
-            q = ops.linear(x_BTD, *_dense(self, cfg, 'q', cfg.width, size, False))
-        return q.reshape(*x_BTD.shape[:2], cfg.heads, cfg.key_width)
+    sums: dict[str, jax.Array]
 
 
 class Mlp(nn.Module):
@@ -145,7 +39,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return ffn.of(self.cfg)(_ffn_weights(self, self.cfg, self.hidden), x)
+        return ffn.of(self.cfg)(ffn_weights(self, self.cfg, self.hidden), x)
 
 
 class Router(nn.Module):
@@ -164,8 +58,9 @@ class Router(nn.Module):
         if cfg.correction:
             router['correction'] = self.param('correction', zeros, (count,), jnp.float32)
         return routing.route(
-            x_ND, router, topk=cfg.topk, gate=cfg.gate, scale=cfg.gate_scale, groups=cfg.groups,
-            groups_used=cfg.groups_used, jitter=cfg.jitter, key=key,
+            x_ND, router, topk=cfg.topk_in(self.layer), gate=cfg.gate, scale=cfg.gate_scale,
+            groups=cfg.groups, groups_used=cfg.groups_used, closed=_closed(cfg, self.layer),
+            jitter=cfg.jitter, key=key,
         )
 
 
@@ -177,7 +72,7 @@ class ExpertWeights(nn.Module):
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:
-        return _ffn_weights(self, self.cfg, self.cfg.expert_hidden, (self.count,))
+        return ffn_weights(self, self.cfg, self.cfg.expert_hidden, (self.count,))
 
 
 class SharedExpert(nn.Module):
@@ -188,7 +83,7 @@ class SharedExpert(nn.Module):
     @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         cfg = self.cfg
-        y = ffn.of(cfg)(_ffn_weights(self, cfg, cfg.shared_hidden), x_ND)
+        y = ffn.of(cfg)(ffn_weights(self, cfg, cfg.shared_hidden), x_ND)
         if not cfg.shared_gate:
             return y
         kernel = self.param('score', nn.initializers.normal(init_std(cfg)), (cfg.width, 1),
@@ -198,24 +93,45 @@ class SharedExpert(nn.Module):
 
 
 class SparseMoe(nn.Module):
-    """The experts in place of the feed-forward layer, [B, T, D] -> [B, T, D]."""
+    """The experts in place of the feed-forward layer, [B, T, D] -> [B, T, D].
+
+    importance [B, T] ranks the tokens that keep all their experts, where the config skips some.
+    """
 
     cfg: Config
     layer: int
     train: bool
+    watch: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, segments: jax.Array, importance: jax.Array | None = None):
         cfg, x, valid = self.cfg, x_BTD.reshape(-1, self.cfg.width), segments.ravel() > 0
+        alias, count = cfg.alias(self.layer), cfg.experts[self.layer]
         key = self.make_rng('jitter') if self.train and self.has_rng('jitter') else None
         chosen = Router(cfg, self.layer, name='router')(x, key)
-        alias, count = cfg.alias(self.layer), cfg.experts[self.layer]
         weights = ExpertWeights(cfg, count, name='experts')()
-        ids, gates = routing.to_experts(chosen, valid, alias, count)
-        y, kept = _evaluate(cfg, self.train, weights, x, ids, gates)
+        used = jnp.broadcast_to(valid[:, None], chosen.ids.shape)
+        if cfg.skip is not None and not self.train:
+            chosen, active = _skip(cfg, self.layer, chosen, importance, segments)
+            used = used & active
+        ids, gates = routing.to_experts(chosen, used, alias, count)
+        if 'experts' in self.watch:
+            kept = _kept(cfg, self.train, ids, count)
+            seen = used & routing.served(chosen, kept, alias, count)
+            y, sums = observed.evaluate(ffn.of(cfg), weights, x, chosen, seen,
+                                        alias or tuple(range(count)), self.watch)
+        else:
+            (y, kept), sums = _evaluate(cfg, self.train, weights, x, ids, gates), {}
+        if size := cfg.constants_in(self.layer):
+            table = self.param('constants', nn.initializers.zeros, (size, cfg.width), jnp.float32)
+            part = routing.constant_part(chosen, used, alias, count, table)
+            y = (y.astype(jnp.float32) + part).astype(y.dtype)
+        if 'dense' in self.watch:
+            sums |= observed.dense(ffn.of(cfg), weights, x, valid)
+        served = routing.served(chosen, kept, alias, count)
+        self.sow('routing', 'record', Record(*chosen, served, x, sums))
         if cfg.shared_hidden:
             y = y + SharedExpert(cfg, name='shared')(x)
-        self.sow('routing', 'record', Record(*chosen, routing.served(chosen, kept, alias), x))
         self.sow('aux', 'loads', _loads(chosen, ids, kept, valid, count))
         return y.reshape(x_BTD.shape)
 
@@ -226,47 +142,62 @@ class Block(nn.Module):
     cfg: Config
     layer: int
     train: bool
+    watch: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, rows: Rows, cache: Cache, start: jax.Array | None):
         cfg, norm = self.cfg, (self.cfg.norm, self.cfg.norm_eps, self.cfg.width)
         attend = Attention if cfg.latent is None else LatentAttention
         h = Norm(*norm, name='norm_attn')(x_BTD)
-        y, cache = attend(cfg, self.layer, name='attn')(h, rows, cache, start)
+        y, cache, received = attend(cfg, self.layer, name='attn')(h, rows, cache, start)
         x_BTD = x_BTD + ops.scaled(y, cfg.residual_scale)
         h = Norm(*norm, name='norm_ffn')(x_BTD)
         if cfg.experts[self.layer]:
-            y = SparseMoe(cfg, self.layer, self.train, name='moe')(h, rows.segments)
+            importance = None if received is None else received * jnp.abs(
+                x_BTD.astype(jnp.float32)).sum(axis=-1)
+            moe = SparseMoe(cfg, self.layer, self.train, self.watch, name='moe')
+            y = moe(h, rows.segments, importance)
         else:
             y = Mlp(cfg, cfg.mlp_hidden, name='mlp')(h)
-        return x_BTD + ops.scaled(y, cfg.residual_scale), cache
+        after = x_BTD + ops.scaled(y, cfg.residual_scale)
+        if cfg.experts[self.layer]:
+            self.sow('routing', 'cosine', ops.cosine(x_BTD, after).ravel())
+        return after, cache
 
 
-def _remember(cache: Cache, start: jax.Array | None, k: jax.Array, v: jax.Array):
-    """Keys and values to look at, and the cache with the new ones written at slot `start`."""
-    if cache is None:
-        return k, v, None
-    cache = {
-        name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype),
-                                                  start, axis=1)
-        for name, new in (('k', k), ('v', v))
-    }
-    return cache['k'], cache['v'], cache
+def _skip(cfg, layer, chosen, importance, segments):
+    """The routing without what the config skips, and which choices are used [N, K]."""
+    safe = None if importance is None else skipping.protected(
+        importance, segments, cfg.skip.protect).ravel()
+    return skipping.apply(chosen, cfg.skip, layer, cfg.gate, safe)
+
+
+def _slots(cfg, train, layer_topk, tokens, count):
+    """The capacity that training or evaluation asks for; None: dropless."""
+    factor = cfg.capacity_train if train else cfg.capacity_eval
+    if factor is None:
+        return None
+    return experts.capacity_slots(factor, tokens, layer_topk, count, cfg.min_capacity)
 
 
 def _evaluate(cfg, train, weights, x, ids, gates):
-    """Dropless, or with the capacity that training or evaluation asks for."""
-    factor = cfg.capacity_train if train else cfg.capacity_eval
-    if factor is None:
+    """Dropless, or with a capacity."""
+    slots = _slots(cfg, train, ids.shape[1], x.shape[0], weights['up'].shape[0])
+    if slots is None:
         return experts.dropless(ffn.of(cfg), weights, x, ids, gates)
-    slots = experts.capacity_slots(
-        factor, x.shape[0], cfg.topk, weights['up'].shape[0], cfg.min_capacity
-    )
     return experts.capacity(ffn.of(cfg), weights, x, ids, gates, slots=slots)
 
 
+def _kept(cfg, train, ids, count):
+    """Which choices `_evaluate` keeps, bool [N, K], without evaluating anything."""
+    slots = _slots(cfg, train, ids.shape[1], ids.shape[0], count)
+    if slots is None:
+        return ids < count
+    return experts.slot_of_choice(ids, count, slots) < count * slots
+
+
 def _loads(chosen, ids, kept, valid, count):
-    """(balance loss, z-loss, busiest expert over mean, share of choices dropped) of one layer."""
+    """(balance loss, z-loss, busiest over mean, share dropped, experts per token) of one layer."""
     used = routing.load(ids, valid, count + 1)[:count]
     total = jnp.maximum(used.sum(), 1.0)
     dropped = 1.0 - jnp.sum(kept & (ids < count)).astype(jnp.float32) / total
@@ -275,27 +206,11 @@ def _loads(chosen, ids, kept, valid, count):
         routing.z_loss(chosen, valid),
         used.max() * count / total,
         jnp.where(used.sum() > 0, dropped, 0.0),
+        used.sum() / jnp.maximum(valid.sum(), 1).astype(jnp.float32),
     )
 
 
-def _residual_std(cfg: Config) -> float:
-    return init_std(cfg) * (2 * cfg.layers) ** -0.5
-
-
-def _ffn_weights(module: nn.Module, cfg: Config, hidden: int, lead: tuple[int, ...] = ()) -> Any:
-    """The leaves of a feed-forward, or of several with `lead` before every shape."""
-    weights = {}
-    for name, shape in ffn.shapes(cfg, hidden).items():
-        std = _residual_std(cfg) if name == 'down' else init_std(cfg)
-        start = nn.initializers.zeros if name.endswith('bias') else nn.initializers.normal(std)
-        weights[name] = module.param(name, start, lead + shape, jnp.float32)
-    return weights
-
-
-def _dense(module, cfg, name, rows, columns, bias, residual=False):
-    """Kernel `name` [rows, columns] of a Linen module, and bias `name_bias` or None."""
-    std = _residual_std(cfg) if residual else init_std(cfg)
-    kernel = module.param(name, nn.initializers.normal(std), (rows, columns), jnp.float32)
-    if not bias:
-        return kernel, None
-    return kernel, module.param(f'{name}_bias', nn.initializers.zeros, (columns,), jnp.float32)
+def _closed(cfg, layer):
+    """Which router rows are never chosen; None where all may be."""
+    alias = cfg.alias(layer)
+    return None if alias is None or CLOSED not in alias else tuple(a == CLOSED for a in alias)

@@ -74,7 +74,7 @@ def prune_model(
 
     import prune
     from moe_jax import storage
-    from moe_jax.observe import Stats
+    from moe_jax.stats import Stats
 
     absent(out)
     chosen = prune.check_options(method, dict(_option(text) for text in options))

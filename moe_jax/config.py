@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from moe_jax.config_checks import canonical, check, nearest
-from moe_jax.config_parts import Latent, Rope
+from moe_jax.config_parts import Latent, Rope, Skip
 
-__all__ = ['Config', 'Latent', 'Rope', 'nearest']
+__all__ = ['CLOSED', 'Config', 'Latent', 'Rope', 'Skip', 'nearest']
+CLOSED = -1  # in an alias: a router row that counts in the softmax and is never chosen
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,10 @@ class Config:
       router rows fall into that many equal groups and a token chooses among its best groups_used.
       router_bias adds a bias to the logits, correction one that serves selection alone.
       `aliases[i][r]` is the expert that router row r of layer i uses; None means row r uses expert
-      r, and `aliases=()` that every layer does so.
+      r, and `aliases=()` that every layer does so. An entry of E + j stands for constant j, a
+      vector that takes the place of an expert (constants[i] of them in layer i), CLOSED for a row
+      that keeps its share of the softmax and is never chosen. clamp: a layer with fewer than K rows
+      to choose from uses all of them. skip: experts left out at evaluation.
       Capacities are multiples of N*K/E tokens an expert may take, None is dropless.
     shared_hidden: hidden width of an expert that every token uses (0: none); shared_gate: it is
       weighted by a sigmoid of its own.
@@ -88,6 +92,9 @@ class Config:
     logit_scale: float = 1.0
     dtype: str = 'float32'
     aliases: tuple[tuple[int, ...] | None, ...] = ()
+    constants: tuple[int, ...] = ()
+    clamp: bool = False
+    skip: Skip | None = None
 
     def __post_init__(self) -> None:
         for name, value in canonical(self).items():
@@ -127,6 +134,16 @@ class Config:
         alias = self.alias(layer)
         return self.experts[layer] if alias is None else len(alias)
 
+    def constants_in(self, layer: int) -> int:
+        """How many constants stand in for experts in a layer."""
+        return self.constants[layer] if self.constants else 0
+
+    def topk_in(self, layer: int) -> int:
+        """K of a layer: topk, or with `clamp` the number of rows that can be chosen."""
+        alias = self.alias(layer)
+        rows = self.experts[layer] if alias is None else sum(a != CLOSED for a in alias)
+        return min(self.topk, rows) if self.clamp else self.topk
+
     def replace(self, **fields: Any) -> Self:
         """A copy with some fields changed; an unknown field is an error with the nearest name."""
         known = [f.name for f in dataclasses.fields(self)]
@@ -139,15 +156,17 @@ class Config:
         """The same model with `count` experts in every MoE layer."""
         if count < 1:
             raise ValueError(f'experts={count}: a MoE layer needs at least 1 expert')
-        return self.replace(experts=tuple(count if n else 0 for n in self.experts), aliases=())
+        return self.replace(experts=tuple(count if n else 0 for n in self.experts), aliases=(),
+                            constants=())
 
     def fit(self, params: Mapping[str, Any]) -> Self:
         """Reread every layer's expert count from a parameter tree, after surgery on it.
 
-        An alias stays where it has an entry for each router row and uses each expert; without one a
-        router needs a row for each expert. Raises ValueError naming the layer where neither holds.
+        An alias stays where it has an entry for each router row and uses each expert and constant;
+        without one a router needs a row for each expert. Raises ValueError naming the layer where
+        neither holds.
         """
-        experts, aliases = [0] * self.layers, [None] * self.layers
+        experts, aliases, constants = ([empty] * self.layers for empty in (0, None, 0))
         for i in range(self.layers):
             if f'layer_{i}' not in params:
                 raise ValueError(f'params have no layer_{i}; this config has {self.layers} layers')
@@ -156,7 +175,9 @@ class Config:
             moe, alias = params[f'layer_{i}']['moe'], self.alias(i)
             experts[i] = count = int(moe['experts']['up'].shape[0])
             rows = int(moe['router']['kernel'].shape[0])
-            if alias is not None and len(alias) == rows and set(alias) == set(range(count)):
+            constants[i] = int(moe['constants'].shape[0]) if 'constants' in moe else 0
+            targets = set(range(count + constants[i]))
+            if alias is not None and len(alias) == rows and set(alias) - {CLOSED} == targets:
                 aliases[i] = alias
             elif rows != count:
                 raise ValueError(
@@ -164,7 +185,10 @@ class Config:
                     'give the alias of each row with cfg.replace(aliases=...)'
                 )
         shared = any(alias is not None for alias in aliases)
-        return self.replace(experts=tuple(experts), aliases=tuple(aliases) if shared else ())
+        return self.replace(
+            experts=tuple(experts), aliases=tuple(aliases) if shared else (),
+            constants=tuple(constants) if any(constants) else (),
+        )
 
     def to_json(self) -> str:
         """All fields, in one fixed form: equal configs give equal text."""
@@ -174,7 +198,7 @@ class Config:
     def from_json(cls, text: str) -> Self:
         """The config written by `to_json`; unknown or missing fields are an error."""
         raw = _fields_of(cls, json.loads(text), 'config file')
-        for name, part in (('rope', Rope), ('latent', Latent)):
+        for name, part in (('rope', Rope), ('latent', Latent), ('skip', Skip)):
             if raw.get(name) is not None:
                 raw[name] = part(**_fields_of(part, raw[name], f'config file, {name}'))
         return cls(**raw)

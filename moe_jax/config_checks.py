@@ -1,5 +1,6 @@
 """Whether the fields of a Config make a model; every refusal names its field."""
 
+import dataclasses
 import difflib
 import operator
 import sys
@@ -25,7 +26,8 @@ RATES = ('balance', 'zloss', 'jitter', 'gate_scale', 'norm_eps', 'ffn_limit', 'f
          'embed_scale', 'residual_scale', 'logit_scale')
 OPTIONAL = ('capacity_train', 'capacity_eval', 'clip_qkv', 'attention_scale')
 FLAGS = ('router_bias', 'correction', 'shared_gate', 'ffn_bias', 'qkv_bias', 'out_bias', 'sinks',
-         'tied')
+         'tied', 'clamp')
+SKIPS = ('ratio', 'top_p')
 LIMIT = 2**24  # of every size: far above any model, far below what overflows int32 arithmetic
 MOST_LAYERS, MOST_EXPERTS, MOST_IN_ALL = 4096, 2**16, 2**18
 
@@ -46,7 +48,7 @@ def canonical(cfg: 'Config') -> dict[str, Any]:
         n: None if getattr(cfg, n) is None else _number(n, getattr(cfg, n)) for n in OPTIONAL
     }
     aliases = [
-        None if alias is None else _integers(f'aliases[{i}]', alias)
+        None if alias is None else _integers(f'aliases[{i}]', alias, least=-1)
         for i, alias in enumerate(_items('aliases', cfg.aliases))
     ]
     fields['kv_heads'] = fields['kv_heads'] or fields['heads']
@@ -59,7 +61,20 @@ def canonical(cfg: 'Config') -> dict[str, Any]:
         'experts': _integers('experts', cfg.experts),
         'windows': _integers('windows', cfg.windows),
         'aliases': tuple(aliases),
+        'constants': _integers('constants', cfg.constants),
+        'skip': _canonical_skip(cfg),
     }
+
+
+def _canonical_skip(cfg: 'Config') -> Any:
+    if cfg.skip is None:
+        return None
+    thresholds = tuple(
+        tuple(_number(f'skip.thresholds[{i}]', t) for t in _items('skip.thresholds', row))
+        for i, row in enumerate(_items('skip.thresholds', cfg.skip.thresholds))
+    )
+    protect = _number('skip.protect', cfg.skip.protect)
+    return dataclasses.replace(cfg.skip, thresholds=thresholds, protect=protect)
 
 
 def check(cfg: 'Config') -> None:
@@ -73,9 +88,9 @@ def check(cfg: 'Config') -> None:
 
 def _integer(name: str, value: Any, least: int) -> int:
     try:
-        found = -1 if isinstance(value, bool) else operator.index(value)
+        found = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
-        found = -1
+        found = least - 1
     if not least <= found < LIMIT:
         raise ValueError(f'Config.{name}={value!r}: must be an integer, at least {least} and '
                          f'below {LIMIT}')
@@ -95,8 +110,8 @@ def _items(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _integers(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_integer(f'{name}[{i}]', n, 0) for i, n in enumerate(_items(name, value)))
+def _integers(name: str, value: Any, least: int = 0) -> tuple[int, ...]:
+    return tuple(_integer(f'{name}[{i}]', n, least) for i, n in enumerate(_items(name, value)))
 
 
 def _check_choices(cfg: 'Config') -> None:
@@ -117,7 +132,7 @@ def _check_layers(cfg: 'Config') -> None:
         raise ValueError(f'Config.experts={max(cfg.experts)} in a layer; at most {MOST_EXPERTS}')
     if sum(cfg.experts) > MOST_IN_ALL:
         raise ValueError(f'Config.experts={sum(cfg.experts)} in all layers; at most {MOST_IN_ALL}')
-    for name in ('windows', 'aliases'):
+    for name in ('windows', 'aliases', 'constants'):
         if (value := getattr(cfg, name)) and len(value) != cfg.layers:
             raise ValueError(f'Config.{name} has {len(value)} entries for {cfg.layers} layers')
 
@@ -166,15 +181,38 @@ def _check_routing(cfg: 'Config') -> None:
         raise ValueError(f'Config.jitter={cfg.jitter}: must be below 1, it is a relative noise')
     for i, count in enumerate(cfg.experts):
         alias = cfg.alias(i)
-        if count and cfg.router_rows(i) < cfg.topk:
+        constants = cfg.constants_in(i)
+        open_rows = count if alias is None else sum(a != -1 for a in alias)
+        if count and open_rows < cfg.topk and not cfg.clamp:
             raise ValueError(
-                f'Config.experts[{i}]={count}: a layer needs at least topk={cfg.topk} experts'
+                f'Config.experts[{i}]={count}: a layer needs at least topk={cfg.topk} experts to '
+                'choose from, or clamp=True to use all it has'
             )
-        if alias is not None and (not count or set(alias) != set(range(count))):
+        if constants and alias is None:
+            raise ValueError(f'Config.constants[{i}]={constants}: needs aliases[{i}], which says '
+                             'the router rows they serve')
+        if alias is not None and (not count or set(alias) - {-1} != set(range(count + constants))):
             raise ValueError(
-                f'Config.aliases[{i}] must use each of the {count} experts of its layer and no '
-                'other; it is None where every router row has its own'
+                f'Config.aliases[{i}] must use each of the {count} experts and {constants} '
+                'constants of its layer and no other; it is None where every router row has its own'
             )
+    _check_skip(cfg)
+
+
+def _check_skip(cfg: 'Config') -> None:
+    """A known rule, and thresholds for each MoE layer: K - 1 for 'ratio', one for 'top_p'."""
+    if (skip := cfg.skip) is None:
+        return
+    if skip.kind not in SKIPS:
+        raise ValueError(f'Config.skip.kind={skip.kind!r}; {nearest(str(skip.kind), SKIPS)}')
+    if skip.protect > 1:
+        raise ValueError(f'Config.skip.protect={skip.protect}: a share of the tokens, at most 1')
+    sizes = [len(row) for row in skip.thresholds]
+    each = cfg.topk - 1 if skip.kind == 'ratio' else 1
+    wanted = [each if count else 0 for count in cfg.experts]
+    if sizes != wanted:
+        raise ValueError(f'Config.skip.thresholds has {sizes} numbers in its layers; rule '
+                         f'{skip.kind!r} needs {wanted}')
 
 
 def _check_groups(cfg: 'Config') -> None:

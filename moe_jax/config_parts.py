@@ -46,6 +46,22 @@ class Latent:
     norm_eps: float = 1e-6
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Dynamic execution: which of its K chosen experts a token really uses, at evaluation.
+
+    kind is a key of `skipping.RULES`. 'ratio': slot k is left out where its gate is below
+    thresholds[i][k-1] times the token's largest (Lu et al. 2024, section 3.3, for K = 2). 'top_p':
+    slots are used until their probabilities sum to more than thresholds[i][0] (Huang et al. 2024,
+    section 3.1). thresholds has one entry per layer, () for a dense one. protect: the share of a
+    row's tokens, those of greatest importance, that use all K experts (MC-MoE, section 3.3).
+    """
+
+    kind: str
+    thresholds: tuple[tuple[float, ...], ...]
+    protect: float = 0.0
+
+
 def yarn_magnitude(factor: float, slope: float = 1.0) -> float:
     """YaRN's correction of attention's temperature: 0.1 slope ln(factor) + 1 (Peng et al., 3.4)."""
     return 0.1 * slope * math.log(factor) + 1.0 if factor > 1 else 1.0

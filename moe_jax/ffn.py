@@ -4,6 +4,7 @@ M rows, D width, F hidden width. Each takes (weights of one, x [M, D]) and retur
 that is not among the weights is zero.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -15,34 +16,50 @@ from moe_jax.config import Config
 from moe_jax.ops import linear
 
 Weights = dict[str, Any]
-Ffn = Callable[[Weights, jax.Array], jax.Array]
+Hidden = Callable[[Weights, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ffn:
+    """A feed-forward function in two steps: `hidden` [M, D] -> [M, F], then down [M, F] -> [M, D].
+
+    Called, it does both.
+    """
+
+    hidden: Hidden
+
+    def __call__(self, weights: Weights, x: jax.Array) -> jax.Array:
+        return down(weights, self.hidden(weights, x))
+
+
+def down(weights: Weights, hidden: jax.Array) -> jax.Array:
+    """hidden down + down_bias, [M, F] -> [M, D]."""
+    return linear(hidden, weights['down'], weights.get('down_bias'))
 
 
 def gelu(weights: Weights, x: jax.Array) -> jax.Array:
-    """GELU(x up + up_bias) down + down_bias, in GPT-2's tanh form, the GELU in float32."""
+    """GELU(x up + up_bias), in GPT-2's tanh form, in float32."""
     hidden = linear(x, weights['up'], weights.get('up_bias'))
-    hidden = jax.nn.gelu(hidden.astype(jnp.float32), approximate=True).astype(x.dtype)
-    return linear(hidden, weights['down'], weights.get('down_bias'))
+    return jax.nn.gelu(hidden.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 def swiglu(weights: Weights, x: jax.Array) -> jax.Array:
-    """(SiLU(x gate) * (x up)) down (Shazeer 2020), the product in float32."""
+    """SiLU(x gate) * (x up) (Shazeer 2020), the product in float32."""
     gate, up = _gate_up(weights, x)
-    hidden = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return linear(hidden, weights['down'], weights.get('down_bias'))
+    return (jax.nn.silu(gate) * up).astype(x.dtype)
 
 
 def swiglu_clamped(weights: Weights, x: jax.Array, *, limit: float, alpha: float) -> jax.Array:
-    """((u + 1) g sigmoid(alpha g)) down with g = min(x gate, limit), u = clip(x up, limit).
+    """(u + 1) g sigmoid(alpha g) with g = min(x gate, limit), u = clip(x up, limit).
 
     The form of the gpt-oss models.
     """
     gate, up = _gate_up(weights, x)
     gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-    hidden = ((up + 1.0) * gate * jax.nn.sigmoid(alpha * gate)).astype(x.dtype)
-    return linear(hidden, weights['down'], weights.get('down_bias'))
+    return ((up + 1.0) * gate * jax.nn.sigmoid(alpha * gate)).astype(x.dtype)
 
 
+# How each computes its hidden layer.
 FFN: dict[str, Callable[..., jax.Array]] = {
     'gelu': gelu, 'swiglu': swiglu, 'swiglu_clamped': swiglu_clamped,
 }
@@ -53,8 +70,8 @@ def of(cfg: Config) -> Ffn:
     """The feed-forward function of a config: one object for each, so that nothing compiles twice.
     """
     if cfg.ffn == 'swiglu_clamped':
-        return partial(swiglu_clamped, limit=cfg.ffn_limit, alpha=cfg.ffn_alpha)
-    return FFN[cfg.ffn]
+        return Ffn(partial(swiglu_clamped, limit=cfg.ffn_limit, alpha=cfg.ffn_alpha))
+    return Ffn(FFN[cfg.ffn])
 
 
 def shapes(cfg: Config, hidden: int) -> dict[str, tuple[int, ...]]:

@@ -42,6 +42,49 @@ def grouped_apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Ar
     return jnp.where(used[:, None], y, jnp.zeros_like(y))
 
 
+def grouped_sums(
+    function: Callable[..., tuple[jax.Array, Any]],
+    merge: Callable[[Any, Any], Any],
+    weights: Any,
+    rows: jax.Array,
+    gates: jax.Array,
+    sizes: jax.Array,
+    expert_of: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """As `grouped_apply`, with gates [S] beside the rows and sums over each group's rows.
+
+    function(weights of one expert, rows [M, D], gates [M], valid bool [M]) -> (y [M, D'], tree of
+    sums over the valid rows); `merge` joins the trees of two blocks, with zeros as its neutral
+    element. Group r uses expert expert_of[r] [R]. Returns y [S, D'] and the tree, R on axis 0.
+    No gradient is defined.
+    """
+    padded, gates = _pad(rows), jnp.pad(gates, (0, BLOCKS[0]))
+    shapes = jax.eval_shape(function, _one(weights, 0), padded[:1], gates[:1],
+                            jnp.ones((1,), bool))
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
+
+    def group(r, carry):
+        y, found = carry
+        w, first = _one(weights, expert_of[r]), _start(sizes, r)
+        last = first + sizes[r]
+
+        def block(row, size, carry):
+            y, seen = carry
+            valid = row + jnp.arange(size) < last
+            part, sums = function(w, _read(padded, row, size), _read(gates, row, size), valid)
+            return _write(y, part, row), merge(seen, sums)
+
+        y, seen = _over_blocks(first, sizes[r], block, (y, zeros))
+        put = partial(jax.lax.dynamic_update_index_in_dim, index=r, axis=0)
+        return y, jax.tree.map(lambda all_, one: put(all_, one), found, seen)
+
+    y = jnp.zeros((padded.shape[0], shapes[0].shape[-1]), rows.dtype)
+    found = jax.tree.map(lambda a: jnp.zeros((sizes.shape[0], *a.shape), a.dtype), zeros)
+    y, found = jax.lax.fori_loop(0, sizes.shape[0], group, (y, found))
+    used = (jnp.arange(rows.shape[0]) < sizes.sum())[:, None]
+    return jnp.where(used, y[: rows.shape[0]], 0), found
+
+
 def _forward(function, weights, rows, sizes):
     return grouped_apply(function, weights, rows, sizes), (weights, rows, sizes)
 

@@ -14,8 +14,9 @@ from flax import linen as nn
 
 from moe_jax import ops, rope
 from moe_jax.attention import Rows
-from moe_jax.blocks import Block, Norm, Record, init_std
+from moe_jax.blocks import Block, Record
 from moe_jax.config import Config
+from moe_jax.layers import Norm, init_std
 
 __all__ = ['Params', 'Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
            'shapes', 'unembed']
@@ -42,12 +43,11 @@ def shapes(cfg: Config) -> Params:
 
     Layers of one kind have one shape, so that only one of each kind is traced.
     """
-    kinds = [(count, cfg.alias(i)) for i, count in enumerate(cfg.experts)]
+    kinds = [(count, cfg.alias(i), cfg.constants_in(i)) for i, count in enumerate(cfg.experts)]
     distinct = tuple(dict.fromkeys(kinds))
-    few = cfg.replace(
-        experts=tuple(count for count, _ in distinct), windows=(),
-        aliases=tuple(alias for _, alias in distinct) if cfg.aliases else (),
-    )
+    experts, aliases, constants = zip(*distinct, strict=True)
+    few = cfg.replace(experts=experts, windows=(), skip=None, constants=constants,
+                      aliases=aliases if cfg.aliases else ())
     tree = _shapes(few)
     own = {key: leaf for key, leaf in tree.items() if not key.startswith('layer_')}
     return own | {f'layer_{i}': tree[f'layer_{distinct.index(kind)}']
@@ -78,21 +78,23 @@ def forward(
     *,
     train: bool = False,
     key: jax.Array | None = None,
-    routing: bool = False,
+    watch: tuple[str, ...] = (),
     cache: Params | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [B, T, V] float32 and a dict of what happened on the way.
 
     out['balance'], out['zloss']: scalars summed over layers, times their config coefficients;
     out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
-    choices lost to capacity; with `routing`, out['routing'][layer] holds the layer's `Record` and
-    out['valid'] [N] marks tokens that are not padding. `train` selects capacity_train and, with a
+    choices lost to capacity; out['active'] [MoE layers]: experts a token uses on average. With
+    'routing' in `watch`, out['routing'][layer] holds the layer's `Record` and out['valid'] [N]
+    marks tokens that are not padding; 'experts', 'grams' and 'dense' add to the record what
+    `observed` sums of the experts. `train` selects capacity_train and, with a
     key, router jitter. Which choices a capacity drops depends on all B*T tokens. With a `cache`
     (`empty_cache`) the tokens go on where it ends, and out['cache'] holds them too. Raises
     ValueError, or flax's error naming the path, where params, tokens or segments do not fit the
     config.
     """
-    x, out = hidden(cfg, params, tokens, segments, train=train, key=key, routing=routing,
+    x, out = hidden(cfg, params, tokens, segments, train=train, key=key, watch=watch,
                     cache=cache)
     return unembed(cfg, params, x), out
 
@@ -105,17 +107,17 @@ def hidden(
     *,
     train: bool = False,
     key: jax.Array | None = None,
-    routing: bool = False,
+    watch: tuple[str, ...] = (),
     cache: Params | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """As `forward`, but what the head reads, [B, T, D], in place of the logits."""
     segments = jnp.ones_like(tokens) if segments is None else segments
     _check(cfg, params, tokens, segments)
-    (x, cache), state = MoeLM(cfg, train).apply(
+    (x, cache), state = MoeLM(cfg, train, watch).apply(
         {'params': params}, tokens, segments, cache, rngs={} if key is None else {'jitter': key},
-        mutable=['aux', 'routing'] if routing else ['aux'],
+        mutable=['aux', 'routing'] if watch else ['aux'],
     )
-    out = _collect(cfg, state, segments, routing)
+    out = _collect(cfg, state, segments, bool(watch))
     return x, out if cache is None else out | {'cache': cache}
 
 
@@ -177,25 +179,26 @@ class MoeLM(nn.Module):
 
     cfg: Config
     train: bool = False
+    watch: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None):
         cfg = self.cfg
-        rows, positions, new = _rows(cfg, segments, cache)
+        rows, positions, new = rows_of(cfg, segments, cache)
         start = None if cache is None else cache['length']
         x = Embed(cfg, name='embed')(tokens, positions)
         for i in range(cfg.layers):
             name = f'layer_{i}'
             past = None if cache is None else cache[name]
-            x, past = Block(cfg, i, self.train, name=name)(x, rows, past, start)
+            x, past = Block(cfg, i, self.train, self.watch, name=name)(x, rows, past, start)
             new = None if cache is None else new | {name: past}
         if not cfg.tied:
             Head(cfg, name='head')()
         return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new
 
 
-def _rows(cfg: Config, segments: jax.Array, cache: Params | None):
-    """Where the tokens stand, their positions [B, T], and the cache's own new entries."""
+def rows_of(cfg: Config, segments: jax.Array, cache: Params | None = None):
+    """`Rows`: where the tokens stand; their positions [B, T], and the cache's own new entries."""
     length = segments.shape[1]
     if cache is None:
         slots, key_segments, new = jnp.arange(length), segments, None
@@ -228,15 +231,17 @@ def _check(cfg, params, tokens, segments):
 def _collect(cfg, state, segments, want_routing):
     loads = [state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers]
     rows = [jnp.stack(column) for column in zip(*loads, strict=True)] if loads else [
-        jnp.zeros((0,), jnp.float32)] * 4
+        jnp.zeros((0,), jnp.float32)] * 5
     out = {
         'balance': cfg.balance * rows[0].sum(),
         'zloss': cfg.zloss * rows[1].sum(),
         'load': rows[2],
         'dropped': rows[3],
+        'active': rows[4],
     }
     if want_routing:
-        layers = {i: state['routing'][f'layer_{i}']['moe'] for i in cfg.moe_layers}
+        layers = {i: state['routing'][f'layer_{i}'] for i in cfg.moe_layers}
         out['valid'] = segments.ravel() > 0
-        out['routing'] = {i: layer['record'][0] for i, layer in layers.items()}
+        out['routing'] = {i: layer['moe']['record'][0] for i, layer in layers.items()}
+        out['cosine'] = {i: layer['cosine'][0] for i, layer in layers.items()}
     return out

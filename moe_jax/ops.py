@@ -34,6 +34,13 @@ def scaled(x: jax.Array, factor: float) -> jax.Array:
     return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
 
 
+def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Cosine of the last axes, float32; 0 where either is zero."""
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.where(norms > 0, (a * b).sum(axis=-1) / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
 def positions_in_segments(segments: jax.Array) -> jax.Array:
     """Position of each token inside its own segment; segments [B, T] -> int32 [B, T]."""
     index = jnp.arange(segments.shape[1], dtype=jnp.int32)[None, :]

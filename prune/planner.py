@@ -15,7 +15,7 @@ import numpy as np
 from moe_jax.checkpoint import check_params
 from moe_jax.config import Config, nearest
 from moe_jax.fingerprint import differs, fingerprint
-from moe_jax.observe import Stats
+from moe_jax.stats import Stats
 from prune import budget
 from prune.cluster import CENTER_NEEDS
 from prune.methods import METHODS

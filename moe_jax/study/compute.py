@@ -20,7 +20,8 @@ from moe_jax.data.cache import replacing
 from moe_jax.evals.scores import Scores
 from moe_jax.evals.tasks import evaluate
 from moe_jax.model import Params
-from moe_jax.observe import Stats, observe
+from moe_jax.observe import observe
+from moe_jax.stats import Stats
 from moe_jax.study.cells import Cell, method_options, stage_options
 from moe_jax.study.material import Material
 from moe_jax.study.spec import Method, Study

@@ -38,7 +38,7 @@ def params(cfg, draw):
 @pytest.fixture(scope='session')
 def run():
     """model.forward compiled once per config and set of flags."""
-    return jax.jit(model.forward, static_argnums=0, static_argnames=('train', 'routing'))
+    return jax.jit(model.forward, static_argnums=0, static_argnames=('train', 'watch'))
 
 
 @pytest.fixture(scope='session')

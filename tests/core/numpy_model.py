@@ -131,7 +131,9 @@ def forward(cfg, params, tokens, segments, capacity=None):
             y, did[i] = moe(cfg, layer['moe'], h, valid, capacity)
         else:
             y = ffn(h, **layer['mlp'])
-        x = x + y.reshape(x.shape)
+        before, x = x, x + y.reshape(x.shape)
+        if cfg.experts[i]:
+            did[i]['streams'] = before.reshape(y.shape), x.reshape(y.shape)
     return norm(x, p['norm_final']) @ p['embed']['tokens'].T, did
 
 

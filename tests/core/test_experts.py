@@ -9,13 +9,14 @@ import pytest
 from moe_jax import experts, ffn
 
 E, D, F, N = 4, 5, 6, 41  # N is no multiple of a block; few shapes, since each one compiles
+GELU = ffn.Ffn(ffn.gelu)
 WAYS = {
-    'dense': partial(experts.dense, ffn.gelu),
-    'dropless': partial(experts.dropless, ffn.gelu),
+    'dense': partial(experts.dense, GELU),
+    'dropless': partial(experts.dropless, GELU),
     'capacity': lambda w, x, ids, gates: experts.capacity(
-        ffn.gelu, w, x, ids, gates, slots=len(x)),
+        GELU, w, x, ids, gates, slots=len(x)),
 }
-LIMITED = jax.jit(partial(experts.capacity, ffn.gelu), static_argnames='slots')
+LIMITED = jax.jit(partial(experts.capacity, GELU), static_argnames='slots')
 
 
 def weights(seed=0, count=E):

@@ -20,7 +20,7 @@ def close(found, exact):
 def test_the_whole_forward_by_numpy(cfg, params, run, rows, fields):
     cfg = cfg.replace(**fields)
     tokens, segments = rows
-    logits, out = run(cfg, params, tokens, segments, routing=True)
+    logits, out = run(cfg, params, tokens, segments, watch=('routing',))
     exact, did = numpy_model.forward(cfg, params, tokens, segments, cfg.capacity_eval)
     valid = segments > 0
     assert logits.shape == (2, 9, 23) and logits.dtype == jnp.float32
@@ -56,7 +56,7 @@ def test_auxiliary_losses_are_scaled_sums_over_layers(cfg, params, run, rows):
         zloss += (np.log(np.exp(layer['logits'][flat]).sum(axis=1)) ** 2).mean()
     assert float(out['balance']) == pytest.approx(0.3 * balance, rel=1e-4)
     assert float(out['zloss']) == pytest.approx(0.07 * zloss, rel=1e-4)
-    assert set(out) == {'balance', 'zloss', 'load', 'dropped'}
+    assert set(out) == {'balance', 'zloss', 'load', 'dropped', 'active'}
 
 
 @pytest.fixture(scope='module')
@@ -129,7 +129,7 @@ def test_no_segments_means_one_to_a_row(cfg, params, run, rows):
 
 def test_bfloat16_routes_in_float32_and_gives_float32_logits(cfg, params, run, rows):
     exact, _ = run(cfg.replace(topk=4), params, *rows)
-    logits, out = run(cfg.replace(topk=4, dtype='bfloat16'), params, *rows, routing=True)
+    logits, out = run(cfg.replace(topk=4, dtype='bfloat16'), params, *rows, watch=('routing',))
     record = out['routing'][0]
     assert logits.dtype == jnp.float32 and record.inputs.dtype == jnp.bfloat16
     kernel = np.asarray(params['layer_0']['moe']['router']['kernel'], np.float64)
@@ -142,8 +142,8 @@ def test_bfloat16_routes_in_float32_and_gives_float32_logits(cfg, params, run, r
 def test_permuting_experts_changes_nothing(cfg, params, run, rows):
     order = np.array([2, 0, 3, 1])
     shuffled = at(params, 'layer_2/moe', lambda moe: take(moe, order))
-    before, out = run(cfg, params, *rows, routing=True)
-    after, out_after = run(cfg, shuffled, *rows, routing=True)
+    before, out = run(cfg, params, *rows, watch=('routing',))
+    after, out_after = run(cfg, shuffled, *rows, watch=('routing',))
     close(after, before)
     np.testing.assert_array_equal(order[out_after['routing'][2].ids], out['routing'][2].ids)
 
@@ -156,7 +156,7 @@ def test_sharing_an_expert_equals_copies_of_it(cfg, params, run, rows, capacity)
     copies = at(params, 'layer_0/moe/experts', lambda e: take(e, alias))
     shared = cfg.replace(experts=(3, 0, 4), aliases=(alias, None, None), capacity_eval=capacity,
                          min_capacity=1)
-    found, out = run(shared, three, *rows, routing=True)
+    found, out = run(shared, three, *rows, watch=('routing',))
     record, flat = out['routing'][0], rows[1].ravel() > 0
     if capacity is None:
         close(found, run(cfg, copies, *rows)[0])
@@ -257,7 +257,7 @@ def test_rows_that_do_not_fit_are_refused(cfg, params):
 def test_a_dense_model_has_no_routing(cfg, draw, run, rows):
     dense = cfg.replace(experts=(0, 0))
     params = draw(dense)
-    logits, out = run(dense, params, *rows, routing=True)
+    logits, out = run(dense, params, *rows, watch=('routing',))
     exact, _ = numpy_model.forward(dense, params, *rows)
     close(np.asarray(logits)[rows[1] > 0], exact[rows[1] > 0])
     assert out['routing'] == {} and out['load'].shape == (0,) and float(out['balance']) == 0

@@ -1,13 +1,15 @@
-import itertools
-import zipfile
-
 import numpy as np
 import numpy_model
 import pytest
+from observe_loops import by_loops
 
-from moe_jax import Stats, observe
-from moe_jax.observe import COUNTS, SUMS
+from moe_jax import Stats, observe, sample
+from moe_jax.score import score
+from moe_jax.stats import GRADIENTS, STATISTICS, statistic
 from moe_jax.tree import at, take
+
+DEFAULT = {name for name, stat in STATISTICS.items() if not stat.asked}
+DENSE = {name for name, stat in STATISTICS.items() if stat.asked == 'dense'}
 
 
 @pytest.fixture(scope='module')
@@ -25,46 +27,33 @@ def stats(cfg, params, batches):
     return observe(cfg, params, batches)
 
 
-def equal(a, b, exact=COUNTS, rtol=1e-6):
-    assert set(a) == set(b) == {*COUNTS, *SUMS}
-    for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=0 if name in exact else rtol,
-                                   atol=0 if name in exact else 1e-5, err_msg=name)
-
-
-def by_loops(did, valid, rows):
-    """Every statistic of one layer, token by token, in float64."""
-    shapes = {'tokens': (), 'logit_gram': (rows, rows), 'input_sum': (did['inputs'].shape[1],)}
-    found = {name: np.zeros(shapes.get(name, rows)) for name in (*COUNTS, *SUMS)}
-    for n in np.flatnonzero(valid):
-        found['tokens'] += 1
-        found['count_top1'][did['ids'][n, 0]] += 1
-        for k, r in enumerate(did['ids'][n]):
-            found['count'][r] += 1
-            found['gate_sum'][r] += did['gates'][n, k]
-            found['dropped'][r] += not did['kept'][n, k]
-        found['prob_sum'] += did['probs'][n]
-        found['logit_sum'] += did['logits'][n]
-        found['logit_gram'] += np.outer(did['logits'][n], did['logits'][n])
-        found['input_sum'] += did['inputs'][n]
-    return found
+def equal(a, b, rtol=1e-6, but=()):
+    """Counts, tallies and keys exactly, the rest within rtol of the array's size."""
+    assert set(a) == set(b)
+    for name in set(a) - set(but):
+        exact = statistic(name).kind in ('count', 'tally') or name == 'sample_key'
+        size = 0 if exact or not a[name].size else rtol * np.abs(a[name]).max()
+        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=size, err_msg=name)
 
 
 @pytest.mark.parametrize('fields', [{}, {'capacity_eval': 0.5, 'min_capacity': 1}])
 def test_every_statistic_by_loops(cfg, params, batches, fields):
     cfg = cfg.replace(**fields)
-    found = observe(cfg, params, batches)
+    found = observe(cfg, params, batches, dense=True)
     assert found.layers == (0, 2)
+    experts = {i: numpy_model.float64(params[f'layer_{i}']['moe']['experts']) for i in (0, 2)}
     for batch in batches:
-        mask = batch['mask']
+        mask, tokens = batch['mask'], batch['tokens'].ravel()
         _, did = numpy_model.forward(cfg, params, batch['tokens'], mask.astype(int),
                                      cfg.capacity_eval)
         for i in (0, 2):
             layer = found.layer(i, batch['group'])
-            equal(layer, by_loops(did[i], mask.ravel(), 4), rtol=1e-4)
+            assert set(layer) == DEFAULT | DENSE
+            equal(layer, by_loops(cfg, experts[i], did[i], tokens, mask.ravel()), rtol=1e-4)
             assert (layer['dropped'].sum() > 0) == bool(fields)
-            assert {layer[name].dtype for name in COUNTS} == {np.dtype('int64')}
-            assert {layer[name].dtype for name in SUMS} == {np.dtype('float64')}
+            for name, value in layer.items():
+                exact = statistic(name).kind in ('count', 'tally')
+                assert value.dtype == np.dtype('int64' if exact else 'float64'), name
 
 
 def test_sums_hold_together(stats):
@@ -85,16 +74,125 @@ def test_parts_add_up(cfg, params, batches, stats):
         for group in ('code', 'drama', None):
             equal(both.layer(i, group), stats.layer(i, group))
             equal(swapped.layer(i, group), stats.layer(i, group))
-        sums = {name: parts[0].layer(i)[name] + parts[1].layer(i)[name] for name in both.layer(i)}
-        equal(both.layer(i), sums)
+        for name in ('count', 'moments', 'logit_gram'):
+            total = parts[0].layer(i)[name] + parts[1].layer(i)[name]
+            np.testing.assert_array_equal(both.layer(i)[name], total)
+        tops = [part.layer(i)['norm_max'] for part in parts]
+        np.testing.assert_array_equal(both.layer(i)['norm_max'], np.maximum(*tops))
+    assert both.data == swapped.data == stats.data != parts[0].data
 
 
-def test_batch_size_and_order_do_not_matter(cfg, params, batches, stats):
-    single = [{'tokens': b['tokens'][r:r + 1], 'mask': b['mask'][r:r + 1], 'group': b['group']}
-              for b in reversed(batches) for r in (1, 0)]
-    found = observe(cfg, params, single)
-    for i in stats.layers:
-        equal(found.layer(i, 'code'), stats.layer(i, 'code'), rtol=1e-5)
+def in_batches(batches, size, seed):
+    """The same rows in another order and batch size, all in one group."""
+    tokens, mask = (np.concatenate([b[k] for b in batches] * 2) for k in ('tokens', 'mask'))
+    tokens[4:] = (tokens[4:] + 7) % 23
+    order = np.random.default_rng(seed).permutation(len(tokens))
+    return [{'tokens': tokens[rows], 'mask': mask[rows]}
+            for rows in np.split(order, range(size, len(order), size))]
+
+
+def test_batch_size_and_order_do_not_matter(cfg, params, batches):
+    found = [observe(cfg, params, in_batches(batches, *how), reservoir=20)
+             for how in ((1, 0), (3, 1), (8, 2))]
+    for other in found[1:]:
+        assert other.data == found[0].data
+        for i in (0, 2):
+            equal(found[0].layer(i), other.layer(i), rtol=1e-5)
+            assert len(other.layer(i)['sample_key']) == 20
+
+
+def test_the_reservoir_holds_what_the_experts_give(cfg, params, batches):
+    found = observe(cfg, params, batches, reservoir=9, outputs='all')
+    mask, tokens = batches[1]['mask'], batches[1]['tokens']
+    _, did = numpy_model.forward(cfg, params, tokens, mask.astype(int))
+    experts = numpy_model.float64(params['layer_2']['moe']['experts'])
+    layer = found.layer(2, 'drama')
+    inputs, valid = did[2]['inputs'], np.flatnonzero(mask.ravel())
+    places = [valid[np.abs(inputs[valid] - x).sum(axis=1).argmin()]
+              for x in layer['sample_input']]
+    assert len(set(places)) == 9
+    y = np.stack([numpy_model.ffn(inputs[places], **{k: w[r] for k, w in experts.items()})
+                  for r in range(4)], axis=1)
+    gates = np.zeros((9, 4))
+    np.put_along_axis(gates, did[2]['ids'][places], did[2]['gates'][places], axis=1)
+    routed = np.einsum('sr,srd->sd', gates, y)
+    for name, value in {
+        'sample_input': inputs[places], 'sample_logits': did[2]['logits'][places],
+        'sample_gates': gates, 'sample_output': y, 'sample_gram': np.einsum('sid,sjd->sij', y, y),
+        'sample_cross': np.einsum('sid,sd->si', y, routed),
+        'sample_square': (routed**2).sum(axis=1),
+    }.items():
+        np.testing.assert_allclose(layer[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_reservoirs_merge_to_the_reservoir_of_the_whole(cfg, params, batches):
+    parts = [observe(cfg, params, [batch | {'group': 'x'}], reservoir=12) for batch in batches]
+    whole = observe(cfg, params, [batch | {'group': 'x'} for batch in batches], reservoir=12)
+    apart = observe(cfg, params, batches, reservoir=12)
+    for found in (parts[0] + parts[1], parts[1] + parts[0], apart):
+        for i in whole.layers:
+            equal(found.layer(i), whole.layer(i), rtol=1e-5)
+    small = parts[0] + observe(cfg, params, [batches[1] | {'group': 'x'}], reservoir=5)
+    assert len(small.layer(0)['sample_key']) == small.reservoir == 5
+
+
+def test_the_reservoir_is_uniform(cfg):
+    """Of many rows, the tokens of smallest key are spread over rows and places alike."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 23, (400, 10))
+    keys = sample.keys(tokens, np.ones_like(tokens))
+    chosen = np.argsort(keys.ravel())[:1000]
+    for counts in (np.bincount(chosen % 10, minlength=10), np.bincount(chosen // 400)):
+        assert abs(counts - 100).max() < 40  # 4 standard deviations
+    assert len(np.unique(keys)) == 4000
+
+
+def test_keys_are_of_a_place_in_a_text(cfg):
+    tokens = np.array([[1, 2, 3, 1, 2, 3], [1, 2, 3, 0, 0, 0], [1, 2, 4, 0, 0, 0]])
+    segments = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]])
+    keys = sample.keys(tokens, segments)
+    np.testing.assert_array_equal(keys[0, :3], keys[0, 3:])
+    np.testing.assert_array_equal(keys[0, :3], keys[1, :3])
+    assert (keys[1, 3:] == 2**64 - 1).all()
+    assert len(set(keys[1, :3]) | set(keys[2, :3])) == 6
+
+
+def test_grams_and_gradients(cfg, params, batches):
+    found = observe(cfg, params, batches, grams=True, gradients=True)
+    for i in found.layers:
+        layer = found.layer(i)
+        for side in ('input', 'hidden'):
+            diagonal = np.diagonal(layer[f'{side}_gram'], axis1=1, axis2=2)
+            np.testing.assert_allclose(diagonal, layer[f'{side}_square'], rtol=1e-4, atol=1e-5)
+    path, row = ('layer_2/moe/experts/up', (2, 3, 4)), batches[0]
+
+    def loss(step):
+        moved = at(params, path[0], lambda w: w.at[path[1]].add(step))
+        return -score(cfg, moved, row['tokens'], row['mask']).sum(axis=1)
+
+    slopes = np.asarray(loss(1e-2) - loss(-1e-2), np.float64) / 2e-2
+    layer = found.layer(2, 'code')
+    weight = float(params['layer_2']['moe']['experts']['up'][path[1]])
+    for name, value in (('abs', abs(slopes)), ('square', slopes**2),
+                        ('weight', abs(slopes * weight))):
+        assert layer[f'grad_{name}/up'][path[1]] == pytest.approx(value.sum(), rel=2e-2, abs=1e-4)
+    assert {name.split('/')[0] for name in layer if name.startswith('grad')} == set(GRADIENTS)
+
+
+def test_observing_changes_no_output(cfg, params, rows, run):
+    plain = run(cfg, params, *rows)[0]
+    watched = run(cfg, params, *rows, watch=('routing', 'experts'))[0]
+    np.testing.assert_allclose(plain, watched, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_nobody_chose_has_zeros_and_a_flag(cfg, params, batches):
+    away = at(params, 'layer_0/moe/router/kernel', lambda k: k.at[1].set(0).at[0].set(k[2]))
+    found = observe(cfg, away, batches)
+    layer, unused = found.layer(0), found.unused[0]
+    assert np.array_equal(unused, np.flatnonzero(layer['count'] == 0))
+    for name in ('output_sum', 'hidden_square', 'gate_sum', 'norm_max'):
+        assert not layer[name][unused].any()
+    assert all(np.isfinite(value).all() for value in layer.values())
 
 
 def test_padding_and_ids_under_it_do_not_count(cfg, params, batches, stats):
@@ -126,11 +224,18 @@ def test_permuting_experts_permutes_statistics(cfg, params, batches, stats):
     found = observe(cfg, at(params, 'layer_0/moe', lambda moe: take(moe, order)), batches)
     for group in ('code', 'drama'):
         before, after = stats.layer(0, group), found.layer(0, group)
-        wanted = {name: before[name][order] if before[name].shape == (4,) else before[name]
-                  for name in before}
-        wanted['logit_gram'] = before['logit_gram'][np.ix_(order, order)]
-        equal(after, wanted, rtol=1e-5)
+        moved = {name: permuted(name, value, order) for name, value in before.items()}
+        equal(after, moved, rtol=1e-5, but=('vocab',))
+        vocab = after['vocab'].copy()
+        vocab[:, 1] = order[vocab[:, 1]]
+        assert sorted(map(tuple, vocab)) == sorted(map(tuple, before['vocab']))
         equal(found.layer(2, group), stats.layer(2, group), rtol=1e-4)
+
+
+def permuted(name, value, order):
+    for axis, letter in enumerate(statistic(name).shape):
+        value = np.take(value, order, axis=axis) if letter == 'R' else value
+    return value
 
 
 def test_rows_that_share_an_expert_count_apart_and_not_as_dropped(cfg, params, batches, stats):
@@ -138,8 +243,13 @@ def test_rows_that_share_an_expert_count_apart_and_not_as_dropped(cfg, params, b
     three = at(params, 'layer_0/moe/experts', lambda e: take(e, [0, 1, 2]))
     shared = cfg.replace(experts=(3, 0, 4), aliases=(alias, None, None))
     found = observe(shared, three, batches)
-    equal(found.layer(0), stats.layer(0), rtol=1e-5)  # layer 0 routes before it mixes
+    before, after = stats.layer(0), found.layer(0)  # layer 0 routes before it mixes
+    for name in ('count', 'together', 'vocab'):
+        np.testing.assert_array_equal(before[name], after[name])
+    np.testing.assert_allclose(after['output_sum'][:3], before['output_sum'][:3], atol=1e-5)
     assert found.layer(2)['dropped'].sum() == 0
+    with pytest.raises(ValueError, match=r'rows of layers \[0\] share experts'):
+        observe(shared, three, batches, reservoir=4)
 
 
 def test_counts_are_exact_beyond_float32(stats):
@@ -157,9 +267,15 @@ def test_adding_changes_neither_part(stats):
     np.testing.assert_array_equal(stats.layer(0, 'code')['count'], before)
 
 
-def test_statistics_of_two_models_do_not_add(stats):
+def test_statistics_of_two_models_tokenizers_or_options_do_not_add(cfg, params, batches, stats):
     with pytest.raises(ValueError, match='two models'):
         _ = stats + Stats('other', stats.groups)
+    with pytest.raises(ValueError, match='two tokenizers'):
+        _ = stats + Stats(stats.fingerprint, stats.groups, 'other')
+    with pytest.raises(ValueError, match='only one part has dense_cosine, dense_output_sum'):
+        _ = stats + observe(cfg, params, batches[:1], dense=True)
+    with pytest.raises(ValueError, match='capacity_eval=None'):
+        observe(cfg.replace(capacity_eval=1.0), params, batches, gradients=True)
 
 
 def test_an_absent_layer_or_group_is_named(stats):
@@ -204,77 +320,3 @@ def test_a_dense_model_is_refused(cfg, draw, batches):
     dense = cfg.replace(experts=(0,))
     with pytest.raises(ValueError, match='no layer of this model has experts'):
         observe(dense, draw(dense), batches)
-
-
-def test_save_and_load(stats, tmp_path):
-    path = tmp_path / 'new folder' / 'stats.npz'
-    stats.save(path)
-    found = Stats.load(path)
-    assert found.fingerprint == stats.fingerprint and set(found.groups) == set(stats.groups)
-    for group, layers in stats.groups.items():
-        assert set(found.groups[group]) == set(layers)
-        for i, sums in layers.items():
-            for name, value in sums.items():
-                np.testing.assert_array_equal(found.groups[group][i][name], value)
-                assert found.groups[group][i][name].dtype == value.dtype
-    assert [p.name for p in path.parent.iterdir()] == ['stats.npz']
-
-
-def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Stats.load(tmp_path / 'none.npz')
-
-
-def test_a_damaged_file_is_refused_by_name_or_was_not_harmed(stats, tmp_path):
-    path = tmp_path / 'stats.npz'
-    stats.save(path)
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    damaged = [b'', b'PK', b'<html></html>', whole[:1], whole[:-1], whole[:len(whole) // 2],
-               whole[100:], bytes(rng.integers(0, 256, 500, np.uint8))]
-    for place in rng.integers(0, len(whole), 60):
-        damaged.append(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1:])
-    refused = 0  # not always: a zip has bytes that nobody reads
-    for content in damaged:
-        path.write_bytes(content)
-        try:
-            found = Stats.load(path)
-        except ValueError as error:
-            assert str(path) in str(error)
-            refused += 1
-        else:
-            for i, group in itertools.product(stats.layers, stats.groups):
-                equal(found.layer(i, group), stats.layer(i, group), rtol=0)
-    assert refused > len(damaged) / 2
-
-
-def write(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-def test_hostile_files_are_refused(stats, tmp_path):
-    class Marker:
-        def __reduce__(self):
-            return (open, (str(tmp_path / 'marker'), 'w'))
-
-    path = tmp_path / 'stats.npz'
-    header = np.frombuffer(b'{"format": 1, "fingerprint": "", "groups": ["all"]}', np.uint8)
-    bomb = tmp_path / 'bomb.npz'
-    np.savez_compressed(bomb, header=header, **{'0/0/count': np.zeros(10**6)})
-    np.save(tmp_path / 'plain.npy', np.zeros(3))
-    with zipfile.ZipFile(tmp_path / 'text.zip', 'w') as archive:
-        archive.writestr('header.npy', 'no array')
-    for file in (
-        write(path, header=np.array([Marker()], object)),
-        bomb, tmp_path / 'plain.npy', tmp_path / 'text.zip',
-        write(tmp_path / 'a.npz', weights=np.zeros(3)),
-        write(tmp_path / 'b.npz', header=header),
-        write(tmp_path / 'c.npz', header=header, **{'0/0/count': np.zeros(3)}),
-        write(tmp_path / 'd.npz', header=header, **{'7/0/count': np.zeros(3)}),
-        write(tmp_path / 'e.npz', header=np.frombuffer(b'[1]', np.uint8)),
-        write(tmp_path / 'f.npz', header=np.frombuffer(b'{"format": 99}', np.uint8)),
-    ):
-        with pytest.raises(ValueError, match=file.name):
-            Stats.load(file)
-    assert not (tmp_path / 'marker').exists()

@@ -168,8 +168,12 @@ def test_load_counts_valid_choices():
     np.testing.assert_array_equal(routing.load(ids, valid, 4), [1, 1, 2, 0])
 
 
+def every(valid, topk=2):
+    return jnp.broadcast_to(jnp.asarray(valid)[:, None], (len(valid), topk))
+
+
 def test_padding_gets_no_expert():
-    ids, gates = routing.to_experts(routed(), VALID, None, 5)
+    ids, gates = routing.to_experts(routed(), every(VALID), None, 5)
     np.testing.assert_array_equal(ids[~VALID], np.full((4, 2), 5))
     np.testing.assert_array_equal(gates[~VALID], np.zeros((4, 2)))
     np.testing.assert_array_equal(ids[VALID], routed().ids[VALID])
@@ -180,7 +184,7 @@ def test_padding_gets_no_expert():
 def test_rows_that_share_an_expert_are_summed_into_one_choice(topk):
     alias = (1, 0, 1, 1, 0)
     found = routed(topk)
-    ids, gates = (np.asarray(a) for a in routing.to_experts(found, ALL, alias, 2))
+    ids, gates = (np.asarray(a) for a in routing.to_experts(found, every(ALL, topk), alias, 2))
     for n in range(13):
         mass = {}
         for r, g in zip(np.asarray(found.ids)[n], np.asarray(found.gates)[n], strict=True):
@@ -196,5 +200,5 @@ def test_a_repeat_is_served_when_its_expert_is():
     found = Routing(jnp.array([[0, 2, 1], [1, 3, 0]], jnp.int32), None, None, None)
     kept = jnp.array([[True, False, False], [False, False, True]])
     np.testing.assert_array_equal(
-        routing.served(found, kept, (0, 1, 0, 1)), [[True, True, False], [False, False, True]])
-    assert routing.served(found, kept, None) is kept
+        routing.served(found, kept, (0, 1, 0, 1), 2), [[True, True, False], [False, False, True]])
+    assert routing.served(found, kept, None, 4) is kept

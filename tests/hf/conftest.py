@@ -11,8 +11,8 @@ import moe_jax
 
 
 @lru_cache(maxsize=4)
-def jitted(routing):
-    return jax.jit(lambda cfg, *args: moe_jax.forward(cfg, *args, routing=routing),
+def jitted(watch):
+    return jax.jit(lambda cfg, *args: moe_jax.forward(cfg, *args, watch=watch),
                    static_argnums=0)
 
 
@@ -45,8 +45,8 @@ def ours(loaded):
     @cache
     def run(family, variant):
         cfg, params = loaded(family, variant)
-        logits, out = jitted(True)(cfg, params, tiny.TOKENS.astype(np.int32),
-                                   tiny.MASK.astype(np.int32))
+        logits, out = jitted(('routing',))(
+            cfg, params, tiny.TOKENS.astype(np.int32), tiny.MASK.astype(np.int32))
         chosen = [np.sort(out['routing'][i].ids, axis=-1) for i in cfg.moe_layers]
         return np.asarray(logits), np.stack(chosen)
 

@@ -8,7 +8,7 @@ import prune
 from moe_jax.data import tasks, tokenizer
 from moe_jax.evals import perplexity
 from moe_jax.evals.tasks import encode_task
-from moe_jax.observe import Stats
+from moe_jax.stats import Stats
 
 TEXT_TASK = 'lm-harbour'
 

@@ -1,0 +1,78 @@
+"""The statistics of one MoE layer over one batch, on the device; what they are: `stats`.
+
+N tokens, R router rows, K choices per token, D width. Counts are int32, sums float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.blocks import Record
+from moe_jax.observed import pair_sums
+from moe_jax.stats import BINS
+
+Arrays = dict[str, jax.Array]
+
+
+def layer_sums(record: Record, cosine_N: jax.Array, valid_N: jax.Array) -> Arrays:
+    """Every count, sum and maximum of a layer's record."""
+    rows, topk = record.logits.shape[-1], record.ids.shape[-1]
+    live = valid_N.astype(jnp.float32)
+    valid = jnp.broadcast_to(valid_N[:, None], record.ids.shape)
+    z, p = record.logits * live[:, None], record.probs * live[:, None]
+    chosen = jnp.take_along_axis(p, record.ids, axis=-1)
+    gates = record.gates * live[:, None]
+    entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum(axis=-1)
+    both = (valid[:, :, None] & valid[:, None, :]).astype(jnp.int32)
+    share = gates / jnp.maximum(gates.max(axis=-1, keepdims=True), 1e-30)
+    first = record.ids[:, :1]
+    return {
+        'tokens': valid_N.sum(dtype=jnp.int32),
+        'count': _tally(record.ids, valid, rows),
+        'count_top1': _tally(first, valid[:, :1], rows),
+        'dropped': _tally(record.ids, valid & ~record.kept, rows),
+        'together': pair_sums(record.ids, both, rows),
+        'entropy_hist': _histogram(entropy / max(math.log(rows), 1e-30), valid_N),
+        'ratio_hist': jnp.stack([_histogram(share[:, k], valid_N) for k in range(1, topk)])
+        if topk > 1 else jnp.zeros((0, BINS), jnp.int32),
+        'gate_sum': _tally(record.ids, gates, rows),
+        'prob_sum': p.sum(axis=0),
+        'chosen_prob_sum': _tally(record.ids, chosen, rows),
+        'top1_gate_sum': _tally(first, gates[:, :1], rows),
+        'logit_sum': z.sum(axis=0),
+        'logit_gram': _gram(z),
+        'prob_gram': _gram(p),
+        'input_sum': (record.inputs.astype(jnp.float32) * live[:, None]).sum(axis=0),
+        'entropy_sum': entropy.sum(),
+        'stream_cosine': (cosine_N * live).sum(),
+        **record.sums,
+    }
+
+
+def sampled(record: Record, pick: jax.Array) -> Arrays:
+    """Inputs, logits and gates of the tokens `pick` [C] (out of range: zeros)."""
+    rows = record.logits.shape[-1]
+    ids, gates, logits, inputs = (
+        a.at[pick].get(mode='fill', fill_value=0)
+        for a in (record.ids, record.gates, record.logits, record.inputs)
+    )
+    dense = jnp.einsum('ck,ckr->cr', gates, jax.nn.one_hot(ids, rows, dtype=jnp.float32),
+                       precision=jax.lax.Precision.HIGHEST)
+    return {'sample_input': inputs.astype(jnp.float32), 'sample_logits': logits,
+            'sample_gates': dense}
+
+
+def _tally(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:
+    values = values.astype(jnp.int32) if values.dtype == jnp.bool_ else values
+    return jnp.zeros((rows,), values.dtype).at[ids.ravel()].add(values.ravel())
+
+
+def _histogram(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """Counts of values in BINS equal bins of [0, 1]; what lies outside falls into the end bins."""
+    bins = jnp.clip((values * BINS).astype(jnp.int32), 0, BINS - 1)
+    return jnp.zeros((BINS,), jnp.int32).at[bins].add(valid.astype(jnp.int32))
+
+
+def _gram(z: jax.Array) -> jax.Array:
+    return jnp.einsum('nr,ns->rs', z, z, precision=jax.lax.Precision.HIGHEST)

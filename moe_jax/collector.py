@@ -1,0 +1,170 @@
+"""The compiled pass over one batch: what `observe` and `layerwise` share.
+
+B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch (devices along
+'data', or 1).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from moe_jax import sample
+from moe_jax.collect import layer_sums, sampled
+from moe_jax.config import Config
+from moe_jax.expert_gradients import gradient_sums
+from moe_jax.model import hidden
+from moe_jax.observed import MAXIMA
+from moe_jax.stats import MEGA, Sums, merge, statistic, tally
+
+FLUSH = 16  # batches whose sums are added on the device before they go to the host
+NOWHERE = np.iinfo(np.int32).max
+Layers = dict[int, Sums]
+Collect = Callable[..., tuple[dict[int, Any], dict[int, Any]]]
+
+
+class Wish(NamedTuple):
+    """What to collect: tokens in the reservoir, and the options of `observe`."""
+
+    reservoir: int = 0
+    outputs: sample.Outputs = 'gram'
+    dense: bool = False
+    grams: bool = False
+    gradients: bool = False
+
+    @property
+    def watch(self) -> tuple[str, ...]:
+        """What the forward pass has to record."""
+        extra = [name for name in ('dense', 'grams') if getattr(self, name)]
+        return 'routing', 'experts', *extra
+
+
+class Batch(NamedTuple):
+    """tokens, segments int32 [B, T] and the keys of their tokens, uint64 [B, T]."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    keys: np.ndarray
+
+    @property
+    def data(self) -> int:
+        """The batch's share of a sum over tokens that names the data."""
+        return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % MEGA
+
+
+@lru_cache(maxsize=32)
+def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None) -> Collect:
+    """(params, tokens, segments, pick [P, C]) -> sums and per-token arrays, by layer; jitted."""
+
+    def collect(params, tokens, segments, pick):
+        _, out = hidden(cfg, params, tokens, segments, watch=wish.watch)
+        sums = {i: layer_sums(record, out['cosine'][i], out['valid'])
+                for i, record in out['routing'].items()}
+        if wish.gradients:
+            for i, found in gradient_sums(cfg, params, tokens, segments).items():
+                sums[i] |= found
+        return sums, {i: rows_of(record, pick[0]) for i, record in out['routing'].items()}
+
+    if mesh is None:
+        return jax.jit(collect)
+
+    def shared(*args):
+        sums, rows = collect(*args)
+        return {i: {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, 'data')
+                    for name, value in layer.items()} for i, layer in sums.items()}, rows
+
+    # Manual over 'data' alone: weights stay as they are laid out over the other axes.
+    return jax.jit(jax.shard_map(
+        shared, mesh=mesh, in_specs=(P(), P('data'), P('data'), P('data')),
+        out_specs=(P(), P('data')), axis_names={'data'}, check_vma=False))
+
+
+def rows_of(record: Any, pick: jax.Array) -> dict[str, jax.Array]:
+    """First choices [N] of all tokens, and the picked tokens' inputs, logits and gates."""
+    return {'top1': record.ids[:, 0]} | (sampled(record, pick) if pick.shape[0] else {})
+
+
+class Collector:
+    """Runs batches through a pass and hands out their statistics, some batches at a time."""
+
+    def __init__(self, wish: Wish, parts: int = 1) -> None:
+        self.wish, self.parts = wish, parts
+        self.smallest: dict[str, np.ndarray] = {}  # the reservoir's keys so far, by group
+        self.sums: Any = None
+        self.host: list[Layers] = []
+
+    def add(self, group: str, batch: Batch, run: Callable[..., Any]) -> None:
+        """Run one batch: `run(tokens, segments, pick)` as `model_pass` returns."""
+        pick = self._pick(group, batch)
+        sums, rows = run(batch.tokens, batch.segments, pick)
+        self.sums = sums if self.sums is None else _added(self.sums, sums)
+        self.host.append(_on_host(jax.device_get(rows), batch, pick))
+
+    def take(self) -> Layers:
+        """The statistics of the batches since the last call, in numpy."""
+        layers = {i: _checked(i, found) for i, found in jax.device_get(self.sums).items()}
+        for i, found in layers.items():
+            parts = [part[i] for part in self.host]
+            found['vocab'] = tally(np.concatenate([part.pop('vocab') for part in parts]))
+            if parts[0]:
+                total = parts[0]
+                for part in parts[1:]:
+                    total = merge(total, part, self.wish.reservoir)
+                found |= total
+        self.sums, self.host = None, []
+        return layers
+
+    def _pick(self, group: str, batch: Batch) -> np.ndarray:
+        """Flat places in each part of the batch that enter the reservoir, NOWHERE for none."""
+        size = self.wish.reservoir
+        keys, valid = (a.reshape(self.parts, -1) for a in (batch.keys, batch.segments > 0))
+        picks = np.full((self.parts, min(size, keys.shape[1])), NOWHERE, np.int32)
+        if not size:
+            return picks
+        held = self.smallest.get(group, np.zeros(0, np.uint64))
+        below = held[-1] if len(held) == size else np.uint64(2**64 - 1)
+        for p in range(self.parts):
+            found = sample.pick(keys[p], valid[p], size, below)
+            picks[p, : len(found)] = found
+        new = np.sort(np.concatenate([held, keys[valid]]))
+        self.smallest[group] = new[:size]
+        return picks
+
+
+@jax.jit
+def _added(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+    return {i: {name: (jnp.maximum if name in MAXIMA else jnp.add)(a[i][name], b[i][name])
+                for name in a[i]} for i in a}
+
+
+def _on_host(rows: Mapping[int, Any], batch: Batch, pick: np.ndarray) -> Layers:
+    """Each layer's part of the vocabulary tally and of the reservoir."""
+    valid, found = batch.segments.ravel() > 0, {}
+    tokens = batch.tokens.ravel()[valid].astype(np.int64)
+    taken = pick.ravel() != NOWHERE
+    place = (pick + np.arange(len(pick))[:, None] * (len(valid) // len(pick))).ravel()[taken]
+    for i, layer in rows.items():
+        first = layer.pop('top1')[valid].astype(np.int64)
+        found[i] = {'vocab': np.stack([tokens, first, np.ones_like(first)], axis=1)}
+        if pick.shape[1]:
+            found[i] |= {'sample_key': batch.keys.ravel()[place],
+                         **{name: value[taken] for name, value in layer.items()}}
+    return found
+
+
+def _checked(index: int, layer: Mapping[str, np.ndarray]) -> Sums:
+    for name, value in layer.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f'observe: {name} of layer_{index} is not finite; look for NaN and '
+                             f'infinity in the weights up to layer_{index}/moe')
+    return {
+        name: np.asarray(value, np.int64 if statistic(name).kind == 'count' else np.float64)
+        for name, value in layer.items()
+    }
+
+

@@ -184,7 +184,7 @@ class MoeLM(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None):
         cfg = self.cfg
-        rows, positions, new = rows_of(cfg, segments, cache)
+        rows, positions, new = rows_in(cfg, segments, cache)
         start = None if cache is None else cache['length']
         x = Embed(cfg, name='embed')(tokens, positions)
         for i in range(cfg.layers):
@@ -197,7 +197,7 @@ class MoeLM(nn.Module):
         return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new
 
 
-def rows_of(cfg: Config, segments: jax.Array, cache: Params | None = None):
+def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None):
     """`Rows`: where the tokens stand; their positions [B, T], and the cache's own new entries."""
     length = segments.shape[1]
     if cache is None:

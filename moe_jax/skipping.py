@@ -15,7 +15,7 @@ from moe_jax.routing import GATE, Routing
 
 def ratio(routing: Routing, thresholds: Sequence[float]) -> jax.Array:
     """Slot k is used where its gate is at least thresholds[k-1] times the token's largest."""
-    least = jnp.asarray((0.0, *thresholds), jnp.float32)
+    least = jnp.asarray((0.0, *thresholds), jnp.float32)[None]
     return routing.gates >= least * routing.gates.max(axis=-1, keepdims=True)
 
 
@@ -57,7 +57,8 @@ def protected(importance_BT: jax.Array, segments_BT: jax.Array, share: float) ->
     cached generation, are never protected (share < 1).
     """
     valid = segments_BT > 0
-    count = jnp.floor(share * valid.sum(axis=1, keepdims=True) + 1e-6)
+    tokens = valid.sum(axis=1, keepdims=True).astype(jnp.float32)
+    count = jnp.floor(share * tokens + 1e-6).astype(jnp.int32)
     order = jnp.argsort(-jnp.where(valid, importance_BT, -jnp.inf), axis=1, stable=True)
     rank = jnp.argsort(order, axis=1, stable=True)
     return valid & (rank < count)

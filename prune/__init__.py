@@ -6,6 +6,10 @@
 
 from prune.apply import apply
 from prune.plan import LayerPlan, Plan
-from prune.planner import check_options, methods, options, plan
+from prune.planner import plan
+from prune.protect import super_experts
+from prune.registry import check_options, methods, observe_options, options
+from prune.select import select as select_experts
 
-__all__ = ['LayerPlan', 'Plan', 'apply', 'check_options', 'methods', 'options', 'plan']
+__all__ = ['LayerPlan', 'Plan', 'apply', 'check_options', 'methods', 'observe_options', 'options',
+           'plan', 'select_experts', 'super_experts']

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.checkpoint import check_params
-from moe_jax.config import Config
-from moe_jax.model import init_std
+from moe_jax.config import CLOSED, Config
+from moe_jax.layers import init_std
 from moe_jax.tree import mix, take
 from prune.align import permute
 from prune.plan import LayerPlan, Plan
@@ -30,19 +30,41 @@ def apply(
     """
     check_params(cfg, params, 'prune.apply')
     plan.check(cfg, params)
-    out, experts, aliases = dict(params), list(cfg.experts), [None] * cfg.layers
+    out = dict(params)
     for i, layer in plan.layers.items():
         name = f'layer_{i}'
-        out[name] = {**params[name], 'moe': _moe(params[name]['moe'], layer, cfg, i, donate)}
+        moe = apply_layer(params[name]['moe'], layer, cfg, i, donate=donate)
+        out[name] = {**params[name], 'moe': moe}
+    return out, config_of(plan, cfg).fit(out)
+
+
+def config_of(plan: Plan, cfg: Config) -> Config:
+    """The config of the model that a plan makes.
+
+    Where no layer is left with topk rows to choose from, topk itself falls to what they have; where
+    some are, `clamp` lets those layers use all theirs.
+    """
+    experts, aliases, constants = list(cfg.experts), [None] * cfg.layers, [0] * cfg.layers
+    open_rows = []
+    for i, layer in plan.layers.items():
         experts[i] = layer.after
         aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
-    shared = any(alias is not None for alias in aliases)
-    small = cfg.replace(experts=tuple(experts), aliases=tuple(aliases) if shared else ())
-    return out, small.fit(out)
+        constants[i] = 0 if layer.constants is None else len(layer.constants)
+        closed = 0 if layer.alias is None else int((layer.alias == CLOSED).sum())
+        open_rows.append(layer.rows - closed)
+    topk = min(cfg.topk, max(open_rows))
+    return cfg.replace(
+        experts=tuple(experts), topk=topk, clamp=cfg.clamp or min(open_rows) < topk,
+        skip=cfg.skip if topk == cfg.topk else None,
+        aliases=tuple(aliases) if any(a is not None for a in aliases) else (),
+        constants=tuple(constants) if any(constants) else (),
+    )
 
 
-def _moe(moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, donate: bool
-         ) -> dict[str, Any]:
+def apply_layer(
+    moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, *, donate: bool = False
+) -> dict[str, Any]:
+    """The parameters of one MoE layer (`layer_<index>/moe`) after its plan."""
     experts = {}
     for name, old in moe['experts'].items():
         moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
@@ -50,7 +72,10 @@ def _moe(moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, dona
         if donate and isinstance(old, jax.Array):
             experts[name].block_until_ready()
             old.delete()
-    return {**moe, 'experts': experts, 'router': _router(moe['router'], layer, cfg, index)}
+    new = {**moe, 'experts': experts, 'router': _router(moe['router'], layer, cfg, index)}
+    if layer.constants is not None:
+        new['constants'] = jnp.asarray(layer.constants, experts['down'].dtype)
+    return new
 
 
 def _router(
@@ -69,15 +94,12 @@ def _router(
 def _fresh(
     router: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int
 ) -> dict[str, Any]:
-    """Router rows as `moe_jax.init` draws them; seed and layer index choose the draw."""
-    if set(router) != {'kernel'}:
-        raise ValueError(
-            f'layer_{index}/moe/router has {sorted(router)}: a fresh router is only defined for a '
-            "kernel alone; choose another router_init, such as 'reference'"
-        )
+    """Router rows as `moe_jax.init` draws them, biases zero; seed and layer index choose the draw.
+    """
     key = jax.random.fold_in(jax.random.key(layer.fresh), index)
     kernel = jax.random.normal(key, (layer.rows, cfg.width), jnp.float32) * init_std(cfg)
-    return {'kernel': kernel.astype(router['kernel'].dtype)}
+    return {name: kernel.astype(leaf.dtype) if name == 'kernel'
+            else jnp.zeros((layer.rows,), leaf.dtype) for name, leaf in router.items()}
 
 
 def _combine(tree: Any, matrix: np.ndarray) -> Any:

@@ -1,4 +1,4 @@
-"""From a choice of experts to a `LayerPlan`: keeping some, or merging groups of them.
+"""From groups of experts to a `LayerPlan` that merges each group.
 
 Letters: E experts, G groups, D model width, F expert hidden width.
 """
@@ -10,14 +10,9 @@ import numpy as np
 
 from prune import align
 from prune.cluster import canonical
+from prune.keep import keep
 from prune.plan import LayerPlan
 from prune.routers import ROUTERS, Partition
-
-
-def keep(ids: np.ndarray, experts: int, notes: Mapping[str, Any] | None = None) -> LayerPlan:
-    """Keep the experts `ids` (ascending) of a layer of `experts`, with their router rows."""
-    rows = np.eye(experts)[np.asarray(ids)]
-    return LayerPlan(mix=rows, router=rows, notes=notes or {})
 
 
 def weights(labels: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -1,14 +1,10 @@
 """The border of the package: names, options, budgets and statistics are checked here, then planned.
 
-Letters: E experts of a layer, D model width.
+Letters: E experts of a layer, G kept.
 """
 
-import inspect
-import operator
-import typing
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -16,37 +12,19 @@ from moe_jax.checkpoint import check_params
 from moe_jax.config import Config, nearest
 from moe_jax.fingerprint import differs, fingerprint
 from moe_jax.stats import Stats
-from prune import budget
-from prune.cluster import CENTER_NEEDS
-from prune.methods import METHODS
-from prune.plan import Plan, check_groups
-from prune.routers import ROUTER_NEEDS
+from prune import budget, registry, statistics
+from prune.budget import Budget, Spread
+from prune.cluster import top
+from prune.keep import REPLACE_NEEDS, Gates, Replace, drop, keep
+from prune.plan import LayerPlan, Plan
+from prune.plan_checks import check_groups
+from prune.protect import super_experts
 
-# Statistics that an option's value asks for, beside the method's own NEEDS.
-OPTION_NEEDS = {'center': CENTER_NEEDS, 'router_init': ROUTER_NEEDS}
-COUNTS = ('tokens', 'count', 'count_top1')
-
-
-class MethodRow(NamedTuple):
-    """A method: what it is called, where it is from, 'prune' or 'merge', and what it reads."""
-
-    name: str
-    paper: str
-    kind: str
-    needs: tuple[str, ...]
-
-
-def methods() -> tuple[MethodRow, ...]:
-    """One row per method, with the statistics it needs under its default options."""
-    return tuple(
-        MethodRow(name, m.PAPER, m.KIND, _needs(m, options(name))) for name, m in METHODS.items()
-    )
-
-
-def options(name: str) -> dict[str, Any]:
-    """The options of a method and their defaults; ValueError for an unknown method."""
-    keywords = inspect.signature(_method(name).plan, eval_str=True).parameters.values()
-    return {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
+Protect = Literal['none', 'super']
+FirstLayer = Literal['same', 'topk', 'keep']
+PROTECT_NEEDS = {'none': (), 'super': ('element_max',)}
+FIRST_NEEDS = {'same': (), 'keep': (), 'topk': ('count_top1',)}
+WELCOME = ('count_top1', 'prob_sum')  # for notes, where they are there
 
 
 def plan(
@@ -57,133 +35,161 @@ def plan(
     *,
     experts: int | Sequence[int] | None = None,
     ratio: float | Sequence[float] | None = None,
+    mass: float | None = None,
+    parameters: int | None = None,
+    memory: int | None = None,
+    spread: Spread | None = None,
+    floor: int | None = None,
+    clamp: bool = False,
+    gates: Gates = 'slice',
+    replace: Replace | None = None,
+    protect: Protect = 'none',
+    first_layer: FirstLayer = 'same',
     group: str | None = None,
     **method_options: Any,
 ) -> Plan:
     """Plan a smaller model with method `name`; weights are read at most, never changed.
 
-    experts, ratio: `prune.budget.counts`. group: use only this group of the statistics (a task or
-    domain). stats may be None for a method that needs none. Further options are the method's own:
+    experts, ratio, mass, parameters, memory: how much stays, exactly one of them; spread, floor,
+      clamp: how it is spread over layers (`prune.budget`).
+    gates: 'slice' deletes the router rows of dropped experts, 'preserve_mass' keeps them in the
+      softmax (`prune.keep`). replace: 'mean' puts the mean output in place of a dropped expert
+      (default: the method's own).
+    protect: 'super' never drops super experts (`prune.protect`).
+    first_layer: 'topk' keeps the most used experts of the first MoE layer instead of asking the
+      method (suggested by UNCURL), 'keep' all of them.
+    group: use only this group of the statistics (a task, domain or language).
+    stats may be None for a method that needs none. Further options are the method's own:
     `prune.options(name)`.
 
     Raises ValueError, before any work, for an unknown method or option (with the nearest name), a
     budget out of range, statistics that are missing, not finite or of another model, a dense model,
     and a model whose router rows already share experts.
     """
-    method = _method(name)
-    chosen = check_options(name, method_options)
-    counts = budget.counts(cfg, experts=experts, ratio=ratio)
+    module, chosen = registry.method(name), registry.check_options(name, method_options)
+    replace = getattr(module, 'REPLACE', 'none') if replace is None else replace
+    wanted = Budget(experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
+                    spread=spread or getattr(module, 'SPREAD', 'layer'), floor=floor, clamp=clamp,
+                    keep_first=first_layer == 'keep', constants=replace == 'mean')
+    _check_common(name, gates=gates, replace=replace, protect=protect, first_layer=first_layer,
+                  spread=wanted.spread)
+    budget.check(cfg, wanted)
     _check_model(cfg, params)
     if stats is not None and differs(stats.fingerprint, params, cfg):
         raise ValueError('these statistics were taken from another model (its routers differ); '
                          'observe this one')
-    seen = _statistics(name, stats, cfg, group, _needs(method, chosen))
-    layers = method.plan(seen, params, cfg, counts, **chosen)
+    own = registry.needs(name, chosen)
+    shared = (*REPLACE_NEEDS[replace], *PROTECT_NEEDS[protect], *FIRST_NEEDS[first_layer])
+    grouped = getattr(module, 'PER_GROUP', False)
+    common = statistics.fetch(name, stats, cfg, group, shared if grouped else (*own, *shared),
+                              WELCOME)
+    seen = statistics.by_group(name, stats, cfg, group, own) if grouped else common
+    decide = {'scores': _by_scores, 'choose': _by_choice, 'plan': _by_plan}[registry.form(name)]
+    layers = decide(module, seen, common, params, cfg, wanted, chosen, _Common(
+        gates=gates, replace=replace, protect=protect))
+    if first_layer == 'topk':
+        i = min(layers)
+        layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
     check_groups(name, layers, cfg.groups)
     return Plan(
-        method=name,
-        layers=layers,
-        experts=cfg.experts,
-        width=cfg.width,
-        expert_hidden=cfg.expert_hidden,
-        model=fingerprint(params, cfg),
-        data='' if stats is None else stats.fingerprint,
-        options=chosen | {'group': group},
+        method=name, layers=layers, experts=cfg.experts, width=cfg.width,
+        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
+        data='' if stats is None else stats.data, clamp=clamp,
+        options={key: _plain(value) for key, value in (chosen | {
+            'group': group, 'gates': gates, 'replace': replace, 'protect': protect,
+            'first_layer': first_layer, 'spread': wanted.spread}).items()},
     )
+
+
+class _Common(NamedTuple):
+    """The options that serve every method which drops experts."""
+
+    gates: Gates
+    replace: Replace
+    protect: Protect
+
+
+def _by_scores(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
+    """Keep the best by the method's scores, protected experts first."""
+    scores = module.scores(seen, params, cfg, **chosen)
+    for i, values in scores.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
+    safe = _protected(common, cfg, options.protect)
+    counts = budget.spent(cfg, params, wanted, scores, safe)
+    plans = {}
+    for i, count in counts.items():
+        order = np.where(safe[i], np.inf, scores[i])
+        ids = top(order, count, cfg.groups)
+        plans[i] = _drop(ids, common, cfg, i, options, {'scores': scores[i]})
+    return plans
+
+
+def _by_choice(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
+    """Keep what the method's search found; protected experts take the place of the least used."""
+    counts = budget.plain(cfg, params, wanted)
+    safe = _protected(common, cfg, options.protect)
+    plans = {}
+    for i, ids in module.choose(seen, params, cfg, counts, **chosen).items():
+        if safe[i].any():
+            used = common[i].get('count_top1', np.zeros(len(safe[i])))
+            member = np.isin(np.arange(len(used)), ids)
+            rank = np.where(safe[i], np.inf, np.where(member, used + 1.0, 0.0))
+            ids = top(rank, counts[i], cfg.groups)
+        plans[i] = _drop(ids, common, cfg, i, options, {})
+    return plans
+
+
+def _by_plan(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
+    """What the method merges; nothing is dropped that could be replaced or protected."""
+    if options != _Common('slice', 'none', 'none'):
+        raise ValueError('gates, replace and protect are for methods that drop experts; this one '
+                         'plans merges (its router_init says what becomes of the router)')
+    return module.plan(seen, params, cfg, budget.plain(cfg, params, wanted), **chosen)
+
+
+def _drop(ids, common, cfg, layer, options, notes) -> LayerPlan:
+    seen = common.get(layer, {})
+    if 'count_top1' in seen:
+        notes |= {'count': seen['count_top1'],
+                  'zero_traffic': np.flatnonzero(seen['count_top1'] == 0)}
+    if 'scores' in notes and len(ids) < cfg.experts[layer]:
+        kept = notes['scores'][ids]
+        notes['margin'] = float(kept.min() - np.delete(notes['scores'], ids).max())
+    return drop(ids, seen, cfg, layer, gates=options.gates, replace=options.replace, notes=notes)
+
+
+def _protected(common, cfg: Config, protect: Protect) -> dict[int, np.ndarray]:
+    if protect == 'super':
+        return super_experts({i: common[i] for i in cfg.moe_layers})
+    return {i: np.zeros(cfg.experts[i], bool) for i in cfg.moe_layers}
+
+
+def _top_of_first(seen: Mapping[str, np.ndarray], cfg: Config, layer: int, count: int) -> LayerPlan:
+    used = seen['count_top1']
+    notes = {'count': used, 'zero_traffic': np.flatnonzero(used == 0)}
+    return keep(top(used, count, cfg.groups), len(used), notes)
+
+
+def _check_common(name: str, **given: Any) -> None:
+    hints = {'gates': Gates, 'replace': Replace, 'protect': Protect, 'first_layer': FirstLayer,
+             'spread': Spread}
+    for key, value in given.items():
+        if value not in (valid := get_args(hints[key])):
+            raise ValueError(f'{name}: {key}={value!r}; {nearest(str(value), valid)}')
 
 
 def _check_model(cfg: Config, params: Mapping[str, Any]) -> None:
     shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
     if shared:
         raise ValueError(
-            f'router rows of layers {shared} already share experts (an alias merge); plan from the '
-            "model before that merge, or merge it with another router_init than 'alias'"
+            f'router rows of layers {shared} already share experts or stand for dropped ones; plan '
+            "from the model before that, or with router_init, gates and replace that keep no rows"
         )
     check_params(cfg, params, 'prune.plan')
 
 
-def _method(name: str) -> ModuleType:
-    if name not in METHODS:
-        raise ValueError(f'no method {name!r}; {nearest(str(name), list(METHODS))}')
-    return METHODS[name]
-
-
-def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options, given or default, each checked; ValueError with the nearest name."""
-    chosen, hints = options(name), typing.get_type_hints(METHODS[name].plan)
-    for key, value in given.items():
-        if key not in chosen:
-            known = nearest(key, list(chosen)) if chosen else 'it has none'
-            raise ValueError(f'method {name!r} has no option {key!r}; {known}')
-        chosen[key] = _typed(f'{name}: {key}', value, hints[key])
-    return chosen
-
-
-def _typed(where: str, value: Any, hint: Any) -> Any:
-    if typing.get_origin(hint) is Literal:
-        valid = typing.get_args(hint)
-        if value not in valid:
-            raise ValueError(f'{where}={value!r}; {nearest(str(value), valid)}')
-        return value
-    if hint is bool and not isinstance(value, bool):
-        raise ValueError(f'{where}={value!r}: must be True or False')
-    if hint is int:
-        if isinstance(value, bool) or not hasattr(value, '__index__') or not 0 <= value < 2**32:
-            raise ValueError(f'{where}={value!r}: must be an integer from 0 to 2**32 - 1')
-        return operator.index(value)
-    return value
-
-
-def _needs(method: ModuleType, chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    extra = [n for key, table in OPTION_NEEDS.items() if key in chosen for n in table[chosen[key]]]
-    return tuple(dict.fromkeys((*method.NEEDS, *extra)))
-
-
-def _statistics(
-    name: str, stats: Stats | None, cfg: Config, group: str | None, needs: Sequence[str]
-) -> dict[int, dict[str, np.ndarray]]:
-    """The needed statistics of every MoE layer as checked arrays, floats in float64."""
-    if not needs:
-        return {}
-    if stats is None:
-        raise ValueError(f'method {name!r} needs the statistics {list(needs)}; see moe_jax.observe')
-    if group is not None and group not in stats.groups:
-        known = nearest(str(group), list(stats.groups))
-        raise ValueError(f'group {group!r} is not in the statistics; {known}')
-    if not stats.groups:
-        raise ValueError('the statistics are empty; observe some batches first')
-    found = {}
-    for label, layers in stats.groups.items():
-        if tuple(sorted(layers)) != cfg.moe_layers:
-            raise ValueError(
-                f'statistics of group {label!r} have layers {sorted(layers)}, the model has MoE '
-                f'layers {list(cfg.moe_layers)}; observe this model'
-            )
-    for i in cfg.moe_layers:
-        layer = stats.layer(i, group)
-        found[i] = {n: _statistic(name, cfg, i, n, layer.get(n)) for n in needs}
-        if 'tokens' in layer and not layer['tokens'] > 0:
-            raise ValueError(f'statistics of layer {i} saw no token; observe some batches first')
-    return found
-
-
-def _statistic(method: str, cfg: Config, layer: int, name: str, value: Any) -> np.ndarray:
-    if value is None:
-        raise ValueError(
-            f'method {method!r} needs the statistic {name!r}, which layer {layer} lacks; '
-            'observe again'
-        )
-    rows = cfg.experts[layer]
-    shapes = {'tokens': (), 'logit_gram': (rows, rows), 'input_sum': (cfg.width,)}
-    value, shape = np.asarray(value), shapes.get(name, (rows,))
-    if value.shape != shape:
-        raise ValueError(
-            f'statistic {name!r} of layer {layer} has shape {value.shape}, this model asks for '
-            f'{shape}; observe this model'
-        )
-    if not np.isfinite(value).all() or (name in COUNTS and (value < 0).any()):
-        raise ValueError(
-            f'statistic {name!r} of layer {layer} has values that are not finite, or negative '
-            'counts; look for NaN in the model or the data, and observe again'
-        )
-    return value if name in COUNTS else value.astype(np.float64)
+def _plain(value: Any) -> Any:
+    """An option as it is recorded: numbers and words as they are, anything else by its kind."""
+    known = isinstance(value, str | int | float | bool) or value is None
+    return value if known else f'<{type(value).__name__}>'

@@ -18,6 +18,7 @@ from prune.routers import RouterInit
 PAPER = 'baseline in UNCURL, ENLSP-IV 2024'
 KIND = 'merge'
 NEEDS = ('tokens', 'count_top1', 'logit_gram')
+COST = 'one pass'
 
 
 def plan(

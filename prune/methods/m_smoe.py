@@ -6,7 +6,8 @@ their layer, similarity is the cosine of router logits, weights are usage, and t
 its rows ('alias').
 
 Deviations: dominants are counted exactly (the code compares usage with a threshold, so ties drop
-groups and a small budget fails); each layer keeps at least `topk`; weights have no epsilon; groups
+groups and a small budget fails); each layer keeps at least `topk`
+(with `clamp`, the fewest asked for); weights have no epsilon; groups
 have no maximum size. Distillation and the compression stage are not part of a plan.
 """
 
@@ -24,6 +25,7 @@ from prune.routers import RouterInit
 PAPER = 'M-SMoE, ICLR 2024'
 KIND = 'merge'
 NEEDS = ('tokens', 'count', 'logit_gram')
+COST = 'one pass'
 
 
 def plan(
@@ -47,7 +49,7 @@ def plan(
     center, seed: as for `uncurl`.
     """
     usage = {i: _usage(stats[i]['count']) for i in counts}
-    counts = SELECT[selection](usage, counts, cfg.topk)
+    counts = SELECT[selection](usage, counts, min(cfg.topk, *counts.values()))
     plans = {}
     for i, groups in counts.items():
         alike, dominants = similarity(stats[i], center), top(usage[i], groups)

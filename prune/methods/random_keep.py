@@ -1,6 +1,6 @@
 """Keep experts drawn at random: the floor that every criterion has to beat.
 
-No paper; no statistics. Router rows of kept experts are copied.
+No paper; no statistics.
 """
 
 from collections.abc import Mapping
@@ -9,25 +9,24 @@ from typing import Any
 import numpy as np
 
 from moe_jax.config import Config
-from prune.merge import keep
-from prune.plan import LayerPlan
 
 PAPER = 'baseline'
-KIND = 'prune'
+KIND = 'drop'
 NEEDS = ()
+COST = 'weights only'
 
 
-def plan(
+def choose(
     stats: Mapping[int, Mapping[str, np.ndarray]],
     params: Mapping[str, Any],
     cfg: Config,
     counts: Mapping[int, int],
     *,
     seed: int = 0,
-) -> dict[int, LayerPlan]:
-    """One plan per MoE layer; `seed` and the layer index choose the draw."""
+) -> dict[int, np.ndarray]:
+    """Ids to keep of each MoE layer, ascending; `seed` and the layer index choose the draw."""
     return {
-        i: keep(_draw(seed, i, cfg.experts[i], kept, cfg.groups), cfg.experts[i])
+        i: _draw(seed, i, cfg.experts[i], kept, cfg.groups)
         for i, kept in counts.items()
     }
 

@@ -8,23 +8,25 @@ weighted by top-1 counts, random router that must then be trained.
 Where the paper leaves room: the map to [0, 1] is applied once; the Laplacian is the symmetric
 normalised one with row-normalised eigenvectors (Ng, Jordan and Weiss, which it cites); k-means
 keeps the best of 10 seeded restarts; a cluster without traffic is a plain mean; a layer that keeps
-all its experts keeps its router.
+all its experts keeps its router. The paper suggests, and does not evaluate, keeping the first layer
+greedy, since its logits show no clusters: `first_layer='topk'` of `prune.plan`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
-from prune.cluster import Center, similarity, spectral, top
-from prune.merge import keep, merge
+from prune.cluster import Center, similarity, spectral
+from prune.merge import merge
 from prune.plan import LayerPlan
 from prune.routers import RouterInit
 
 PAPER = 'UNCURL, ENLSP-IV 2024'
 KIND = 'merge'
 NEEDS = ('tokens', 'count_top1', 'logit_gram')
+COST = 'one pass'
 
 
 def plan(
@@ -35,7 +37,6 @@ def plan(
     *,
     center: Center = 'none',
     router_init: RouterInit = 'random',
-    first_layer: Literal['cluster', 'topk'] = 'cluster',
     align: bool = True,
     seed: int = 0,
 ) -> dict[int, LayerPlan]:
@@ -43,8 +44,6 @@ def plan(
 
     center: how logits are centred before the cosine (`prune.cluster.similarity`).
     router_init: `prune.routers`; 'random' is the paper's, the others give a usable model at once.
-    first_layer: 'topk' keeps the most used experts of the first MoE layer instead of clustering it,
-      which the paper suggests (its logits show no clusters) and does not evaluate.
     align: permute hidden units to match the reference expert before averaging.
     seed: of k-means and of a random router.
     """
@@ -52,10 +51,6 @@ def plan(
     for i, groups in counts.items():
         layer, seen = params[f'layer_{i}']['moe'], stats[i]
         count = seen['count_top1']
-        if first_layer == 'topk' and i == min(counts):
-            notes = {'count': count, 'zero_traffic': np.flatnonzero(count == 0)}
-            plans[i] = keep(top(count, groups, cfg.groups), len(count), notes)
-            continue
         alike = similarity(seen, center)
         found = spectral(alike, groups, seed=seed)
         notes = {'similarity': alike, 'inertia': found.inertia, 'embedding': found.embedding}

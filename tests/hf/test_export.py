@@ -13,7 +13,7 @@ import moe_jax
 import prune
 from moe_jax.families import FAMILIES
 from moe_jax.hf import layout
-from prune.merge import keep
+from prune.keep import keep
 from prune.plan import Plan
 
 

@@ -18,7 +18,7 @@ from moe_jax import commands, commands_hf, storage
 from moe_jax.cli import main
 from moe_jax.families import describe
 from moe_jax.hf import writer
-from prune.merge import keep
+from prune.keep import keep
 from prune.plan import Plan
 
 ROOT = Path(__file__).parents[2]

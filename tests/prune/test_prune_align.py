@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.ffn import gelu
+from moe_jax.ffn import Ffn, gelu
 from prune import align
 
 
@@ -71,7 +71,7 @@ def test_reordering_hidden_units_keeps_the_function():
     experts = make_experts(1)
     perms = np.stack([np.random.default_rng(s).permutation(5) for s in range(3)])
     x = jnp.asarray(np.random.default_rng(9).normal(size=(7, 4)), jnp.float32)
-    every = jax.vmap(gelu, in_axes=(0, None))
+    every = jax.vmap(Ffn(gelu), in_axes=(0, None))
     before = every(jax.tree.map(jnp.asarray, experts), x)
     moved = align.permute(experts, perms)
     np.testing.assert_allclose(every(moved, x), before, rtol=1e-5, atol=1e-5)

@@ -35,7 +35,7 @@ def test_a_budget_that_makes_no_sense_is_refused(cfg, asked, match):
 
 def test_topk_is_the_floor(cfg, params, stats):
     top2 = cfg.replace(topk=2)
-    with pytest.raises(ValueError, match=r'valid: 2 \(topk\)'):
+    with pytest.raises(ValueError, match=r'valid: 2 \(topk, or fewer with clamp=True\)'):
         prune.plan('uncurl', stats, params, top2, experts=1)
     plan = prune.plan('m_smoe', stats, params, top2, experts=2, router_init='reference')
     assert all(layer.after == 2 for layer in plan.layers.values())

@@ -1,12 +1,9 @@
-"""One contract for every method, and each method's choices by hand."""
-
-import warnings
+"""Each method's choices by hand; the contract of all methods is in test_contract.py."""
 
 import jax
 import numpy as np
 import pytest
 
-import moe_jax
 import prune
 from moe_jax import Stats, tree
 from prune.methods import METHODS
@@ -26,42 +23,6 @@ def same_plans(a, b):
             assert (left is None) == (right is None)
             if left is not None:
                 np.testing.assert_array_equal(left, right)
-
-
-@pytest.mark.parametrize('experts', [1, 2, 5, 6])
-@pytest.mark.parametrize('name', list(METHODS))
-def test_contract(cfg, params, tokens, stats, logits_of, name, experts):
-    plan = prune.plan(name, stats, params, cfg, experts=experts)
-    same_plans(plan, prune.plan(name, stats, params, cfg, experts=experts))
-    for layer in plan.layers.values():
-        np.testing.assert_allclose(layer.mix.sum(axis=1), 1, atol=1e-6)
-        assert (layer.mix >= 0).all()
-        assert 1 <= layer.after <= 6
-    assert sum(layer.after for layer in plan.layers.values()) == 2 * experts
-    small, small_cfg = prune.apply(params, cfg, plan)
-    assert small_cfg == small_cfg.fit(small)
-    logits = logits_of(small_cfg, small, tokens)
-    assert logits.shape == (*tokens.shape, cfg.vocab) and np.isfinite(logits).all()
-    want = moe_jax.model.shapes(small_cfg)
-    assert jax.tree.map(lambda a: a.shape, small) == jax.tree.map(lambda a: a.shape, want)
-    assert f'{experts * 2}' if name == 'm_smoe' else f'-> {experts} experts' in plan.describe()
-
-
-@pytest.mark.parametrize('experts', [1, 3, 6])
-@pytest.mark.parametrize('name', list(METHODS))
-def test_contract_without_traffic(cfg, params, stats, edited, name, experts):
-    """Counts all zero, or all on one expert; logits all equal: defined, quiet, nothing empty."""
-    zero = np.zeros(6, np.int64)
-    one = np.eye(6, dtype=np.int64)[4] * 64
-    flat = {'logit_gram': np.full((6, 6), 9.0), 'logit_sum': np.full(6, 3.0)}
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        for count in (zero, one):
-            seen = edited(stats, 0, count=count, count_top1=count, **flat)
-            plan = prune.plan(name, seen, params, cfg, experts=experts)
-            assert sum(layer.after for layer in plan.layers.values()) == 2 * experts
-    small, _ = prune.apply(params, cfg, plan)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(small))
 
 
 @pytest.mark.parametrize(('name', 'options'), COPYING)
@@ -223,6 +184,6 @@ def test_the_table_of_methods():
     rows = {row.name: row for row in prune.methods()}
     assert list(rows) == list(METHODS)
     assert rows['uncurl'].needs == ('tokens', 'count_top1', 'logit_gram')
-    assert {row.kind for row in rows.values()} == {'prune', 'merge'}
+    assert {row.kind for row in rows.values()} == {'drop', 'merge'}
     assert all(METHODS[name].__doc__ and row.paper for name, row in rows.items())
     assert prune.options('random') == {'seed': 0}

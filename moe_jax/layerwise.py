@@ -1,0 +1,168 @@
+"""Layer by layer: observe a layer on what the changed layers before it give, then change it.
+
+One layer is on the device at a time; the residual stream of all batches waits on the host. It uses
+the collector of `observe`, so that both give the same statistics where nothing is changed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from moe_jax import sample
+from moe_jax.blocks import Block
+from moe_jax.collect import layer_sums
+from moe_jax.collector import FLUSH, Batch, Collector, Wish, rows_of
+from moe_jax.config import Config
+from moe_jax.fingerprint import fingerprint
+from moe_jax.model import Embed, Params, rows_in
+from moe_jax.observe import check, rows
+from moe_jax.stats import MEGA, Stats, Sums, merge
+
+# (layer index, its one-layer config, its parameters, its statistics) -> parameters, config
+Compress = Callable[[int, Config, Params, Stats], tuple[Params, Config]]
+Streams = list[np.ndarray]
+
+
+def layerwise(
+    cfg: Config,
+    params: Params,
+    batches: Iterable[Mapping[str, Any]],
+    compress: Compress,
+    *,
+    targets: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    tokenizer: str = '',
+    **options: Any,
+) -> tuple[Params, Config, Stats]:
+    """Change a model from its first layer to its last; returns params, config and what was seen.
+
+    compress(i, cfg, layer, stats) gets MoE layer i as a model of one layer, the parameters of the
+    whole block and its statistics (of layer 0), and returns both for the new layer. options: as for
+    `moe_jax.observe`, but mesh and gradients. targets: sample_cross and sample_square are of the
+    original model's outputs instead of this prefix's, so that later layers make up for earlier ones
+    (Lu et al. 2024, progressive pruning). progress(done, layers) is called after each layer.
+    """
+    wish = Wish(**options)
+    cfg = cfg.replace(skip=None)
+    check(cfg, wish)
+    if wish.gradients:
+        raise ValueError('layerwise: gradients need the whole model; use moe_jax.observe')
+    found = [(raw.get('group') or 'all', batch) for raw in batches
+             if (batch := rows(cfg, raw)) is not None]
+    if not found:
+        raise ValueError('observe: no valid token in the batches (empty, or only padding)')
+    stream = [np.asarray(_embed(cfg, params['embed'], b.tokens, b.segments)) for _, b in found]
+    original = list(stream) if targets else None
+    new, one_layer, seen = dict(params), {}, {}
+    for i in range(cfg.layers):
+        name, one = f'layer_{i}', layer_config(cfg, i)
+        layer = params[name]
+        if cfg.experts[i]:
+            goal = None if original is None else _observed(one, layer, found, original, wish)
+            seen[i] = _finished(one, layer, _observed(one, layer, found, stream, wish), goal, wish)
+            stats = Stats(fingerprint({'layer_0': layer}, one),
+                          {group: {0: sums} for group, sums in seen[i].items()}, tokenizer,
+                          reservoir=wish.reservoir)
+            new[name], one_layer[i] = compress(i, one, layer, stats)
+        if original is not None:
+            original = _stepped(one, layer, found, original)
+        stream = _stepped(one_layer.get(i, one), new[name], found, stream)
+        if progress is not None:
+            progress(i + 1, cfg.layers)
+    groups = {g: {i: layers[g] for i, layers in seen.items()} for g in seen[cfg.moe_layers[0]]}
+    data = f'{sum(batch.data for _, batch in found) % MEGA:016x}'
+    stats = Stats(fingerprint(params, cfg), groups, tokenizer, data, wish.reservoir)
+    return new, _joined(cfg, one_layer), stats
+
+
+def layer_config(cfg: Config, layer: int) -> Config:
+    """The config of a model that has this layer alone; equal layers give equal configs."""
+    return cfg.replace(
+        experts=(cfg.experts[layer],), windows=(cfg.window(layer),), skip=None,
+        aliases=(cfg.alias(layer),), constants=(cfg.constants_in(layer),),
+    )
+
+
+def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
+    """The config of a model whose MoE layers were replaced one by one."""
+    experts, aliases, constants, topk = list(cfg.experts), [], [], cfg.topk
+    for i in range(cfg.layers):
+        one = layers.get(i, layer_config(cfg, i))
+        experts[i], topk = one.experts[0], min(topk, one.topk)
+        aliases.append(one.alias(0))
+        constants.append(one.constants_in(0))
+    return cfg.replace(
+        experts=tuple(experts), aliases=tuple(aliases) if any(aliases) else (),
+        constants=tuple(constants) if any(constants) else (),
+        clamp=cfg.clamp or any(one.clamp for one in layers.values()),
+    )
+
+
+def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams,
+              wish: Wish) -> dict[str, Sums]:
+    """The statistics of one MoE layer on a stream, by group."""
+    run, collector = partial(_pass(one, wish), layer), Collector(wish)
+    by_group: dict[str, Sums] = {}
+    for group in dict.fromkeys(name for name, _ in found):
+        mine = [j for j, (name, _) in enumerate(found) if name == group]
+        for start in range(0, len(mine), FLUSH):
+            for j in mine[start:start + FLUSH]:
+                collector.add(group, found[j][1],
+                              lambda tokens, *rest, x=stream[j]: run(x, *rest))
+            part = collector.take()[0]
+            by_group[group] = merge(by_group[group], part, wish.reservoir) if (
+                group in by_group) else part
+    return by_group
+
+
+def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str, Sums] | None,
+              wish: Wish) -> dict[str, Sums]:
+    if not wish.reservoir:
+        return seen
+    experts = layer['moe']['experts']
+    return {
+        group: sample.finish(one, experts, sums, wish.outputs,
+                             None if goal is None else {**goal[group], 'experts': experts})
+        for group, sums in seen.items()
+    }
+
+
+def _stepped(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams
+             ) -> Streams:
+    step = _step(one)
+    return [np.asarray(step(layer, x, batch.segments))
+            for x, (_, batch) in zip(stream, found, strict=True)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _embed(cfg: Config, embed: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    return Embed(cfg).apply({'params': embed}, tokens, rows_in(cfg, segments)[1])
+
+
+@lru_cache(maxsize=32)
+def _step(one: Config):
+    @jax.jit
+    def step(layer, x, segments):
+        rows = rows_in(one, segments)[0]
+        return Block(one, 0, False).apply({'params': layer}, x, rows, None, None)[0]
+
+    return step
+
+
+@lru_cache(maxsize=32)
+def _pass(one: Config, wish: Wish):
+    """As `collector.model_pass`, on the residual stream before one layer."""
+
+    @jax.jit
+    def run(layer, x, segments, pick):
+        rows = rows_in(one, segments)[0]
+        _, state = Block(one, 0, False, wish.watch).apply(
+            {'params': layer}, x, rows, None, None, mutable=['routing'])
+        state = state['routing']
+        record, cosine = state['moe']['record'][0], state['cosine'][0]
+        return {0: layer_sums(record, cosine, segments.ravel() > 0)}, {0: rows_of(record, pick[0])}
+
+    return run

@@ -111,9 +111,9 @@ def methods() -> None:
 
     import prune
 
-    table = Table('name', 'kind', 'needs', 'paper')
+    table = Table('name', 'kind', 'cost', 'needs', 'paper')
     for row in prune.methods():
-        table.add_row(row.name, row.kind, ', '.join(row.needs) or '–', row.paper)
+        table.add_row(row.name, row.kind, row.cost, ', '.join(row.needs) or '–', row.paper)
     Console().print(table)
 
 

@@ -38,9 +38,9 @@ def permutations(
     """Best order of every expert's hidden units, perms [E, F], against expert reference_of[e].
 
     Unit f of the reordered expert e is its old unit perms[e, f]. An expert that is its own
-    reference, or is not active [E] bool, keeps its order. Exact, on the host, one expert a thread;
-    threads are as many as fit into the memory that the experts themselves take. O(F^3) per expert
-    at worst, and O(F^2 D) where the hidden units leave no doubt. Raises ValueError for weights that
+    reference, or is not active [E] bool, keeps its order. Exact, on the host, one expert a thread,
+    in no more memory than the experts themselves take (or 16 F^2 bytes). O(F^3) per expert at
+    worst, and O(F^2 D) where the hidden units leave no doubt. Raises ValueError for weights that
     are not finite.
     """
     count, hidden = experts['up'].shape[0], experts['up'].shape[2]
@@ -48,11 +48,13 @@ def permutations(
     wanted = np.asarray(reference_of) != np.arange(count)
     if active is not None:
         wanted &= active
-    ids = np.flatnonzero(wanted)
-    if ids.size:
-        with ThreadPoolExecutor(_threads(experts, len(ids))) as pool:
-            found = pool.map(lambda e: _order(experts, int(reference_of[e]), int(e)), ids)
-            perms[ids] = list(found)
+    ids, threads = np.flatnonzero(wanted), _threads(experts)
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(ids), threads):
+            batch = ids[start:start + threads]
+            # BLAS has threads of its own: products first, then one assignment a thread.
+            profits = [_profit(experts, int(reference_of[e]), int(e)) for e in batch]
+            perms[batch] = list(pool.map(assign, profits))
     return perms
 
 
@@ -81,8 +83,8 @@ def hidden_axis(name: str) -> int | None:
     return HIDDEN_AXIS[name]
 
 
-def _order(experts: Mapping[str, Any], reference: int, expert: int) -> np.ndarray:
-    """The best order [F] of one expert's hidden units."""
+def _profit(experts: Mapping[str, Any], reference: int, expert: int) -> np.ndarray:
+    """Inner product of every hidden unit of the reference with every one of the expert, [F, F]."""
     with np.errstate(over='ignore', invalid='ignore'):
         profit = _units(experts, reference) @ _units(experts, expert).T
     if not np.isfinite(profit).all():
@@ -91,13 +93,13 @@ def _order(experts: Mapping[str, Any], reference: int, expert: int) -> np.ndarra
             'finite, or too large to multiply; look for NaN in the parameters, or plan without '
             'alignment'
         )
-    return assign(profit)
+    return profit
 
 
-def _threads(experts: Mapping[str, Any], jobs: int) -> int:
-    """As many as there are cores and jobs, and 16 F^2 bytes for each in the experts' own size."""
+def _threads(experts: Mapping[str, Any]) -> int:
+    """One per core, and no more than have 16 F^2 bytes each in the experts' own size."""
     hidden = experts['up'].shape[2]
-    return max(1, min(os.cpu_count() or 1, jobs, count_bytes(experts) // (16 * hidden**2)))
+    return max(1, min(os.cpu_count() or 1, count_bytes(experts) // (16 * hidden**2)))
 
 
 def _units(experts: Mapping[str, Any], expert: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from moe_jax.layers import init_std
 from moe_jax.tree import mix, take
 from prune.align import permute
 from prune.plan import LayerPlan, Plan
+from prune.subspace import project
 
 
 def apply(
@@ -69,6 +70,8 @@ def apply_layer(
     for name, old in moe['experts'].items():
         moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
         experts[name] = _combine(moved, layer.mix)
+        if layer.rank:
+            experts[name] = project(moved, layer.mix != 0, experts[name], layer.rank)
         if donate and isinstance(old, jax.Array):
             experts[name].block_until_ready()
             old.delete()

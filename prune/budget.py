@@ -15,8 +15,14 @@ from moe_jax.config import Config
 from moe_jax.config_checks import group_least, nearest_grouped
 from moe_jax.tree import count_bytes, count_params
 from prune import spread as spreads
+from prune.allocate import allocate
+from prune.curve import relative_curve
+from prune.reconstruct import NEEDS as SAMPLE_NEEDS
+from prune.reconstruct import sample_of
 
-Spread = Literal['layer', 'global', 'share', 'mass']
+Spread = Literal['layer', 'global', 'share', 'mass', 'error']
+# Statistics that a spread reads beside the scores.
+NEEDS = dict.fromkeys(('layer', 'global', 'share', 'mass'), ()) | {'error': SAMPLE_NEEDS}
 AMOUNTS = ('experts', 'ratio', 'mass', 'parameters', 'memory')
 
 
@@ -33,7 +39,8 @@ class Budget:
     spread: 'layer' gives every layer its own G (an amount in parameters or memory: the same G);
     otherwise the layers' sum is spent where the method's scores say: 'global' compares scores as
     they are, 'share' as shares of their layer, 'mass' keeps about the same share of every layer's
-    score (NLLB pruning). experts= and ratio= then say the sum over layers.
+    score (NLLB pruning), 'error' makes the sum over layers of relative reconstruction error least,
+    exactly (`prune.allocate`; needs a reservoir). experts= and ratio= then say the sum over layers.
     floor: the fewest experts of any layer (default topk, with `clamp` 1); clamp: allow fewer than a
     token uses. keep_first: the first MoE layer keeps all. constants: dropped experts leave a
     constant and their router row behind.
@@ -128,6 +135,7 @@ def spent(
     budget: Budget,
     scores: Mapping[int, np.ndarray],
     protected: Mapping[int, np.ndarray],
+    stats: Mapping[int, Mapping[str, np.ndarray]],
 ) -> dict[int, int]:
     """{layer: G} of a budget spread by scores {layer: [E]}; protected {layer: bool [E]} count in
     the floors."""
@@ -145,7 +153,10 @@ def spent(
         total = _total(cfg, params, budget) // groups
         if total < sum(floors.values()):
             raise _too_small(cfg, params, budget, sum(floors.values()) * groups)
-        found = spreads.pooled(values, total, floors, budget.spread)
+        if budget.spread == 'error':
+            found = _by_error(cfg, params, scores, floors, total, stats)
+        else:
+            found = spreads.pooled(values, total, floors, budget.spread)
     return {i: n * groups for i, n in found.items()}
 
 
@@ -188,6 +199,17 @@ def _too_small(cfg, params, budget, least) -> ValueError:
     return ValueError(f'{what}={getattr(budget, what):,} is too small: this model needs '
                       f'{rest:,} without experts and {price:,} for each; the least is '
                       f'{rest + least * price:,}, with {least} experts in all')
+
+
+def _by_error(cfg, params, scores, floors, total, stats) -> dict[int, int]:
+    """Units of each layer whose relative reconstruction errors sum to the least."""
+    curves = {}
+    for i, values in scores.items():
+        sample = sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sizes = range(floors[i] * cfg.groups, len(values) + 1, cfg.groups)
+        curve = relative_curve(sample, cfg, values, sizes)
+        curves[i] = {count // cfg.groups: error for count, error in curve.items()}
+    return allocate(curves, total=total)
 
 
 def _protected_units(protected: np.ndarray, groups: int) -> int:

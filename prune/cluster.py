@@ -1,4 +1,4 @@
-"""Similarity of experts from their router logits, and partitions of experts made from it.
+"""Similarity of experts, from their router logits or outputs, and partitions made from it.
 
 Letters: E experts, G groups, T tokens, H the [T, E] matrix of router logits.
 """
@@ -33,14 +33,34 @@ def similarity(stats: Mapping[str, np.ndarray], center: Center = 'none') -> np.n
     """
     raw = np.asarray(stats['logit_gram'], np.float64)
     gram = _CENTER[center](raw, stats)
-    norm = np.sqrt(np.maximum(np.diag(gram), 0))
     # What centring leaves of a constant column is rounding error, not a direction.
-    void = norm <= 1e-5 * np.sqrt(max(float(np.diag(raw).max()), 0.0))
+    floor = 1e-5 * np.sqrt(max(float(np.diag(raw).max()), 0.0))
+    return (1 + cosine(gram, floor)) / 2
+
+
+def cosine(gram: np.ndarray, floor: float = 0.0) -> np.ndarray:
+    """Cosines [E, E] of vectors whose inner products are `gram` [E, E], one on the diagonal.
+
+    A vector of norm `floor` or less has cosine 0 to every other one.
+    """
+    norm = np.sqrt(np.maximum(np.diag(gram), 0))
+    void = norm <= floor
     norm = np.where(void, 1, norm)
-    cosine = np.where(void[:, None] | void[None, :], 0, gram / norm[:, None] / norm[None, :])
-    cosine = np.clip((cosine + cosine.T) / 2, -1, 1)
-    np.fill_diagonal(cosine, 1)
-    return (1 + cosine) / 2
+    found = np.where(void[:, None] | void[None, :], 0, gram / norm[:, None] / norm[None, :])
+    return _symmetric(found)
+
+
+def mean_cosine(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Cosines [E, E] as means of sums over `count` tokens, [E, E] or one number; 0 over none."""
+    count = np.broadcast_to(np.asarray(count, np.float64), total.shape)
+    return _symmetric(np.where(count > 0, total, 0) / np.maximum(count, 1))
+
+
+def embed(gram: np.ndarray) -> np.ndarray:
+    """Points [E, E] whose inner products are `gram` [E, E], or come nearest where it is indefinite.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    return vectors * np.sqrt(np.maximum(values, 0))
 
 
 def spectral(similarity_EE: np.ndarray, groups: int, *, seed: int = 0) -> Clusters:
@@ -107,6 +127,13 @@ def top(scores: np.ndarray, count: int, groups: int = 1) -> np.ndarray:
     blocks = np.asarray(scores, np.float64).reshape(groups, -1)
     best = np.argsort(-blocks, axis=1, kind='stable')[:, :count // groups]
     return np.sort((best + np.arange(groups)[:, None] * blocks.shape[1]).ravel())
+
+
+def _symmetric(cosine_EE: np.ndarray) -> np.ndarray:
+    """Rid of rounding: symmetric, within [-1, 1], one on the diagonal."""
+    cosine_EE = np.clip((cosine_EE + cosine_EE.T) / 2, -1, 1)
+    np.fill_diagonal(cosine_EE, 1)
+    return cosine_EE
 
 
 def _uncentred(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:

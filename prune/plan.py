@@ -42,6 +42,8 @@ class LayerPlan:
       for constant j, moe_jax.config.CLOSED for a row that counts in the softmax and is never
       chosen.
     constants [J, D] float32, optional: vectors that take the place of experts.
+    rank: if not 0, every merged matrix is projected on the first `rank` left singular directions of
+      its members' matrices side by side (`prune.subspace`).
     notes: diagnostics for reports (arrays, strings, numbers); nothing is computed from them.
 
     Raises ValueError for wrong shapes, values that are not finite, and ids out of range.
@@ -54,6 +56,7 @@ class LayerPlan:
     fresh: int | None = None
     alias: np.ndarray | None = None
     constants: np.ndarray | None = None
+    rank: int = 0
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> Path:
                 arrays[f'{i}/notes/{name}'] = value
             else:
                 plain[name] = value
-        header['layers'][str(i)] = {'fresh': layer.fresh, 'notes': plain}
+        header['layers'][str(i)] = {'fresh': layer.fresh, 'rank': layer.rank, 'notes': plain}
     text = json.dumps(header, sort_keys=True).encode()
     arrays['header'] = np.frombuffer(text, np.uint8)
     with replacing(path) as temporary, temporary.open('wb') as file:
@@ -62,7 +62,7 @@ def _layer_from(
     noted = prefix + 'notes/'
     notes = {k.removeprefix(noted): a for k, a in arrays.items() if k.startswith(noted)}
     parts = {name: arrays.get(prefix + name) for name in ARRAYS}
-    return LayerPlan(**parts, fresh=meta['fresh'], notes=meta['notes'] | notes)
+    return LayerPlan(**parts, fresh=meta['fresh'], rank=meta['rank'], notes=meta['notes'] | notes)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

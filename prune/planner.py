@@ -79,7 +79,8 @@ def plan(
         raise ValueError('these statistics were taken from another model (its routers differ); '
                          'observe this one')
     own = registry.needs(name, chosen)
-    shared = (*REPLACE_NEEDS[replace], *PROTECT_NEEDS[protect], *FIRST_NEEDS[first_layer])
+    shared = (*REPLACE_NEEDS[replace], *PROTECT_NEEDS[protect], *FIRST_NEEDS[first_layer],
+              *budget.NEEDS[wanted.spread])
     grouped = getattr(module, 'PER_GROUP', False)
     common = statistics.fetch(name, stats, cfg, group, shared if grouped else (*own, *shared),
                               WELCOME)
@@ -116,7 +117,7 @@ def _by_scores(module, seen, common, params, cfg, wanted, chosen, options) -> di
         if not np.isfinite(values).all():
             raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
     safe = _protected(common, cfg, options.protect)
-    counts = budget.spent(cfg, params, wanted, scores, safe)
+    counts = budget.spent(cfg, params, wanted, scores, safe, common)
     plans = {}
     for i, count in counts.items():
         order = np.where(safe[i], np.inf, scores[i])

@@ -98,7 +98,11 @@ def sound(plan, cfg, params, total=None):
 def test_every_form_of_model(seen, name, form):
     cfg, params, _ = model = seen(form)
     before = jax.tree.map(np.array, params)
-    plan = plan_of(name, model, experts=4)
+    try:
+        plan = plan_of(name, model, experts=4)
+    except ValueError as error:  # merging across router groups, which a reduced router cannot say
+        assert cfg.groups > 1 and 'router groups' in str(error) and hasattr(METHODS[name], 'plan')
+        return
     same(plan, plan_of(name, model, experts=4))
     sound(plan, cfg, params, 4 * len(cfg.moe_layers))
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -162,7 +166,8 @@ def test_statistics_that_are_not_finite_are_refused(seen, name):
         value = np.where(np.arange(value.size).reshape(value.shape) == 0, np.nan, value)
         broken = {**stats.groups, group: {**layers, 2: {**layers[2], needed: value}}}
         with pytest.raises(ValueError, match=f"'{needed}' of layer 2 has values that are not fin"):
-            plan_of(name, (cfg, params, Stats(stats.fingerprint, broken)), experts=3)
+            bad = Stats(stats.fingerprint, broken, reservoir=stats.reservoir)
+            plan_of(name, (cfg, params, bad), experts=3)
         missing = {i: {k: v for k, v in layer.items() if k != needed}
                    for i, layer in layers.items()}
         with pytest.raises(ValueError, match=f"'{needed}', which layer 0 lacks"):
@@ -170,9 +175,12 @@ def test_statistics_that_are_not_finite_are_refused(seen, name):
             plan_of(name, (cfg, params, few), experts=3)
 
 
-@pytest.mark.parametrize('name', [n for n in METHODS if n != 'random'])
+@pytest.mark.parametrize('name', [n for n in METHODS if n not in ('random', 'eep', 'sub_moe')])
 def test_renaming_experts_renames_the_decision(seen, name):
-    """The same experts under other numbers: the same ones are kept, or merged together."""
+    """The same experts under other numbers: the same ones are kept, or merged together.
+
+    Not of random choice, nor of seeded noise (eep) or seeded centres of k-means (sub_moe).
+    """
     cfg, params, stats = seen('plain')
     apart = {'count_top1': np.array([5, 9, 2, 14, 7, 11])}  # ties go by the number
     groups = {g: {i: layer | apart for i, layer in layers.items()}
@@ -184,7 +192,8 @@ def test_renaming_experts_renames_the_decision(seen, name):
         renamed = at(renamed, f'layer_{i}/moe', lambda moe: take(moe, order))
     groups = {g: {i: moved(layer, order) for i, layer in layers.items()}
               for g, layers in stats.groups.items()}
-    other = cfg, renamed, Stats(moe_jax.fingerprint.fingerprint(renamed, cfg), groups)
+    other = cfg, renamed, Stats(moe_jax.fingerprint.fingerprint(renamed, cfg), groups,
+                                reservoir=stats.reservoir)
     before = plan_of(name, (cfg, params, stats), experts=3)
     after = plan_of(name, other, experts=3)
     for i in cfg.moe_layers:
@@ -220,4 +229,4 @@ def test_the_table_says_what_a_method_is(name):
                            'two checkpoints', 'one pass per layer')
     assert module.__doc__.splitlines()[0].rstrip('.')
     forms = [form for form in ('scores', 'choose', 'plan') if hasattr(module, form)]
-    assert len(forms) == 1 and (forms == ['plan']) <= (module.KIND == 'merge')
+    assert len(forms) == 1 and (module.KIND == 'drop' or forms == ['plan'])

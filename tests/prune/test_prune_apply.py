@@ -85,6 +85,8 @@ def test_inputs_stay_as_they_are(cfg, params, stats):
     before = jax.tree.map(np.array, params)
     sums = {i: {n: a.copy() for n, a in stats.layer(i).items()} for i in cfg.moe_layers}
     for row in prune.methods():
+        if ',' in row.cost:  # needs more than these statistics; test_contract.py does the same
+            continue
         options = {'before': params} if row.name == 'router_change' else {}
         plan = prune.plan(row.name, stats, params, cfg, experts=2, **options)
         prune.apply(params, cfg, plan)

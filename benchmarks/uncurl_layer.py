@@ -1,0 +1,125 @@
+"""How long UNCURL takes to plan one layer of many experts from saved statistics, and its memory.
+
+    python benchmarks/uncurl_layer.py           128 experts, D 1024, F 4096: 4.3 GB, some minutes
+    python benchmarks/uncurl_layer.py --small   16 experts, D 128, F 512: seconds
+
+Almost all of it is alignment, whose time depends on the weights, so there are three kinds of them.
+'copies': hidden units of the experts of a group are those of one expert in another order, with
+noise. 'random': unrelated. 'shared': unrelated but for a direction that all hidden units share more
+or less, so that many want the same partner. Times are wall-clock; the memory is the peak of the
+process, weights included, over the bytes of the layer. Expected on two cores: 1 to 2 minutes.
+
+Letters: E experts, G groups, D width, F hidden width, T tokens.
+"""
+
+import argparse
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+import prune
+from moe_jax import Config, Stats
+from moe_jax.fingerprint import fingerprint
+from moe_jax.model import shapes
+
+SIZES = {'full': (128, 32, 1024, 4096), 'small': (16, 4, 128, 512)}
+TOKENS = 4096
+
+
+def main() -> None:
+    """Print seconds and peak memory for each kind of weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--small', action='store_true', help='a quick check at a small size')
+    parser.add_argument('--kind', choices=list(KINDS), help='one kind of weights only')
+    args = parser.parse_args()
+    experts, groups, width, hidden = SIZES['small' if args.small else 'full']
+    cfg = Config(
+        vocab=8, positions=8, width=width, heads=1, mlp_hidden=8, expert_hidden=hidden,
+        experts=(experts,), ffn_bias=False,
+    )
+    rng = np.random.default_rng(0)
+    labels = np.arange(experts) % groups
+    params = empty(cfg)
+    leaves = params['layer_0']['moe']['experts']
+    size = sum(leaf.nbytes for leaf in leaves.values())
+    params['layer_0']['moe']['router']['kernel'][...] = rng.standard_normal((experts, width))
+    stats = statistics(cfg, params, labels, rng)
+    print(f'E={experts} G={groups} D={width} F={hidden}: {size / 1e9:.2f} GB of experts',
+          flush=True)
+    for kind in [args.kind] if args.kind else KINDS:
+        KINDS[kind](leaves, labels, rng)
+        start = time.perf_counter()
+        prune.plan('uncurl', stats, params, cfg, experts=groups)
+        seconds = time.perf_counter() - start
+        print(f'{kind:8s} planned in {seconds:6.1f} s, peak memory {peak() / size:.2f} x the layer',
+              flush=True)
+
+
+def empty(cfg: Config) -> dict[str, Any]:
+    """Parameters of the config as numpy arrays; the experts are filled later."""
+    def build(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: build(leaf) for name, leaf in tree.items()}
+        return np.zeros(tree.shape, np.float32)
+
+    return build(shapes(cfg))
+
+
+def statistics(cfg: Config, params: Any, labels: np.ndarray, rng: np.random.Generator) -> Stats:
+    """Statistics of a calibration pass in which the logits of a group go together."""
+    z = rng.standard_normal((TOKENS, labels.max() + 1))[:, labels]
+    z = z + 0.3 * rng.standard_normal(z.shape)
+    first = np.bincount(z.argmax(axis=1), minlength=len(labels))
+    layer = {'tokens': np.asarray(TOKENS), 'count_top1': first, 'logit_gram': z.T @ z}
+    return Stats(fingerprint(params, cfg), {'all': {0: layer}})
+
+
+def fill_random(leaves: dict[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator
+                ) -> None:
+    """Unrelated weights, of variance one over the rows they are summed over."""
+    for leaf in leaves.values():
+        for expert in leaf:
+            rng.standard_normal(dtype=np.float32, out=expert)
+            expert *= len(expert) ** -0.5
+
+
+def fill_copies(leaves: dict[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator
+                ) -> None:
+    """Every expert is the first of its group with hidden units reordered, and half as much noise.
+    """
+    fill_random(leaves, labels, rng)
+    hidden = leaves['up'].shape[2]
+    for e, group in enumerate(labels):
+        first = int(np.flatnonzero(labels == group)[0])
+        if e != first:
+            order = rng.permutation(hidden)
+            leaves['up'][e] = leaves['up'][first][:, order] + 0.5 * leaves['up'][e]
+            leaves['down'][e] = leaves['down'][first][order] + 0.5 * leaves['down'][e]
+
+
+def fill_shared(leaves: dict[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator
+                ) -> None:
+    """Unrelated weights, and one direction in which every hidden unit has some share."""
+    fill_random(leaves, labels, rng)
+    width, hidden = leaves['up'].shape[1:]
+    into = rng.standard_normal((width, 1), np.float32) * width**-0.5
+    out = rng.standard_normal((1, width), np.float32) * hidden**-0.5
+    for up, down in zip(leaves['up'], leaves['down'], strict=True):
+        share = np.abs(rng.standard_normal(hidden, np.float32))
+        up += into * share
+        down += share[:, None] * out
+
+
+def peak() -> int:
+    """The most memory the process has had, in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == 'darwin' else most * 1024
+
+
+KINDS = {'copies': fill_copies, 'random': fill_random, 'shared': fill_shared}
+
+if __name__ == '__main__':
+    main()

@@ -26,20 +26,18 @@ def layer_sums(record: Record, cosine_N: jax.Array, valid_N: jax.Array) -> Array
     entropy = -jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0).sum(axis=-1)
     both = (valid[:, :, None] & valid[:, None, :]).astype(jnp.int32)
     share = gates / jnp.maximum(gates.max(axis=-1, keepdims=True), 1e-30)
-    first = record.ids[:, :1]
+    first = jnp.arange(topk)[None] == 0
+    counts = _tally(record.ids, (valid, valid & first, valid & ~record.kept), rows)
+    sums = _tally(record.ids, (gates, chosen, jnp.where(first, gates, 0.0)), rows)
     return {
         'tokens': valid_N.sum(dtype=jnp.int32),
-        'count': _tally(record.ids, valid, rows),
-        'count_top1': _tally(first, valid[:, :1], rows),
-        'dropped': _tally(record.ids, valid & ~record.kept, rows),
+        **dict(zip(('count', 'count_top1', 'dropped'), counts, strict=True)),
         'together': pair_sums(record.ids, both, rows),
         'entropy_hist': _histogram(entropy / max(math.log(rows), 1e-30), valid_N),
         'ratio_hist': jnp.stack([_histogram(share[:, k], valid_N) for k in range(1, topk)])
         if topk > 1 else jnp.zeros((0, BINS), jnp.int32),
-        'gate_sum': _tally(record.ids, gates, rows),
+        **dict(zip(('gate_sum', 'chosen_prob_sum', 'top1_gate_sum'), sums, strict=True)),
         'prob_sum': p.sum(axis=0),
-        'chosen_prob_sum': _tally(record.ids, chosen, rows),
-        'top1_gate_sum': _tally(first, gates[:, :1], rows),
         'logit_sum': z.sum(axis=0),
         'logit_gram': _gram(z),
         'prob_gram': _gram(p),
@@ -63,9 +61,14 @@ def sampled(record: Record, pick: jax.Array) -> Arrays:
             'sample_gates': dense}
 
 
-def _tally(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:
-    values = values.astype(jnp.int32) if values.dtype == jnp.bool_ else values
-    return jnp.zeros((rows,), values.dtype).at[ids.ravel()].add(values.ravel())
+def _tally(ids: jax.Array, values: tuple[jax.Array, ...], rows: int) -> jax.Array:
+    """Sums by row of several values [N, K] of the choices ids [N, K], [values, R]; flags as int32.
+
+    One scatter for all: each is a loop of its own to the compiler.
+    """
+    stacked = jnp.stack([v.ravel() for v in values], axis=-1)
+    stacked = stacked.astype(jnp.int32) if stacked.dtype == jnp.bool_ else stacked
+    return jnp.zeros((rows, len(values)), stacked.dtype).at[ids.ravel()].add(stacked).T
 
 
 def _histogram(values: jax.Array, valid: jax.Array) -> jax.Array:

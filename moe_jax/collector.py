@@ -1,24 +1,22 @@
-"""The compiled pass over one batch: what `observe` and `layerwise` share.
+"""The pass over one batch, and what is kept of it: what `observe` and `layerwise` share.
 
 B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch (devices along
 'data', or 1).
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from moe_jax import sample
-from moe_jax.collect import layer_sums, sampled
+from moe_jax.block_pass import embed, layer_config, step, watched
 from moe_jax.config import Config
 from moe_jax.expert_gradients import gradient_sums
-from moe_jax.model import hidden
+from moe_jax.model import Params
 from moe_jax.observed import MAXIMA
 from moe_jax.stats import MEGA, Sums, merge, statistic, tally
 
@@ -57,36 +55,24 @@ class Batch(NamedTuple):
         return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % MEGA
 
 
-@lru_cache(maxsize=32)
-def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None) -> Collect:
-    """(params, tokens, segments, pick [P, C]) -> sums and per-token arrays, by layer; jitted."""
+def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Collect:
+    """(tokens, segments, pick [P, C]) -> sums and per-token arrays, by layer."""
+    ones = [layer_config(cfg, i) for i in range(cfg.layers)]
 
-    def collect(params, tokens, segments, pick):
-        _, out = hidden(cfg, params, tokens, segments, watch=wish.watch)
-        sums = {i: layer_sums(record, out['cosine'][i], out['valid'])
-                for i, record in out['routing'].items()}
+    def run(tokens, segments, pick):
+        x, sums, rows = embed(cfg, params, tokens, segments), {}, {}
+        for i, one in enumerate(ones):
+            layer = params[f'layer_{i}']
+            if cfg.experts[i]:
+                x, sums[i], rows[i] = watched(one, wish.watch, mesh)(layer, x, segments, pick)
+            else:
+                x = step(one, mesh)(layer, x, segments)
         if wish.gradients:
             for i, found in gradient_sums(cfg, params, tokens, segments).items():
                 sums[i] |= found
-        return sums, {i: rows_of(record, pick[0]) for i, record in out['routing'].items()}
+        return sums, rows
 
-    if mesh is None:
-        return jax.jit(collect)
-
-    def shared(*args):
-        sums, rows = collect(*args)
-        return {i: {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, 'data')
-                    for name, value in layer.items()} for i, layer in sums.items()}, rows
-
-    # Manual over 'data' alone: weights stay as they are laid out over the other axes.
-    return jax.jit(jax.shard_map(
-        shared, mesh=mesh, in_specs=(P(), P('data'), P('data'), P('data')),
-        out_specs=(P(), P('data')), axis_names={'data'}, check_vma=False))
-
-
-def rows_of(record: Any, pick: jax.Array) -> dict[str, jax.Array]:
-    """First choices [N] of all tokens, and the picked tokens' inputs, logits and gates."""
-    return {'top1': record.ids[:, 0]} | (sampled(record, pick) if pick.shape[0] else {})
+    return run
 
 
 class Collector:
@@ -115,7 +101,8 @@ class Collector:
                 total = parts[0]
                 for part in parts[1:]:
                     total = merge(total, part, self.wish.reservoir)
-                found |= total
+                best = np.argsort(total['sample_key'], kind='stable')[:self.wish.reservoir]
+                found |= {name: value[best] for name, value in total.items()}
         self.sums, self.host = None, []
         return layers
 

@@ -5,6 +5,7 @@ the sums do not depend on batches. Source: the accumulators of GBLM-Pruner (Das 
 PLATON (Zhang et al. 2022) and of MC-Suite's gradient criteria.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ MAGNITUDES = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
 def gradient_sums(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array
 ) -> dict[int, dict[str, jax.Array]]:

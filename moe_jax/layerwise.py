@@ -5,19 +5,16 @@ the collector of `observe`, so that both give the same statistics where nothing 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from moe_jax import sample
-from moe_jax.blocks import Block
-from moe_jax.collect import layer_sums
-from moe_jax.collector import FLUSH, Batch, Collector, Wish, rows_of
+from moe_jax.block_pass import embed, layer_config, step, watched
+from moe_jax.collector import FLUSH, Batch, Collector, Wish
 from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint
-from moe_jax.model import Embed, Params, rows_in
+from moe_jax.model import Params
 from moe_jax.observe import check, rows
 from moe_jax.stats import MEGA, Stats, Sums, merge
 
@@ -54,7 +51,7 @@ def layerwise(
              if (batch := rows(cfg, raw)) is not None]
     if not found:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    stream = [np.asarray(_embed(cfg, params['embed'], b.tokens, b.segments)) for _, b in found]
+    stream = [np.asarray(embed(cfg, params, b.tokens, b.segments)) for _, b in found]
     original = list(stream) if targets else None
     new, one_layer, seen = dict(params), {}, {}
     for i in range(cfg.layers):
@@ -78,14 +75,6 @@ def layerwise(
     return new, _joined(cfg, one_layer), stats
 
 
-def layer_config(cfg: Config, layer: int) -> Config:
-    """The config of a model that has this layer alone; equal layers give equal configs."""
-    return cfg.replace(
-        experts=(cfg.experts[layer],), windows=(cfg.window(layer),), skip=None,
-        aliases=(cfg.alias(layer),), constants=(cfg.constants_in(layer),),
-    )
-
-
 def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
     """The config of a model whose MoE layers were replaced one by one."""
     experts, aliases, constants, topk = list(cfg.experts), [], [], cfg.topk
@@ -104,14 +93,14 @@ def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
 def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams,
               wish: Wish) -> dict[str, Sums]:
     """The statistics of one MoE layer on a stream, by group."""
-    run, collector = partial(_pass(one, wish), layer), Collector(wish)
+    run, collector = watched(one, wish.watch), Collector(wish)
     by_group: dict[str, Sums] = {}
     for group in dict.fromkeys(name for name, _ in found):
         mine = [j for j, (name, _) in enumerate(found) if name == group]
         for start in range(0, len(mine), FLUSH):
             for j in mine[start:start + FLUSH]:
-                collector.add(group, found[j][1],
-                              lambda tokens, *rest, x=stream[j]: run(x, *rest))
+                collector.add(group, found[j][1], lambda _, *rest, x=stream[j]: [
+                    {0: part} for part in run(layer, x, *rest)[1:]])
             part = collector.take()[0]
             by_group[group] = merge(by_group[group], part, wish.reservoir) if (
                 group in by_group) else part
@@ -132,37 +121,6 @@ def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str,
 
 def _stepped(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams
              ) -> Streams:
-    step = _step(one)
-    return [np.asarray(step(layer, x, batch.segments))
+    run = step(one)
+    return [np.asarray(run(layer, x, batch.segments))
             for x, (_, batch) in zip(stream, found, strict=True)]
-
-
-@partial(jax.jit, static_argnums=0)
-def _embed(cfg: Config, embed: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-    return Embed(cfg).apply({'params': embed}, tokens, rows_in(cfg, segments)[1])
-
-
-@lru_cache(maxsize=32)
-def _step(one: Config):
-    @jax.jit
-    def step(layer, x, segments):
-        rows = rows_in(one, segments)[0]
-        return Block(one, 0, False).apply({'params': layer}, x, rows, None, None)[0]
-
-    return step
-
-
-@lru_cache(maxsize=32)
-def _pass(one: Config, wish: Wish):
-    """As `collector.model_pass`, on the residual stream before one layer."""
-
-    @jax.jit
-    def run(layer, x, segments, pick):
-        rows = rows_in(one, segments)[0]
-        _, state = Block(one, 0, False, wish.watch).apply(
-            {'params': layer}, x, rows, None, None, mutable=['routing'])
-        state = state['routing']
-        record, cosine = state['moe']['record'][0], state['cosine'][0]
-        return {0: layer_sums(record, cosine, segments.ravel() > 0)}, {0: rows_of(record, pick[0])}
-
-    return run

@@ -5,7 +5,6 @@ are exact integers. Padding never counts, and a row that no token chose has zero
 """
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def observe(
     cfg = cfg.replace(skip=None)
     check(cfg, wish, mesh)
     parts = 1 if mesh is None else mesh.shape['data']
-    collector, run = Collector(wish, parts), partial(model_pass(cfg, wish, mesh), params)
+    collector, run = Collector(wish, parts), model_pass(cfg, wish, mesh, params)
     found: dict[str, Layers] = {}
     data = count = 0
     name = ''
@@ -103,6 +102,8 @@ def check(cfg: Config, wish: Wish, mesh: Mesh | None = None) -> None:
         raise ValueError('observe: no layer of this model has experts; there is nothing to observe')
     if wish.reservoir < 0:
         raise ValueError(f'observe: reservoir={wish.reservoir}: tokens to keep, 0 or more')
+    if mesh is not None and wish.gradients:
+        raise ValueError('observe: gradients are taken on one device; leave out mesh=')
     if mesh is not None and 'data' not in mesh.shape:
         raise ValueError(f"observe: the mesh has axes {list(mesh.shape)} and no axis 'data'")
     if cfg.capacity_eval is not None and (mesh is not None or wish.gradients):

@@ -20,11 +20,11 @@ RAW = {
     'model_type': 'qwen3_moe', 'architectures': ['Qwen3MoeForCausalLM'], 'vocab_size': 8192,
     'hidden_size': 768, 'intermediate_size': 1024, 'moe_intermediate_size': 512,
     'num_hidden_layers': 4, 'num_attention_heads': 12, 'num_key_value_heads': 4, 'head_dim': 64,
-    'max_position_embeddings': 256, 'num_experts': 102, 'num_experts_per_tok': 4,
+    'max_position_embeddings': 256, 'num_experts': 160, 'num_experts_per_tok': 4,
     'norm_topk_prob': True, 'torch_dtype': 'bfloat16', 'rope_theta': 10000.0, 'rms_norm_eps': 1e-6,
 }
 TOKENS = np.random.default_rng(0).integers(0, RAW['vocab_size'], (2, 64)).astype(np.int32)
-LIMIT, KEPT = 1.3, 51
+LIMIT, KEPT = 1.3, 80
 
 
 def make(folder: Path) -> None:

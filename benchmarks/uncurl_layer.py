@@ -7,7 +7,7 @@ Almost all of it is alignment, whose time depends on the weights, so there are t
 'copies': hidden units of the experts of a group are those of one expert in another order, with
 noise. 'random': unrelated. 'shared': unrelated but for a direction that all hidden units share more
 or less, so that many want the same partner. Times are wall-clock; the memory is the peak of the
-process, weights included, over the bytes of the layer. Expected on two cores: 1 to 2 minutes.
+process, weights included, over the bytes of the layer.
 
 Letters: E experts, G groups, D width, F hidden width, T tokens.
 """

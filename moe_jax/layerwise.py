@@ -11,12 +11,12 @@ import numpy as np
 
 from moe_jax import sample
 from moe_jax.block_pass import embed, layer_config, step, watched
-from moe_jax.collector import FLUSH, Batch, Collector, Wish
+from moe_jax.collector import Batch, Wish, collected
 from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint
 from moe_jax.model import Params
 from moe_jax.observe import check, rows
-from moe_jax.stats import MEGA, Stats, Sums, merge
+from moe_jax.stats import WRAP, Stats, Sums
 
 # (layer index, its one-layer config, its parameters, its statistics) -> parameters, config
 Compress = Callable[[int, Config, Params, Stats], tuple[Params, Config]]
@@ -70,7 +70,7 @@ def layerwise(
         if progress is not None:
             progress(i + 1, cfg.layers)
     groups = {g: {i: layers[g] for i, layers in seen.items()} for g in seen[cfg.moe_layers[0]]}
-    data = f'{sum(batch.data for _, batch in found) % MEGA:016x}'
+    data = f'{sum(batch.data for _, batch in found) % WRAP:016x}'
     stats = Stats(fingerprint(params, cfg), groups, tokenizer, data, wish.reservoir)
     return new, _joined(cfg, one_layer), stats
 
@@ -93,18 +93,13 @@ def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
 def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams,
               wish: Wish) -> dict[str, Sums]:
     """The statistics of one MoE layer on a stream, by group."""
-    run, collector = watched(one, wish.watch), Collector(wish)
-    by_group: dict[str, Sums] = {}
-    for group in dict.fromkeys(name for name, _ in found):
-        mine = [j for j, (name, _) in enumerate(found) if name == group]
-        for start in range(0, len(mine), FLUSH):
-            for j in mine[start:start + FLUSH]:
-                collector.add(group, found[j][1], lambda _, *rest, x=stream[j]: [
-                    {0: part} for part in run(layer, x, *rest)[1:]])
-            part = collector.take()[0]
-            by_group[group] = merge(by_group[group], part, wish.reservoir) if (
-                group in by_group) else part
-    return by_group
+    run = watched(one, wish.watch)
+
+    def on(x: np.ndarray) -> Callable[..., Any]:
+        return lambda _, *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
+
+    items = ((group, batch, on(x)) for (group, batch), x in zip(found, stream, strict=True))
+    return {group: layers[0] for group, layers in collected(wish, items).items()}
 
 
 def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str, Sums] | None,

@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax import sample
-from moe_jax.collector import FLUSH, Batch, Collector, Layers, Wish, model_pass
+from moe_jax.collector import Batch, Wish, collected, model_pass
 from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint as model_fingerprint
 from moe_jax.inputs import checked
 from moe_jax.model import Params
-from moe_jax.stats import MEGA, Stats, merge_layers
+from moe_jax.stats import WRAP, Stats
 
 
 def observe(
@@ -55,26 +55,16 @@ def observe(
     cfg = cfg.replace(skip=None)
     check(cfg, wish, mesh)
     parts = 1 if mesh is None else mesh.shape['data']
-    collector, run = Collector(wish, parts), model_pass(cfg, wish, mesh, params)
-    found: dict[str, Layers] = {}
-    data = count = 0
-    name = ''
+    run, data = model_pass(cfg, wish, mesh, params), 0
 
-    def settle() -> None:
-        if count:
-            part = collector.take()
-            found[name] = merge_layers(found[name], part, reservoir) if name in found else part
+    def items():
+        nonlocal data
+        for raw in batches:
+            if (batch := rows(cfg, raw, parts)) is not None:
+                data = (data + batch.data) % WRAP
+                yield raw.get('group') or 'all', batch, run
 
-    for raw in batches:
-        if (batch := rows(cfg, raw, parts)) is None:
-            continue
-        group = raw.get('group') or 'all'
-        if group != name or count == FLUSH:
-            settle()
-            count, name = 0, group
-        collector.add(group, batch, run)
-        count, data = count + 1, (data + batch.data) % MEGA
-    settle()
+    found = collected(wish, items(), parts)
     if not found:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
     for layers in found.values() if reservoir else ():

@@ -15,7 +15,8 @@ from moe_jax.routing import GATE, Routing
 
 def ratio(routing: Routing, thresholds: Sequence[float]) -> jax.Array:
     """Slot k is used where its gate is at least thresholds[k-1] times the token's largest."""
-    least = jnp.asarray((0.0, *thresholds), jnp.float32)[None]
+    slots = routing.gates.shape[-1]  # fewer than K where a layer has fewer experts
+    least = jnp.asarray((0.0, *thresholds)[:slots], jnp.float32)[None]
     return routing.gates >= least * routing.gates.max(axis=-1, keepdims=True)
 
 

@@ -78,7 +78,7 @@ GRADIENTS = {
     'grad_abs': 'sum over rows of |dW|', 'grad_square': 'sum over rows of dW^2',
     'grad_weight': 'sum over rows of |W dW|',
 }
-MEGA = 2**64
+WRAP = 2**64
 
 
 def statistic(name: str) -> Statistic:
@@ -114,7 +114,7 @@ class Stats:
         groups, size = dict(self.groups), min(self.reservoir, other.reservoir)
         for name, layers in other.groups.items():
             groups[name] = merge_layers(groups[name], layers, size) if name in groups else layers
-        data = f'{(int(self.data, 16) + int(other.data, 16)) % MEGA:016x}'
+        data = f'{(int(self.data, 16) + int(other.data, 16)) % WRAP:016x}'
         return dataclasses.replace(self, groups=groups, data=data, reservoir=size)
 
     def layer(self, index: int, group: str | None = None, names: Collection[str] | None = None

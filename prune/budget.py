@@ -177,7 +177,7 @@ def _prices(cfg, params, budget, measure) -> tuple[int, int]:
         moe, count = params[f'layer_{i}']['moe'], cfg.experts[i]
         own = measure(moe['experts']) // count
         row = measure(moe['router']) // count
-        vector = own // count_params(moe['experts']) * count * cfg.width if budget.constants else 0
+        vector = own * count // count_params(moe['experts']) * cfg.width if budget.constants else 0
         rest -= (own if budget.constants else own + row) * count - vector * count
         price = max(price, own - vector if budget.constants else own + row)
     return rest, price

@@ -24,6 +24,7 @@ from moe_jax.config import Config, nearest
 from moe_jax.stats import Stats
 from moe_jax.tree import map_with_path
 from prune.scoring import mean
+from prune.statistics import check_groups
 
 # The statistic of each way of scoring, and the paper's share of it (section 4).
 SOURCE = {'gates': 'gate_sum', 'tokens': 'count'}
@@ -67,7 +68,7 @@ def select(
     if not 0 < share <= 1:
         raise ValueError(f'share={share!r}: must be above 0 and at most 1, the score that the '
                          'selected experts of a layer have together')
-    _check_groups(stats, cfg, group)
+    check_groups(stats, cfg, group)
     chosen = {}
     for i in cfg.moe_layers:
         seen = stats.layer(i, group, names=('tokens', SOURCE[by]))
@@ -98,18 +99,6 @@ def trainable(
         return np.zeros((1,) * leaf.ndim, bool)
 
     return map_with_path(mask, params)
-
-
-def _check_groups(stats: Stats, cfg: Config, group: str | None) -> None:
-    if not stats.groups:
-        raise ValueError('the statistics are empty; observe some batches first')
-    if group is not None and group not in stats.groups:
-        known = nearest(str(group), list(stats.groups))
-        raise ValueError(f'group {group!r} is not in the statistics; {known}')
-    for label, layers in stats.groups.items():
-        if tuple(sorted(layers)) != cfg.moe_layers:
-            raise ValueError(f'statistics of group {label!r} have layers {sorted(layers)}, the '
-                             f'model has MoE layers {list(cfg.moe_layers)}; observe this model')
 
 
 def _scores(layer_stats: Mapping[str, Any], cfg: Config, layer: int, by: str) -> np.ndarray:

@@ -74,7 +74,12 @@ class Workshop:
             rows, packed = self.study.score_rows, self.material.tasks[task].train
             limit = max(1, self.study.observe_tokens // (rows * packed['tokens'].shape[1]))
             found = batches.heldout(packed, rows)[:limit]
-            self.observed[key] = observe(cfg, params, [{**b, 'group': task} for b in found])
+            wish = {}
+            for method in self.study.methods():
+                wish |= prune.observe_options(method.name, reservoir=self.study.observe_tokens,
+                                              **dict(method.options))
+            named = [{**batch, 'group': task} for batch in found]
+            self.observed[key] = observe(cfg, params, named, **wish)
         return self.observed[key]
 
     def plan(self, cell: Cell, method: Method) -> prune.Plan:

@@ -37,6 +37,18 @@ def test_observe_counts_every_token_of_the_rows_it_read(model, stats, texts):
         assert found.layer(0, name)['tokens'] == used == found.layer(0, name)['count'].sum()
 
 
+def test_observe_collects_what_the_named_methods_need(command, model, texts, tmp_path):
+    out = tmp_path / 'more.npz'
+    assert command('observe', model, '--tasks', 'quiz', '--data', texts, '--out', out,
+                   '--methods', 'naee', 'hc_smoe', '--reservoir', '32') == 0
+    found = Stats.load(out)
+    layer = found.layer(0)
+    assert layer['sample_gram'].shape == (32, 4, 4) and 'dense_output_sum' in layer
+    assert len(found.tokenizer) == 16 and found.reservoir == 32
+    assert command('prune', model, '--method', 'naee', '--experts', '2', '--stats', out,
+                   '--out', tmp_path / 'small') == 0
+
+
 def test_prune_saves_what_the_library_makes(command, model, stats, tmp_path, capsys):
     out = tmp_path / 'small'
     assert command('prune', model, '--method', 'uncurl', '--experts', '2', '--stats', stats,

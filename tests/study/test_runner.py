@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import study_tiny
 
+import prune
 from moe_jax.study import compute, records, report, runner
 from moe_jax.study.spec import Method
 
@@ -235,6 +236,20 @@ def test_the_workshop_holds_one_model_and_every_statistic_once(unbroken, stuff, 
     shop.model(2, 0)
     assert len(shop.held) == 1 and len(loads) == 2
     assert shop.stats(4, 0, 'quiz') and len(loads) == 2  # statistics outlive their model
+
+
+def test_the_workshop_observes_what_any_method_needs(unbroken, stuff):
+    """Every method by name, but the one that needs a second checkpoint."""
+    names = [row.name for row in prune.methods() if row.name not in ('uncurl', 'router_change')]
+    study = STUDY.replace(rivals=tuple(Method(label=name, name=name) for name in names))
+    cells = runner.cells(STUDY, stuff)
+    pretrained = {(c.about['experts'], 0): c for c in cells if c.kind == 'pretrain'}
+    shop = compute.Workshop(study, stuff, unbroken, pretrained, lambda *_: None)
+    cell = next(c for c in cells if c.kind == 'score' and c.about['method'] == 'frequency')
+    for method in study.methods():
+        plan = shop.plan(cell, method)
+        assert plan.method == method.name
+        assert sum(layer.after for layer in plan.layers.values()) == cell.about['keep'], method
 
 
 def test_a_study_runs_outside_the_main_thread(texts, tmp_path, counted):

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from moe_jax import model
 from moe_jax.config import Config
 from moe_jax.tree import count_bytes, leaves_with_paths, map_with_path
+from moe_jax.unbroken import unbroken
 
 FORMAT = 'moe-jax 1'
 SLACK = 1 << 20  # bytes of metadata next to the arrays
@@ -62,7 +63,7 @@ def save(
             temporary.mkdir()
             (temporary / 'config.json').write_text(cfg.to_json())
             (temporary / 'lineage.json').write_text(head)
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
             manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
             (temporary / 'manifest.json').write_text(manifest)
@@ -92,7 +93,7 @@ def load(
         where = first if place is None else place(name, tuple(leaf.shape))
         return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
 
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+    with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
         stored = reader.metadata(path / 'params').item_metadata
         wanted = map_with_path(target, stored.tree)
         check_params(cfg, wanted, str(path))

@@ -1,0 +1,55 @@
+"""Signals inside `unbroken`: heard after the block, once, by the handler that stood before."""
+
+import signal
+import threading
+
+import pytest
+
+from moe_jax.unbroken import unbroken
+
+
+def test_ctrl_c_is_heard_when_the_block_is_done():
+    done = []
+    with pytest.raises(KeyboardInterrupt), unbroken():
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_is_heard_at_once():
+    done = []
+    with pytest.raises(KeyboardInterrupt), unbroken():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append(1)
+    assert not done
+
+
+def test_sigterm_goes_to_the_handler_that_stood_before():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with unbroken():
+            signal.raise_signal(signal.SIGTERM)
+            assert not heard
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_exception_of_the_block_is_not_lost():
+    with pytest.raises(ValueError, match='ours'), unbroken():
+        raise ValueError('ours')
+
+
+def test_other_threads_run_as_they_are():
+    ran = []
+
+    def work():
+        with unbroken():
+            ran.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ran

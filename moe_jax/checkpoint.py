@@ -116,10 +116,17 @@ def load_lineage(path: str | Path) -> dict[str, Any]:
     return json.loads((path / 'lineage.json').read_text())['lineage']
 
 
-def check_params(cfg: Config, params: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless params have exactly the paths and shapes of the config."""
-    wanted = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(model.shapes(cfg))}
-    found = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params)}
+def check_params(
+    cfg: Config, params: Mapping[str, Any], where: str, only: str = ''
+) -> None:
+    """Raise ValueError unless params have exactly the paths and shapes of the config.
+
+    only: look at the paths with this text in them alone, such as '/moe/'.
+    """
+    wanted, found = (
+        {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(tree) if only in path}
+        for tree in (model.shapes(cfg), params)
+    )
     if wanted == found:
         return
     faults = [f'{p} is missing' for p in wanted.keys() - found.keys()]

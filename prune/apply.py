@@ -29,7 +29,7 @@ def apply(
     than one exists twice; params cannot be used afterwards. Raises ValueError
     if the plan was made for another model, or cfg does not fit params.
     """
-    check_params(cfg, params, 'prune.apply')
+    check_params(cfg, params, 'prune.apply', only='/moe/')
     plan.check(cfg, params)
     out = dict(params)
     for i, layer in plan.layers.items():

@@ -187,7 +187,7 @@ def _check_model(cfg: Config, params: Mapping[str, Any]) -> None:
             f'router rows of layers {shared} already share experts or stand for dropped ones; plan '
             "from the model before that, or with router_init, gates and replace that keep no rows"
         )
-    check_params(cfg, params, 'prune.plan')
+    check_params(cfg, params, 'prune.plan', only='/moe/')
 
 
 def _plain(value: Any) -> Any:

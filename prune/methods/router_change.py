@@ -42,7 +42,7 @@ def scores(
     if before is None:
         raise ValueError("router_change: give before=, the parameters before fine-tuning; without "
                          "them the method 'router_norm' ranks by the norms alone")
-    check_params(cfg, before, 'router_change, before=')
+    check_params(cfg, before, 'router_change, before=', only='/moe/')
     return {
         i: DELTA[delta](router_norms(params, i) - router_norms(before, i)) for i in cfg.moe_layers
     }

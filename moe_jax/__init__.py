@@ -7,11 +7,14 @@ from moe_jax.hf.export import export_hf
 from moe_jax.model import apply, forward, init
 from moe_jax.observe import observe
 from moe_jax.presets import preset
+from moe_jax.quality import Quality, Reference, compare
+from moe_jax.reconstruction import reconstruction
 from moe_jax.score import score
 from moe_jax.stats import Stats
 from moe_jax.storage import load, save
 
 __all__ = [
-    'Config', 'Sampling', 'Stats', 'apply', 'export_hf', 'forward', 'generate', 'init', 'load',
-    'observe', 'preset', 'save', 'score', 'score_continuations',
+    'Config', 'Quality', 'Reference', 'Sampling', 'Stats', 'apply', 'compare', 'export_hf',
+    'forward', 'generate', 'init', 'load', 'observe', 'preset', 'reconstruction', 'save', 'score',
+    'score_continuations',
 ]

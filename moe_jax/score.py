@@ -4,7 +4,10 @@ B rows, T tokens, V vocabulary, D width. A score is the log-probability of a tok
 in nats. Logits exist for a block of positions at a time, never for all of them.
 """
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,22 +52,30 @@ def target_log_probs(
 
     x [B, T, D] as `model.hidden` gives it; targets int32 [B, T] -> float32 and bool, each [B, T].
     """
-    flat, wanted = x.reshape(-1, x.shape[-1]), targets.ravel()
-    rows = max(1, min(len(wanted), BLOCK // cfg.vocab))
-    padding = -len(wanted) % rows
-
-    def block(part):
-        x, wanted = part
+    def block(x, wanted):
         logits = unembed(cfg, params, x)
         gold = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         best = jnp.argmax(logits, axis=-1).astype(wanted.dtype)
         return gold - jax.nn.logsumexp(logits, axis=-1), best == wanted
 
-    if rows == len(wanted):
-        found = block((flat, wanted))
+    return by_blocks(block, (x, targets), max(1, BLOCK // cfg.vocab))
+
+
+def by_blocks(run: Callable[..., Any], arrays: tuple[jax.Array, ...], rows: int) -> Any:
+    """run on `rows` tokens at a time: arrays [B, T, ...] to a tree of [M] each, given as [B, T].
+
+    The last block is filled with zeros, whose results are thrown away.
+    """
+    shape = arrays[0].shape[:2]
+    count = math.prod(shape)
+    rows = min(rows, count)
+    flat = [a.reshape(count, *a.shape[2:]) for a in arrays]
+    if rows == count:
+        found = run(*flat)
     else:
-        blocks = (jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, rows, flat.shape[-1]),
-                  jnp.pad(wanted, (0, padding)).reshape(-1, rows))
-        found = (part.ravel()[: len(wanted)] for part in jax.lax.map(block, blocks))
-    log_probs, greedy = (part.reshape(targets.shape) for part in found)
-    return log_probs, greedy
+        padding = -count % rows
+        blocks = [jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))).reshape(
+            -1, rows, *a.shape[1:]) for a in flat]
+        found = jax.lax.map(lambda part: run(*part), tuple(blocks))
+        found = jax.tree.map(lambda a: a.ravel()[:count], found)
+    return jax.tree.map(lambda a: a.reshape(shape), found)

@@ -77,16 +77,17 @@ def layerwise(
 
 def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
     """The config of a model whose MoE layers were replaced one by one."""
-    experts, aliases, constants, topk = list(cfg.experts), [], [], cfg.topk
+    experts, aliases, constants = list(cfg.experts), [], []
+    topk = max(one.topk for one in layers.values())
     for i in range(cfg.layers):
         one = layers.get(i, layer_config(cfg, i))
-        experts[i], topk = one.experts[0], min(topk, one.topk)
+        experts[i] = one.experts[0]
         aliases.append(one.alias(0))
         constants.append(one.constants_in(0))
     return cfg.replace(
-        experts=tuple(experts), aliases=tuple(aliases) if any(aliases) else (),
+        experts=tuple(experts), topk=topk, aliases=tuple(aliases) if any(aliases) else (),
         constants=tuple(constants) if any(constants) else (),
-        clamp=cfg.clamp or any(one.clamp for one in layers.values()),
+        clamp=cfg.clamp or any(one.clamp or one.topk < topk for one in layers.values()),
     )
 
 

@@ -1,5 +1,6 @@
 """Sparse mixture-of-experts language models: load, observe, score, and (with `prune`) shrink."""
 
+from moe_jax.calibrate import calibrated_skip, uniform_skip
 from moe_jax.config import Config
 from moe_jax.continuations import score_continuations
 from moe_jax.generate import Sampling, generate
@@ -14,7 +15,7 @@ from moe_jax.stats import Stats
 from moe_jax.storage import load, save
 
 __all__ = [
-    'Config', 'Quality', 'Reference', 'Sampling', 'Stats', 'apply', 'compare', 'export_hf',
-    'forward', 'generate', 'init', 'load', 'observe', 'preset', 'reconstruction', 'save', 'score',
-    'score_continuations',
+    'Config', 'Quality', 'Reference', 'Sampling', 'Stats', 'apply', 'calibrated_skip', 'compare',
+    'export_hf', 'forward', 'generate', 'init', 'load', 'observe', 'preset', 'reconstruction',
+    'save', 'score', 'score_continuations', 'uniform_skip',
 ]

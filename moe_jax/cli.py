@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -104,17 +104,27 @@ def info(model: Positional[str], /, experts: int | None = None, tokens: int | No
 
 
 @app.command(name='methods')
-def methods() -> None:
-    """List the pruning and merging methods: paper, kind, and the statistics each needs."""
+def methods(
+    name: Positional[Annotated[str | None, tyro.conf.arg(metavar='[NAME]')]] = None,
+    /,
+    markdown: bool = False,
+) -> None:
+    """List the pruning and merging methods: paper, kind, and the statistics each needs.
+
+    Args:
+        name: print what this method does instead, its options with defaults, and what it needs.
+        markdown: print docs/methods.md instead of a table.
+    """
     from rich.console import Console
-    from rich.table import Table
 
-    import prune
+    from prune import describe
 
-    table = Table('name', 'kind', 'cost', 'needs', 'paper')
-    for row in prune.methods():
-        table.add_row(row.name, row.kind, row.cost, ', '.join(row.needs) or '–', row.paper)
-    Console().print(table)
+    if name is not None:
+        print(describe.section(name), end='')
+    elif markdown:
+        print(describe.markdown(), end='')
+    else:
+        Console().print(describe.table())
 
 
 @app.command(name='data')

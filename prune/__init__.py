@@ -2,14 +2,23 @@
 
     plan = prune.plan('uncurl', stats, params, cfg, experts=8)
     small, small_cfg = prune.apply(params, cfg, plan)
+
+`Foreign` does the same to models of others, described in a few lines.
 """
 
 from prune.apply import apply
+from prune.evolution import Evolved, evolve
+from prune.foreign import Foreign
+from prune.layerwise import Layerwise, plan_layerwise
+from prune.leaves import Leaf
 from prune.plan import LayerPlan, Plan
 from prune.planner import plan
 from prune.protect import super_experts
+from prune.ranking import scores
 from prune.registry import check_options, methods, observe_options, options
 from prune.select import select as select_experts
+from prune.sensitivity import sensitivity
 
-__all__ = ['LayerPlan', 'Plan', 'apply', 'check_options', 'methods', 'observe_options', 'options',
-           'plan', 'select_experts', 'super_experts']
+__all__ = ['Evolved', 'Foreign', 'LayerPlan', 'Layerwise', 'Leaf', 'Plan', 'apply', 'check_options',
+           'evolve', 'methods', 'observe_options', 'options', 'plan', 'plan_layerwise', 'scores',
+           'select_experts', 'sensitivity', 'super_experts']

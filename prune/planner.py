@@ -8,14 +8,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from moe_jax.checkpoint import check_params
 from moe_jax.config import Config, nearest
-from moe_jax.fingerprint import differs, fingerprint
+from moe_jax.fingerprint import fingerprint
 from moe_jax.stats import Stats
 from prune import budget, registry, statistics
 from prune.budget import Budget, Spread
 from prune.cluster import top
 from prune.keep import REPLACE_NEEDS, Gates, Replace, drop, keep
+from prune.original import check_original
 from prune.plan import LayerPlan, Plan
 from prune.plan_checks import check_groups
 from prune.protect import super_experts
@@ -74,10 +74,7 @@ def plan(
     _check_common(name, gates=gates, replace=replace, protect=protect, first_layer=first_layer,
                   spread=wanted.spread)
     budget.check(cfg, wanted)
-    _check_model(cfg, params)
-    if stats is not None and differs(stats.fingerprint, params, cfg):
-        raise ValueError('these statistics were taken from another model (its routers differ); '
-                         'observe this one')
+    check_original(cfg, params, stats)
     own = registry.needs(name, chosen)
     shared = (*REPLACE_NEEDS[replace], *PROTECT_NEEDS[protect], *FIRST_NEEDS[first_layer],
               *budget.NEEDS[wanted.spread])
@@ -178,16 +175,6 @@ def _check_common(name: str, **given: Any) -> None:
     for key, value in given.items():
         if value not in (valid := get_args(hints[key])):
             raise ValueError(f'{name}: {key}={value!r}; {nearest(str(value), valid)}')
-
-
-def _check_model(cfg: Config, params: Mapping[str, Any]) -> None:
-    shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
-    if shared:
-        raise ValueError(
-            f'router rows of layers {shared} already share experts or stand for dropped ones; plan '
-            "from the model before that, or with router_init, gates and replace that keep no rows"
-        )
-    check_params(cfg, params, 'prune.plan', only='/moe/')
 
 
 def _plain(value: Any) -> Any:

@@ -12,10 +12,10 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from moe_jax.pictures.style import spread
 from moe_jax.study import report
 from moe_jax.study.report import background, html, markdown, tables
 from moe_jax.study.report.load import gather, load
-from moe_jax.study.report.style import spread
 from moe_jax.study.report.verdict import verdict
 from tests.study import synthetic
 
@@ -233,9 +233,9 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, raw, monkeypatch):
 
 
 def test_without_matplotlib_words_and_tables_remain(tmp_path, raw, monkeypatch):
-    for name in [m for m in sys.modules if m.startswith('moe_jax.study.report.figures')]:
+    drawing = ('moe_jax.study.report.figures', 'moe_jax.pictures')
+    for name in [m for m in sys.modules if m.startswith(drawing)]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, 'moe_jax.study.report.style', raising=False)
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     made = report.write(synthetic.write(tmp_path / 'records.jsonl', raw), tmp_path)
     assert not made.figures and "pip install 'moe-jax[plot]'" in made.notice

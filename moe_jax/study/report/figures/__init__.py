@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-import matplotlib
-
-from moe_jax.study.report import style
+from moe_jax.pictures import style
 from moe_jax.study.report.document import Figure
 from moe_jax.study.report.figures import (
     answer,
@@ -33,10 +31,7 @@ FIGURES: dict[str, Callable] = {
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, ...]:
     """Draws every figure that the records allow."""
     drawn = []
-    with matplotlib.rc_context():
-        # Not the user's matplotlibrc: a report looks the same on every machine.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(style.RC)
+    with style.look():
         for name, function in FIGURES.items():
             made = function(records, verdict)
             if made is not None:

@@ -3,11 +3,11 @@
 import math
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_jax.study.report import style
-from moe_jax.study.report.values import Clusters, Embedding, Records
+from moe_jax.pictures import style
+from moe_jax.pictures.spots import spots
+from moe_jax.study.report.values import Embedding, Records
 from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
@@ -19,34 +19,6 @@ def _choose(records: Records) -> Embedding | None:
     if not found:
         return None
     return min(found, key=lambda e: (-e.experts, e.keep > len(style.HUES), -e.keep, e.task, e.seed))
-
-
-def _panel(ax: Axes, clusters: Clusters) -> None:
-    size = 25 + 260 * clusters.count / max(float(clusters.count.max()), 1.0)
-    for n, label in enumerate(np.unique(clusters.labels)):
-        members = clusters.labels == label
-        points = clusters.points[members]
-        colour = style.HUES[n % len(style.HUES)]
-        centre = points.mean(axis=0)
-        for point in points:
-            ax.plot(
-                *zip(centre, point, strict=True), color=colour, linewidth=0.8, alpha=0.5, zorder=1
-            )
-        ax.scatter(
-            *points.T,
-            s=size[members],
-            color=colour,
-            alpha=0.85,
-            edgecolor='white',
-            linewidth=0.8,
-            marker=style.MARKERS[n // len(style.HUES) % len(style.MARKERS)],
-            zorder=2,
-        )
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(True)
-    ax.spines[:].set_color(style.LINE)
-    ax.margins(0.14)
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
@@ -66,7 +38,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         columns,
     )
     for ax, (layer, clusters) in zip(axes.flat, chosen.layers.items(), strict=False):
-        _panel(ax, clusters)
+        spots(ax, clusters.points, clusters.labels, clusters.count)
         sizes = sorted(np.unique(clusters.labels, return_counts=True)[1].tolist(), reverse=True)
         ax.set_title(f'layer {layer}: clusters of {", ".join(map(str, sizes))}')
     for ax in axes.flat[len(chosen.layers) :]:

@@ -3,7 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_jax.study.report import background, style
+from moe_jax.pictures import style
+from moe_jax.study.report import background
 from moe_jax.study.report.values import Records
 from moe_jax.study.report.verdict import Verdict
 

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from moe_jax.study.report import names, style
+from moe_jax.pictures import style
+from moe_jax.study.report import names
 from moe_jax.study.report.paired import mean
 from moe_jax.study.report.values import Model, Records, is_choice, scratch
 from moe_jax.study.report.verdict import Verdict

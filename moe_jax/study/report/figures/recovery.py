@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from moe_jax.study.report import background, names, style
+from moe_jax.pictures import style
+from moe_jax.study.report import background, names
 from moe_jax.study.report.values import Model, Records
 from moe_jax.study.report.verdict import Verdict
 

@@ -5,7 +5,8 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from moe_jax.study.report import names, style
+from moe_jax.pictures import style
+from moe_jax.study.report import names
 from moe_jax.study.report.threshold import Threshold
 from moe_jax.study.report.values import Records
 from moe_jax.study.report.verdict import Verdict

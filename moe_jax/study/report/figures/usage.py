@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_jax.study.report import style
+from moe_jax.pictures import style
 from moe_jax.study.report.values import Records
 from moe_jax.study.report.verdict import Verdict
 
@@ -38,13 +38,8 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         )
         if usage.experts > 40:
             ax.set_xticks([])
-        ax.tick_params(length=0)
-        ax.set_xticks(np.arange(usage.experts + 1) - 0.5, minor=True)
-        ax.set_yticks(np.arange(len(usage.domains) + 1) - 0.5, minor=True)
-        ax.grid(which='minor', color=style.LINE, linewidth=0.6)
-        ax.tick_params(which='minor', length=0)
-        ax.spines[:].set_visible(True)
-        ax.spines[:].set_color(style.LINE)
+        style.frame(ax)
+        style.cells(ax, *shares.shape)
     axes.flat[-1].set_xlabel('expert, ordered by the domain that uses it most')
     bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015)
     bar.set_label("% of the domain's tokens", color=style.SOFT)

@@ -1,13 +1,17 @@
 """One look for every figure: palette, type, axes, and labels that do not collide."""
 
+import contextlib
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -48,6 +52,27 @@ RC = {
 }
 
 
+@contextlib.contextmanager
+def look() -> Iterator[None]:
+    """This style, whatever a user's matplotlibrc says, and the user's settings again afterwards."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
+
+
+class Picture(Figure):
+    """A figure that keeps its style when it is drawn later, and shows itself in a notebook."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        with look():
+            super().draw(renderer)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        width, height = self.get_size_inches()
+        return png(self), {'width': round(100 * width), 'height': round(100 * height)}
+
+
 def ramp(count: int) -> list[str]:
     """Colours for an ordered quantity, light to dark, told apart by lightness alone."""
     colours = matplotlib.colormaps['viridis'](
@@ -70,7 +95,7 @@ def canvas(
     height: float, title: str, subtitle: str, rows: int = 1, columns: int = 1, **grid: object
 ):
     """A figure of README width with a title that states the finding, and its axes."""
-    figure = Figure(figsize=(WIDTH, height), layout='constrained')
+    figure = Picture(figsize=(WIDTH, height), layout='constrained')
     FigureCanvasAgg(figure)
     lines = 0.24 * title.count('\n')
     height += lines
@@ -83,6 +108,17 @@ def canvas(
     )
     axes = figure.subplots(rows, columns, squeeze=False, **grid)
     return figure, axes
+
+
+def panels(
+    title: str, subtitle: str, count: int, columns: int, height: float, **grid: object
+) -> tuple[Figure, list[Axes]]:
+    """Small multiples: `count` panels in rows of `columns`, each of so many inches in height."""
+    rows = -(-count // columns)
+    figure, axes = canvas(0.9 + rows * height, wrapped(title), subtitle, rows, columns, **grid)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def png(figure: Figure) -> bytes:
@@ -156,7 +192,37 @@ def log2_axis(ax: Axes, which: str, ticks: Sequence[float], label: str) -> None:
     axis.set_label_text(label)
 
 
-def quiet_grid(ax: Axes) -> None:
-    ax.grid(axis='y', color=LINE, linewidth=0.6)
+def quiet_grid(ax: Axes, along: str = 'y') -> None:
+    ax.grid(axis=along, color=LINE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(length=0)
+
+
+def frame(ax: Axes) -> None:
+    """A quiet line around a panel without axes of its own."""
+    ax.tick_params(which='both', length=0)
+    ax.spines[:].set_visible(True)
+    ax.spines[:].set_color(LINE)
+
+
+def cells(ax: Axes, rows: int, columns: int) -> None:
+    """Quiet lines between the cells of a heat map."""
+    ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    ax.grid(which='minor', color=LINE, linewidth=0.6)
+    ax.tick_params(which='minor', length=0)
+
+
+def ids(axis: Axis, names: Sequence[int], cell: float) -> None:
+    """Names the cells of an axis, each `cell` inches wide; none where they would not fit."""
+    shown = names if cell > 0.13 else []
+    axis.set_ticks(range(len(shown)), [str(n) for n in shown], fontsize=9 if cell > 0.25 else 7)
+
+
+def colour_bar(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], label: str) -> None:
+    """One scale for all panels, to their right."""
+    size = min(1.0, 4.0 / figure.get_figheight())  # of a tall figure, at the top
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.025, pad=0.015, shrink=size,
+                          anchor=(0.0, 1.0), aspect=30)
+    bar.set_label(label, color=SOFT)
+    bar.outline.set_visible(False)

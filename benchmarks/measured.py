@@ -1,0 +1,145 @@
+"""What the benchmarks share: rounds of timings, the table, and records with the machine's name.
+
+Timings of a machine that does other things too are compared round by round: everything is run in
+turn in every round, a ratio is taken inside a round, and the median over rounds is what counts.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+DIGITS = 3
+
+
+class Measured(NamedTuple):
+    """A number, its unit, and what it should be: ('<=', 60.0), or None where it only informs.
+
+    spread: the least and the largest of all rounds.
+    """
+
+    what: str
+    value: float
+    unit: str = 's'
+    target: tuple[str, float] | None = None
+    spread: tuple[float, float] | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.target is None:
+            return None
+        sign, limit = self.target
+        return self.value <= limit if sign == '<=' else self.value >= limit
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """--small and --out, which every benchmark has."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument('--small', action='store_true', help='a quick check in seconds')
+    parser.add_argument('--out', type=Path, help='append the numbers to this .jsonl file')
+    return parser
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Wall-clock seconds of one call, whose arrays are waited for."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def rounds(count: int, runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
+    """Seconds of each run in each of `count` rounds, after one round that does not count."""
+    for run in runs:
+        jax.block_until_ready(run())
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(count):
+        for run, times in zip(runs, found, strict=True):
+            times.append(seconds(run))
+    return found
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """The ratio inside each round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
+def median(
+    what: str, values: Sequence[float], unit: str = 's', target: tuple[str, float] | None = None
+) -> Measured:
+    """The median over rounds, with their spread."""
+    return Measured(what, statistics.median(values), unit, target, (min(values), max(values)))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, device, versions, and how busy the machine was (load over a minute)."""
+    names = [line.partition(':')[2].strip() for line in _lines('/proc/cpuinfo')
+             if line.startswith('model name')]
+    return {
+        'processor': names[0] if names else platform.processor() or platform.machine(),
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
+        'device': f'{jax.default_backend()}: {jax.devices()[0].device_kind}',
+        'python': platform.python_version(), 'jax': jax.__version__,
+        'load': round(os.getloadavg()[0], 2),
+    }
+
+
+def tell(
+    benchmark: str, settings: str, found: Sequence[Measured], args: argparse.Namespace
+) -> None:
+    """Print what was measured, and append it to --out; targets are of the full size alone."""
+    here = machine()
+    records = [record(benchmark, settings, one._replace(target=None) if args.small else one, here)
+               for one in found]
+    show(records)
+    if args.out is not None:
+        with args.out.open('a') as file:
+            file.writelines(json.dumps(one) + '\n' for one in records)
+
+
+def record(benchmark: str, settings: str, one: Measured, here: dict[str, Any]) -> dict[str, Any]:
+    """A measured number as it is written: one JSON object a line."""
+    return {
+        'benchmark': benchmark, 'what': one.what, 'value': one.value, 'unit': one.unit,
+        'spread': one.spread, 'met': one.met,
+        'target': None if one.target is None else ' '.join(map(str, one.target)),
+        'settings': settings, 'machine': here,
+        'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    }
+
+
+def show(records: Sequence[dict[str, Any]]) -> None:
+    """One table of records, with the settings of each benchmark and the machine below it."""
+    table = Table('benchmark', 'what', 'value', 'all rounds', 'target', 'met')
+    for one in records:
+        met = {None: '', True: 'yes', False: 'NO'}[one['met']]
+        spread = ' - '.join(shown(value, '') for value in one['spread'] or ())
+        table.add_row(one['benchmark'], one['what'], shown(one['value'], one['unit']), spread,
+                      one['target'] or '', met)
+    console = Console(width=None if Console().is_terminal else 130)
+    console.print(table)
+    for name, settings in dict.fromkeys((one['benchmark'], one['settings']) for one in records):
+        console.print(f'{name}: {settings}', highlight=False)
+    console.print(', '.join(f'{k} {v}' for k, v in records[-1]['machine'].items()),
+                  highlight=False)
+
+
+def shown(value: float, unit: str) -> str:
+    """A number with three digits, or all that stand before the point, and its unit."""
+    text = f'{value:,.0f}' if value >= 10**DIGITS else f'{value:.{DIGITS}g}'
+    return f'{text} {unit}'.rstrip()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

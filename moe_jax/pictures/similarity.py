@@ -1,0 +1,108 @@
+"""How alike the experts of a layer are, as matrices ordered so that blocks of alike ones show."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from moe_jax.pictures import style
+from moe_jax.pictures.seen import Layers, chosen, sums
+from moe_jax.stats import Stats
+
+Kind = Literal['logits', 'outputs', 'together']
+
+
+class About(NamedTuple):
+    """The statistics a kind reads, its title, and its scale in words."""
+
+    needs: tuple[str, ...]
+    title: str
+    scale: str
+
+
+KINDS = {
+    'logits': About(('logit_gram',), 'Which experts the router treats alike',
+                    'cosine of router logits'),
+    'outputs': About(('output_sum',), 'Which experts give alike outputs',
+                     'cosine of mean outputs'),
+    'together': About(('together',), 'Which experts work on the same tokens',
+                      'tokens in common / geometric mean of tokens'),
+}
+
+
+@style.look()
+def similarity(
+    stats: Stats, kind: Kind = 'logits', *, group: str | None = None, layers: Layers = None
+) -> Figure:
+    """One matrix [E, E] per layer; experts are ordered by average-linkage clustering.
+
+    kind: `alike`. group: one group of the statistics (default all merged). layers: ids, or how many
+    (default all). Colours span the values off the diagonal.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'similarity: kind={kind!r}; one of {list(get_args(Kind))}')
+    about, drawn = KINDS[kind], chosen('similarity', stats.layers, layers)
+    seen = sums('similarity', stats, drawn, group, about.needs)
+    found = {i: alike(layer, kind) for i, layer in seen.items()}
+    if kind == 'together' and not any(_between(s).any() for s in found.values()):
+        raise ValueError("similarity: every token chose one expert, so no two work together; use "
+                         "kind='logits' or kind='outputs'")
+    low, high = _limits(found.values())
+    columns = next(c for c in (2, 3, 4, 6) if len(found) <= c * c or c == 6)
+    side = 7.6 / columns
+    figure, axes = style.panels(
+        about.title, f'{about.scale[0].upper()}{about.scale[1:]}, of '
+        f'{"all tokens" if group is None else style.shorten(group)}; alike experts side by side',
+        len(found), columns, side + 0.35,
+    )
+    for ax, (i, matrix) in zip(axes, found.items(), strict=True):
+        order = ordered(matrix)
+        image = ax.imshow(matrix[np.ix_(order, order)], cmap='RdBu_r' if low < 0 else 'YlGnBu',
+                          vmin=low, vmax=high, interpolation='nearest')
+        for axis in (ax.xaxis, ax.yaxis):
+            style.ids(axis, order, side / len(order))
+        style.frame(ax)
+        ax.set_title(f'layer {i}')
+    style.colour_bar(figure, image, axes, about.scale)
+    return figure
+
+
+def alike(layer: Mapping[str, np.ndarray], kind: Kind) -> np.ndarray:
+    """Similarity [E, E] of a layer's experts, one on the diagonal, 0 for an expert without tokens.
+
+    'logits': C_ij / √(C_ii C_jj) of C = sum_t z z^T; 'outputs': cosine of the mean outputs, where
+    evaluated; 'together': n_ij / √(n_i n_j), n the tokens that chose both, or one.
+    """
+    if kind == 'outputs':
+        total = np.asarray(layer['output_sum'], np.float64)
+        gram = total @ total.T
+    else:
+        gram = np.asarray(layer[KINDS[kind].needs[0]], np.float64)
+    norm = np.sqrt(np.diag(gram))
+    scale = np.outer(norm, norm)
+    found = np.divide(gram, scale, out=np.zeros_like(gram), where=scale > 0)
+    np.fill_diagonal(found, 1)
+    return np.clip(found, -1, 1)
+
+
+def ordered(matrix: np.ndarray) -> np.ndarray:
+    """Experts in the order of the leaves of an average-linkage tree, alike neighbours together."""
+    if len(matrix) < 3:
+        return np.arange(len(matrix))
+    distance = squareform(1 - (matrix + matrix.T) / 2, checks=False)
+    return leaves_list(linkage(distance, 'average', optimal_ordering=True))
+
+
+def _between(matrix: np.ndarray) -> np.ndarray:
+    """The values off the diagonal."""
+    return matrix[~np.eye(len(matrix), dtype=bool)]
+
+
+def _limits(matrices) -> tuple[float, float]:
+    """Colour limits of the values off the diagonal; even about 0 where some are negative."""
+    values = np.concatenate([_between(m) for m in matrices])
+    low, high = float(values.min(initial=0)), float(values.max(initial=0)) or 1.0
+    return (0.0, high) if low >= 0 else (-max(high, -low), max(high, -low))

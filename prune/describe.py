@@ -1,0 +1,250 @@
+"""The page of methods, made of their docstrings and tables; docs/methods.md is what it gives.
+
+    python -c 'from prune import describe; print(describe.markdown(), end="")'
+"""
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import numpy as np
+from rich.table import Table
+
+from moe_jax.config import Config
+from moe_jax.routing import GATE
+from prune import budget, keep, planner, protect, registry, routers, spread
+from prune.cluster import similarity
+from prune.statistics import option
+
+COLUMNS = ('name', 'kind', 'cost', 'needs', 'paper')
+FORM = {'scores': 'ranks experts', 'choose': 'searches the set to keep',
+        'plan': 'plans each layer itself'}
+# What `prune.planner` lets each form have.
+AMOUNTS = {form: tuple(a for a in budget.AMOUNTS if a != 'mass' or form == 'scores')
+           for form in FORM}
+SPREADS = {'scores': typing.get_args(budget.Spread), 'choose': ('layer',), 'plan': ('layer',)}
+DROPPING = ('gates', 'replace', 'protect')
+WITH = {'scores': DROPPING, 'choose': DROPPING, 'plan': ()}
+EVERY = ('floor', 'clamp', 'first_layer', 'group')
+HEAD = """# Methods
+
+What a model can be shrunk with. This page is made of the docstrings and tables in `prune/`
+(`moe-jax methods --markdown`; `moe-jax methods NAME` prints one section).
+
+```sh
+moe-jax observe MODEL --tasks boolq --methods naee --out stats.npz
+moe-jax prune MODEL --method naee --experts 8 --options loss=sse --stats stats.npz --out SMALL
+```
+
+```python
+stats = moe_jax.observe(cfg, params, batches, **prune.observe_options('naee'))
+plan = prune.plan('naee', stats, params, cfg, experts=8, loss='sse')
+small, small_cfg = prune.apply(params, cfg, plan)
+```
+
+A method reads statistics and parameters and gives a plan; nothing is changed before the plan is
+applied. One observation serves every method whose statistics it has, every budget and every group
+of the data. In the table, kind is what becomes of experts that do not stay: dropped, or merged into
+others. Cost is what has to run once: nothing (weights only), a pass over data, a pass that keeps a
+sample of tokens (reservoir), a pass in which all experts see all tokens (dense); two checkpoints
+are read, and nothing runs. Needs are the
+statistics that are read under the default options.
+
+"""
+
+
+def rows() -> list[tuple[str, ...]]:
+    """name, kind, cost, needs, paper of every method."""
+    return [(row.name, row.kind, row.cost, ', '.join(row.needs) or '–', row.paper)
+            for row in registry.methods()]
+
+
+def table() -> Table:
+    """For the terminal."""
+    out = Table(*COLUMNS)
+    for row in rows():
+        out.add_row(*row)
+    return out
+
+
+def markdown() -> str:
+    """docs/methods.md."""
+    listed = [(f'[{name}](#{name})', *rest) for name, *rest in rows()]
+    parts = [HEAD, _table(COLUMNS, listed), '\n## Each method\n\n']
+    parts += [section(row.name) + '\n' for row in registry.methods()]
+    return ''.join(parts) + _common()
+
+
+def section(name: str) -> str:
+    """One method: its docstring, options and their defaults, what it reads, and what applies to it.
+
+    Raises ValueError for an unknown method, with the nearest name.
+    """
+    module, form = registry.method(name), registry.form(name)
+    function, chosen = getattr(module, form), registry.options(name)
+    hints = typing.get_type_hints(function)
+
+    def label(option: str) -> str:
+        valid = typing.get_args(hints[option]) if (
+            typing.get_origin(hints[option]) is Literal) else ()
+        others = ', '.join(f'`{v!r}`' for v in valid if v != chosen[option])
+        return f'`{option}` = `{chosen[option]!r}`' + (f' (or {others})' if others else '')
+
+    given = prose(function.__doc__, chosen, label)
+    mentioned = documented(function.__doc__, chosen)
+    rest = [f'- {label(option)}' for option in chosen if option not in mentioned]
+    text = f'### {name}\n\n{prose(module.__doc__)}\n\n**{FORM[form].capitalize()}.** {given}\n\n'
+    text += '\n'.join(rest) + '\n\n' if rest else ''
+    facts = '\n'.join(f'- {line}' for line in _facts(name))
+    return f'{text}**Needs and takes.**\n\n{facts}\n'
+
+
+def prose(doc: str, names: Collection[str] = (), label: Callable[[str], str] | None = None) -> str:
+    """A docstring as markdown: lines 'name: meaning' of the `names` become a list.
+
+    label(name): what stands for a name in the list; by default the name as code. An item ends with
+    its paragraph, or where a line that is not indented follows a full stop.
+    """
+    out, item = [], False
+    for line in _items_by_line(doc, names):
+        found = _item(line, names)
+        if found is not None:
+            heads = ', '.join(label(n) if label else f'`{n}`' for n in found)
+            out += [''] if not item and out and out[-1] else []
+            out.append(f'- {heads}: {line.partition(": ")[2]}')
+        elif item and line and not (line[0] != ' ' and out[-1].endswith('.')):
+            out.append('  ' + line.strip())
+            continue
+        else:
+            out += ['', line] if item and line else [line]
+        item = found is not None
+    return '\n'.join(out)
+
+
+def documented(doc: str, names: Collection[str]) -> set[str]:
+    """Which of the names a docstring has a line for."""
+    return {n for line in _items_by_line(doc, names) for n in _item(line, names) or ()}
+
+
+def _items_by_line(doc: str, names: Collection[str]) -> list[str]:
+    """The lines of a docstring, with a line break before 'a, b: ' where it follows a sentence."""
+    text = inspect.cleandoc(doc)
+    if names:
+        name = '|'.join(names)
+        text = re.sub(rf'[.;]\s+((?:{name})(?:,\s+(?:{name}))*): ',
+                      lambda found: '.\n' + ' '.join(found[1].split()) + ': ', text)
+    return text.splitlines()
+
+
+def _item(line: str, names: Collection[str]) -> list[str] | None:
+    """The names that a line 'a, b: meaning' is about, if all of them are among `names`."""
+    match = re.match(r'([a-z_0-9]+(?:, [a-z_0-9]+)*): ', line)
+    found = match[1].split(', ') if match else []
+    return found if found and set(found) <= set(names) else None
+
+
+def _facts(name: str) -> list[str]:
+    """What a method reads, what to observe for it, and which common options it takes."""
+    module, form, chosen = registry.method(name), registry.form(name), registry.options(name)
+    needs = registry.needs(name, chosen)
+    facts = [f'Paper: {module.PAPER}. Kind: {module.KIND}. Cost: {module.COST}.',
+             f'Reads {_code(needs) if needs else "no statistics"}.']
+    facts += _further(name, needs)
+    asked = registry.observe_options(name)
+    call = ', '.join(f'{key}={value!r}' for key, value in asked.items())
+    if needs:
+        facts.append(f'Observe with `{call}`.' if call else 'Observe with the default options.')
+    facts.append(f'Amounts: {_code(AMOUNTS[form])}. Spreads: {_code(SPREADS[form])}'
+                 + (f', by default `{module.SPREAD}`.' if hasattr(module, 'SPREAD') else '.'))
+    applies = ', '.join(f'`{key}`' for key in (*WITH[form], *EVERY))
+    facts.append(f'Also takes {applies}.'
+                 + (f' By default `replace={module.REPLACE!r}`.' if hasattr(module, 'REPLACE')
+                    else '')
+                 + (' Reads every group of the statistics by itself.'
+                    if getattr(module, 'PER_GROUP', False) else ''))
+    return facts
+
+
+def _further(name: str, needs: Collection[str]) -> list[str]:
+    """Statistics that other values of the method's options ask for."""
+    chosen, facts = registry.options(name), []
+    tables = registry.OPTION_NEEDS | getattr(registry.method(name), 'OPTION_NEEDS', {})
+    for key, values in tables.items():
+        for value in values if key in chosen else ():
+            more = [n for n in registry.needs(name, chosen | {key: value}) if n not in needs]
+            if more:
+                how = '; '.join(dict.fromkeys(filter(None, map(option, more))))
+                facts.append(f'`{key}={value!r}` also reads {_code(more)}'
+                             + (f' (observe with `{how}`).' if how else '.'))
+    return facts
+
+
+def _common() -> str:
+    """The sections on what methods share."""
+    forms = [(text, _code(AMOUNTS[form]), _code(SPREADS[form]), _code(WITH[form]) or '–')
+             for form, text in FORM.items()]
+    names = [p.name for p in inspect.signature(planner.plan).parameters.values()
+             if p.kind is p.KEYWORD_ONLY]
+    fields = list(budget.Budget.__dataclass_fields__)
+    pooled = [f"- `'{how}'`: {_line(f)}" for how, f in spread.POOLED.items()]
+    kinds = [f"- `'{kind}'`{_reads(routers.ROUTER_NEEDS[kind])}: {_line(f, 1)}"
+             for kind, f in routers.ROUTERS.items()]
+    return '\n\n'.join([
+        '## Common options', prose(planner.plan.__doc__, names),
+        _table(('a method that', 'amounts', 'spreads', 'takes'), forms).rstrip(),
+        f'All take {_code(EVERY)}.',
+        'What these options read beside the method:\n\n' + '\n'.join(_option_needs()),
+        '## Budgets and spreads', prose(budget.__doc__), prose(budget.Budget.__doc__, fields),
+        'By what a spread compares two layers, and what an amount in `mass` keeps:',
+        '\n'.join([*pooled, f'- `mass=`: {_line(spread.covering)}']), '## Gates and replacement',
+        prose(keep.__doc__), prose(keep.drop.__doc__),
+        '## What is exact and what is rescaled', _exact(), '## Protection',
+        prose(protect.__doc__), prose(protect.super_experts.__doc__),
+        '## The router of merged experts', prose(routers.__doc__), '\n'.join(kinds),
+        '### logsumexp', prose(routers.logsumexp.__doc__), prose(routers.lse_fit.__doc__),
+        '### center', prose(similarity.__doc__),
+    ]) + '\n'
+
+
+def _option_needs() -> list[str]:
+    """One line for each value of a common option that reads statistics."""
+    tables = {'replace': keep.REPLACE_NEEDS, 'protect': planner.PROTECT_NEEDS,
+              'first_layer': planner.FIRST_NEEDS, 'spread': budget.NEEDS}
+    return [f'- `{key}={value!r}`{_reads(needs)}' for key, values in tables.items()
+            for value, needs in values.items() if needs]
+
+
+def _exact() -> str:
+    """What happens to the gates of experts that stay, as plans note it, for every convention."""
+    lost, made = np.array([0]), []
+    for gate in GATE:
+        cfg = Config(vocab=8, positions=8, width=8, heads=1, mlp_hidden=8, expert_hidden=8,
+                     experts=(2,), gate=gate)
+        made.append((gate, *(keep.effect(lost, {}, cfg, gates, replace) for gates, replace in (
+            ('slice', 'none'), ('preserve_mass', 'none'), ('slice', 'mean')))))
+    text = 'What a plan notes about the gates of the experts that stay, by convention of the model:'
+    columns = ('gate', "gates='slice'", "gates='preserve_mass'", "replace='mean'")
+    return f'{text}\n\n{_table(columns, made).rstrip()}'
+
+
+def _reads(needs: Collection[str]) -> str:
+    how = '; '.join(dict.fromkeys(filter(None, map(option, needs))))
+    return (f' (reads {_code(needs)}' + (f'; observe with `{how}`' if how else '') + ')'
+            if needs else '')
+
+
+def _line(function: Callable[..., Any], most: int | None = None) -> str:
+    """The first paragraphs of a docstring (default: all) in one line."""
+    paragraphs = inspect.cleandoc(function.__doc__).split('\n\n')[:most]
+    return ' '.join(' '.join(paragraphs).split())
+
+
+def _code(names: Collection[str]) -> str:
+    return ', '.join(f'`{name}`' for name in names)
+
+
+def _table(columns: Collection[str], lines: Collection[Collection[str]]) -> str:
+    out = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+    return '\n'.join(out + ['| ' + ' | '.join(line) + ' |' for line in lines]) + '\n'

@@ -1,0 +1,22 @@
+"""Whether a model and its statistics are what a plan can be made from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_jax.checkpoint import check_params
+from moe_jax.config import Config
+from moe_jax.fingerprint import differs
+from moe_jax.stats import Stats
+
+
+def check_original(cfg: Config, params: Mapping[str, Any], stats: Stats | None) -> None:
+    """Refuse, with ValueError, merged models, params of another config, foreign statistics."""
+    if shared := [i for i in cfg.moe_layers if cfg.alias(i) is not None]:
+        raise ValueError(
+            f'router rows of layers {shared} already share experts or stand for dropped ones; plan '
+            "from the model before that, or with router_init, gates and replace that keep no rows"
+        )
+    check_params(cfg, params, 'prune.plan', only='/moe/')
+    if stats is not None and differs(stats.fingerprint, params, cfg):
+        raise ValueError('these statistics were taken from another model (its routers differ); '
+                         'observe this one')

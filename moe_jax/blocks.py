@@ -132,7 +132,7 @@ class SparseMoe(nn.Module):
         self.sow('routing', 'record', Record(*chosen, served, x, sums))
         if cfg.shared_hidden:
             y = y + SharedExpert(cfg, name='shared')(x)
-        self.sow('aux', 'loads', _loads(chosen, ids, kept, valid, count))
+        self.sow('aux', 'loads', _loads(chosen, ids, gates, kept, valid, count))
         return y.reshape(x_BTD.shape)
 
 
@@ -196,18 +196,23 @@ def _kept(cfg, train, ids, count):
     return experts.slot_of_choice(ids, count, slots) < count * slots
 
 
-def _loads(chosen, ids, kept, valid, count):
-    """(balance loss, z-loss, busiest over mean, share dropped, experts per token) of one layer."""
+def _loads(chosen, ids, gates, kept, valid, count):
+    """What one layer's experts had to do: five scalars, and by expert choices and gate mass [E].
+
+    The scalars: balance loss, z-loss, busiest over mean, share dropped, experts per token.
+    """
     used = routing.load(ids, valid, count + 1)[:count]
+    mass = jnp.zeros((count + 1,), jnp.float32).at[ids.ravel()].add(gates.ravel())[:count]
     total = jnp.maximum(used.sum(), 1.0)
     dropped = 1.0 - jnp.sum(kept & (ids < count)).astype(jnp.float32) / total
-    return (
+    scalars = (
         routing.balance_loss(chosen, valid),
         routing.z_loss(chosen, valid),
         used.max() * count / total,
         jnp.where(used.sum() > 0, dropped, 0.0),
         used.sum() / jnp.maximum(valid.sum(), 1).astype(jnp.float32),
     )
+    return scalars, used, mass
 
 
 def _closed(cfg, layer):

@@ -85,11 +85,12 @@ def forward(
 
     out['balance'], out['zloss']: scalars summed over layers, times their config coefficients;
     out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
-    choices lost to capacity; out['active'] [MoE layers]: experts a token uses on average. With
-    'routing' in `watch`, out['routing'][layer] holds the layer's `Record` and out['valid'] [N]
-    marks tokens that are not padding; 'experts', 'grams' and 'dense' add to the record what
-    `observed` sums of the experts. `train` selects capacity_train and, with a
-    key, router jitter. Which choices a capacity drops depends on all B*T tokens. With a `cache`
+    choices lost to capacity; out['active'] [MoE layers]: experts a token uses on average;
+    out['hits'][layer] and out['mass'][layer] [E]: choices of each expert and the sum of their
+    gates, before any capacity. With 'routing' in `watch`, out['routing'][layer] holds the layer's
+    `Record` and out['valid'] [N] marks tokens that are not padding; 'experts', 'grams' and 'dense'
+    add to the record what `observed` sums of the experts. `train` selects capacity_train and, with
+    a key, router jitter. Which choices a capacity drops depends on all B*T tokens. With a `cache`
     (`empty_cache`) the tokens go on where it ends, and out['cache'] holds them too. Raises
     ValueError, or flax's error naming the path, where params, tokens or segments do not fit the
     config.
@@ -230,14 +231,16 @@ def _check(cfg, params, tokens, segments):
 
 def _collect(cfg, state, segments, want_routing):
     loads = [state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers]
-    rows = [jnp.stack(column) for column in zip(*loads, strict=True)] if loads else [
-        jnp.zeros((0,), jnp.float32)] * 5
+    columns = zip(*(scalars for scalars, _, _ in loads), strict=True)
+    rows = [jnp.stack(column) for column in columns] or [jnp.zeros((0,), jnp.float32)] * 5
     out = {
         'balance': cfg.balance * rows[0].sum(),
         'zloss': cfg.zloss * rows[1].sum(),
         'load': rows[2],
         'dropped': rows[3],
         'active': rows[4],
+        'hits': {i: hits for i, (_, hits, _) in zip(cfg.moe_layers, loads, strict=True)},
+        'mass': {i: mass for i, (_, _, mass) in zip(cfg.moe_layers, loads, strict=True)},
     }
     if want_routing:
         layers = {i: state['routing'][f'layer_{i}'] for i in cfg.moe_layers}

@@ -8,7 +8,7 @@ from typing import Any
 from moe_jax.config import Config
 from moe_jax.data import batches
 from train.live import Report
-from train.loop import Evaluate, History, fit
+from train.loop import Callback, Evaluate, History, fit
 from train.options import TrainOptions
 
 ROUTERS = r'moe/router'
@@ -23,10 +23,12 @@ def finetune(
     out: str | Path | None = None,
     progress: Report | None = None,
     evaluate: Evaluate | None = None,
+    callback: Callback | None = None,
 ) -> tuple[Any, History]:
     """Train on packed rows {'tokens', 'segments', 'weights'} [rows, T]; (params, history)."""
     stream = functools.partial(batches.stream, packed, options.batch, options.seed)
-    return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate)
+    return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate,
+               callback=callback)
 
 
 def warm_routers(

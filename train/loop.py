@@ -5,7 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,22 @@ Evaluate = Callable[[Any], Mapping[str, float]]
 log = logging.getLogger(__name__)
 
 
+class Callback(NamedTuple):
+    """What a run does besides, after every step.
+
+    name: identifies it to a run's folder, settings included.
+    init(cfg, params) -> carry: arrays that are saved and restored with the state.
+    after(step, state, metrics, carry) -> (state, metrics, carry): step counts from 1; metrics are
+      those of the step, still on the device (reading them waits for it), with 'experts' as in
+      `make_step`; a scalar or vector added to them is logged. A function of its arguments alone,
+      or a resumed run differs; the state keeps its shapes, dtypes and placement.
+    """
+
+    name: str
+    init: Callable[[Config, Any], Any]
+    after: Callable[[int, TrainState, Metrics, Any], tuple[TrainState, Metrics, Any]]
+
+
 def fit(
     cfg: Config,
     params: Any,
@@ -35,6 +51,7 @@ def fit(
     out: str | Path | None = None,
     progress: live.Report | None = None,
     evaluate: Evaluate | None = None,
+    callback: Callback | None = None,
 ) -> tuple[Any, History]:
     """Train `params` (left untouched); returns the new params, in their dtypes, and the history.
 
@@ -43,22 +60,26 @@ def fit(
     folder `out` the run is saved there and the same call resumes it, with the same losses and
     weights, bit for bit on the same machine. `progress(step, steps, metrics)` is called after each
     step; `evaluate(params) -> {name: value}` every `evaluate_every` steps and after the last, its
-    values logged as 'eval_' + name. History and metrics.jsonl hold one dict per logged step.
+    values logged as 'eval_' + name; `callback` may change the state after each. History and
+    metrics.jsonl hold one dict per logged step.
     Raises Diverged when the loss or gradient is not finite, Interrupted after SIGTERM or Ctrl-C,
     DiskFull. One process, any number of its devices: params and batches may be sharded arrays.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.watch())
-        folder = stack.enter_context(store.opened(out, cfg, params, options)) if out else None
+        name = callback and callback.name
+        folder = stack.enter_context(store.opened(out, cfg, params, options, name)) if out else None
         state, seen, history = init_state(params, options), '', []
+        carry = _first_carry(callback, cfg, state)
         if folder:
-            state, seen, history = store.restore(folder, state)
+            state, carry, seen, history = store.restore(folder, state, carry)
         start = int(state.step)
         report = stack.enter_context(live.reporter(progress, start, options.steps))
-        run = _Run(options, make_step(cfg, options), folder, report, evaluate, history, stop)
+        step = make_step(cfg, options, experts=callback is not None)
+        run = _Run(options, step, callback, folder, report, evaluate, history, stop)
         if start < options.steps:
             stream = _stream(batches, options, start, seen)
-            state = run.train(state, stack.enter_context(contextlib.closing(stream)))
+            state = run.train(state, carry, stack.enter_context(contextlib.closing(stream)))
         new = restore_dtypes(state.params, params)
         if folder:
             _save_model(folder.out / 'model', cfg, new, options, finished_before=start)
@@ -73,18 +94,21 @@ class _Run:
 
     options: TrainOptions
     step: Step
+    callback: Callback | None
     folder: store.Store | None
     report: live.Report | None
     evaluate: Evaluate | None
     history: History
     stop: signals.Stop
 
-    def train(self, state: TrainState, stream: Iterator[Batch]) -> TrainState:
+    def train(self, state: TrainState, carry: Any, stream: Iterator[Batch]) -> TrainState:
         """Run to the last step; reads a step's metrics while the next one computes."""
         steps, waiting = self.options.steps, None
         for step in range(int(state.step) + 1, steps + 1):
             batch = next(stream)
             state, metrics = self.step(state, batch)
+            if self.callback:
+                state, metrics, carry = self.callback.after(step, state, metrics, carry)
             if waiting:
                 self.settle(state, *waiting)
             waiting = (step, metrics)
@@ -92,7 +116,7 @@ class _Run:
                 self.settle(state, *waiting)
                 waiting = None
             if self.folder and (self.stop.name or self.save_due(step)):
-                store.save(self.folder, step, state, store.batch_digest(batch))
+                store.save(self.folder, step, state, store.batch_digest(batch), carry)
             if self.stop.name:
                 raise self.interrupted(step)
         return state
@@ -116,7 +140,7 @@ class _Run:
         evaluated = self.evaluate_due(step)
         if not (logged or evaluated or self.report):
             return
-        line = {'step': step} | _scalars(metrics)
+        line = {'step': step} | _loggable(metrics)
         if self.report:
             self.report(step, self.options.steps, line)
         if evaluated:
@@ -191,9 +215,18 @@ def _stack(*rows: Any) -> Any:
     return jnp.stack(rows) if isinstance(rows[0], jax.Array) else np.stack(rows)
 
 
-def _scalars(metrics: Metrics) -> dict[str, float]:
-    scalars = {k: v for k, v in metrics.items() if k not in ('finite', 'grad_norms')}
-    return {name: float(value) for name, value in jax.device_get(scalars).items()}
+def _first_carry(callback: Callback | None, cfg: Config, state: TrainState) -> Any:
+    """What the callback starts with, on every device of the run; None without one."""
+    if callback is None:
+        return None
+    return jax.device_put(callback.init(cfg, state.params), state.step.sharding)
+
+
+def _loggable(metrics: Metrics) -> dict[str, Any]:
+    """Scalars as floats, vectors as lists."""
+    kept = {k: v for k, v in metrics.items() if k not in ('finite', 'grad_norms', 'experts')}
+    return {name: np.asarray(value).tolist() if np.ndim(value) else float(value)
+            for name, value in jax.device_get(kept).items()}
 
 
 def _every(period: int, step: int) -> bool:

@@ -31,7 +31,7 @@ def init_state(params: Any, options: TrainOptions) -> TrainState:
     optimizer = adamw(recipe(options), zero, zero, zero)
     opt_state = optimizer.init(select(params, options.trainable))
     # A scalar that is not committed to the devices of the params compiles the step a second time.
-    devices = _replicated(next(iter(trained.values())))
+    devices = replicated(next(iter(trained.values())))
     place = lambda leaf: jax.device_put(leaf, devices) if leaf.ndim == 0 else leaf  # noqa: E731
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), devices), params,
                       jax.tree.map(place, opt_state))
@@ -59,8 +59,8 @@ def _first_device() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _replicated(leaf: Any) -> jax.sharding.Sharding:
-    """Where scalars go that belong to a leaf: every device of its mesh, or its one device."""
+def replicated(leaf: Any) -> jax.sharding.Sharding:
+    """Where small arrays go that belong to a leaf: every device of its mesh, or its one device."""
     sharding = getattr(leaf, 'sharding', None)
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

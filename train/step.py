@@ -33,7 +33,7 @@ class Diverged(FloatingPointError):
         self.step, self.norms, self.grad_norms = step, norms, grad_norms
 
 
-def make_step(cfg: Config, options: TrainOptions) -> Step:
+def make_step(cfg: Config, options: TrainOptions, *, experts: bool = False) -> Step:
     """The jitted step `(state, batch) -> (state, metrics)`; it takes over (donates) the state.
 
     batch: 'tokens', 'segments' int32 and 'weights' float32, each [A, B, T]: A micro-batches whose
@@ -41,7 +41,8 @@ def make_step(cfg: Config, options: TrainOptions) -> Step:
     losses are means over micro-batches). metrics: scalars 'loss', 'ce' (nats per weighted token),
     'balance', 'zloss', 'grad_norm' (before clipping), 'lr', 'load_max' and 'load_mean' (busiest
     expert over mean, over layers), 'dropped' (share of choices), 'tokens' (weight total), 'finite';
-    and 'grad_norms' by subtree. Where `finite` is false the update was not made.
+    and 'grad_norms' by subtree; with `experts` also 'experts', {'hits', 'mass'} by layer as
+    `forward` gives them, summed over the batch. Where `finite` is false the update was not made.
     """
     clip = np.inf if options.clip is None else options.clip
     scalars = optim.Scalars(
@@ -52,14 +53,16 @@ def make_step(cfg: Config, options: TrainOptions) -> Step:
         clip=jnp.asarray(clip, jnp.float32),
         seed=jnp.asarray(options.seed, jnp.int32),
     )
-    return functools.partial(train_step, scalars=scalars, cfg=cfg, recipe=recipe(options))
+    return functools.partial(train_step, scalars=scalars, cfg=cfg, recipe=recipe(options),
+                             experts=experts)
 
 
 @functools.partial(
-    jax.jit, static_argnames=('cfg', 'recipe'), donate_argnames=('state',)
+    jax.jit, static_argnames=('cfg', 'recipe', 'experts'), donate_argnames=('state',)
 )
 def train_step(
-    state: TrainState, batch: Batch, *, scalars: optim.Scalars, cfg: Config, recipe: optim.Recipe
+    state: TrainState, batch: Batch, *, scalars: optim.Scalars, cfg: Config, recipe: optim.Recipe,
+    experts: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """The step behind `make_step`; its jit cache is shared by every run of the process."""
     leaves = optim.select(state.params, recipe.trainable)
@@ -75,6 +78,8 @@ def train_step(
     leaves, opt_state = jax.tree.map(
         functools.partial(jnp.where, finite), updated, (leaves, state.opt_state)
     )
+    if not experts:
+        del metrics['experts']
     metrics |= {'grad_norm': total, 'grad_norms': norms, 'lr': rate, 'finite': finite}
     return TrainState(state.step + 1, optim.put(state.params, leaves), opt_state), metrics
 
@@ -132,4 +137,6 @@ def _summary(parts: Metrics) -> Metrics:
         'load_max': load.max(initial=0.0),
         'load_mean': load.sum() / count,
         'dropped': dropped.sum() / count,
+        'experts': {name: jax.tree.map(lambda x: x.sum(axis=0), parts[name])
+                    for name in ('hits', 'mass')},
     }

@@ -48,8 +48,12 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions) -> Iterator[Store]:
-    """Create or reopen a run folder for exactly this run, alone in it."""
+def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
+           callback: str | None = None) -> Iterator[Store]:
+    """Create or reopen a run folder for exactly this run, alone in it.
+
+    callback: the name of what runs after each step.
+    """
     out = Path(out).absolute()
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RuntimeError(f'{out}: another process is training in this folder') from None
-        _check_identity(out / 'run.json', _identity(cfg, params, options))
+        _check_identity(out / 'run.json', _identity(cfg, params, options, callback))
         # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
         _sweep(out / 'checkpoints')
         manager = ocp.CheckpointManager(
@@ -76,21 +80,23 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions) -> 
             manager.close()
 
 
-def save(store: Store, step: int, state: TrainState, data: str) -> None:
+def save(store: Store, step: int, state: TrainState, data: str, carry: Any = None) -> None:
     """Write a checkpoint; the one before it goes only once this one is complete.
 
-    `data` identifies the last batch that the state has seen.
+    `data` identifies the last batch that the state has seen; `carry` is what a callback keeps.
     """
     if store.latest() == step:
         return
     folder = store.out / 'checkpoints'
     what = f'the checkpoint of step {step} (that of step {store.latest()} is intact)'
+    # Orbax refuses a tree without leaves.
+    kept = {'carry': ocp.args.StandardSave(carry)} if jax.tree.leaves(carry) else {}
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data})
+        state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data}), **kept
     )
     _sync(store.metrics)
     try:
-        with checkpoint.guard_space(folder, count_bytes(state), what):
+        with checkpoint.guard_space(folder, count_bytes((state, carry)), what):
             store.manager.save(step, args=items)
     except checkpoint.DiskFull:
         _sweep(folder)
@@ -103,9 +109,12 @@ def _sweep(checkpoints: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def restore(store: Store, template: TrainState) -> tuple[TrainState, str, list[dict[str, Any]]]:
-    """The newest state (the template if none), the batch it saw last ('' if none), its metrics.
+def restore(
+    store: Store, template: TrainState, carry: Any = None
+) -> tuple[TrainState, Any, str, list[dict[str, Any]]]:
+    """The newest state and carry, the batch they saw last, their metrics.
 
+    Without a checkpoint they are the template, the given carry and ''.
     Lines of metrics.jsonl beyond that step, or cut short, are dropped: they will be written again.
     """
     step = store.latest()
@@ -113,14 +122,17 @@ def restore(store: Store, template: TrainState) -> tuple[TrainState, str, list[d
     text = ''.join(json.dumps(line) + '\n' for line in history)
     _write(store.metrics, text)
     if not step:
-        return template, '', history
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), template
+        return template, carry, '', history
+    state, kept = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        (template, carry),
     )
+    kept = {'carry': ocp.args.StandardRestore(kept)} if jax.tree.leaves(kept) else {}
     items = store.manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
+        state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore(), **kept
     ))
-    return items['state'], items['data']['batch'], history
+    carry = items['carry'] if kept else carry
+    return items['state'], carry, items['data']['batch'], history
 
 
 def append(store: Store, line: dict[str, Any]) -> None:
@@ -144,11 +156,14 @@ def _check_folder(out: Path) -> None:
         raise FileExistsError(f'{out}: exists and is not the folder of a run; choose another path')
 
 
-def _identity(cfg: Config, params: Any, options: TrainOptions) -> dict[str, Any]:
+def _identity(
+    cfg: Config, params: Any, options: TrainOptions, callback: str | None
+) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
     kept = {name: value for name, value in fields.items() if name not in FREE}
     probes = {path: _probe(leaf) for path, leaf in leaves_with_paths(params)}
-    return {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
+    identity = {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
+    return identity if callback is None else identity | {'callback': callback}
 
 
 def _probe(leaf: Any) -> float:
@@ -168,6 +183,9 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
         for part in ('config', 'options') for name, value in identity[part].items()
         if before[part].get(name) != value
     ]
+    if before.get('callback') != identity.get('callback'):
+        faults.append(f'callback was {before.get("callback")} and is now '
+                      f'{identity.get("callback")}')
     if not faults:
         was, now = before['start'], identity['start']
         same = was.keys() == now.keys() and np.allclose(

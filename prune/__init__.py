@@ -16,9 +16,12 @@ from prune.planner import plan
 from prune.protect import super_experts
 from prune.ranking import scores
 from prune.registry import check_options, methods, observe_options, options
+from prune.safe_sparsity import safe_sparsity
+from prune.safety import Safety
 from prune.select import select as select_experts
 from prune.sensitivity import sensitivity
 
-__all__ = ['Evolved', 'Foreign', 'LayerPlan', 'Layerwise', 'Leaf', 'Plan', 'apply', 'check_options',
-           'evolve', 'methods', 'observe_options', 'options', 'plan', 'plan_layerwise', 'scores',
-           'select_experts', 'sensitivity', 'super_experts']
+__all__ = ['Evolved', 'Foreign', 'LayerPlan', 'Layerwise', 'Leaf', 'Plan', 'Safety', 'apply',
+           'check_options', 'evolve', 'methods', 'observe_options', 'options', 'plan',
+           'plan_layerwise', 'safe_sparsity', 'scores', 'select_experts', 'sensitivity',
+           'super_experts']

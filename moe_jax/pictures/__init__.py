@@ -4,9 +4,11 @@
     pictures.similarity(stats, 'outputs')     which experts are alike
     pictures.clusters(plan, stats)            what a plan makes of them
     pictures.sensitivity(curves)              which layers can spare experts
+    pictures.safe_sparsity(points)            how far it is safe to go
 
-Every function returns a matplotlib Figure with one panel per MoE layer and touches no setting of
-matplotlib; `layers` chooses layers, or how many, evenly spaced. They need the extra `plot`.
+Every function returns a matplotlib Figure and touches no setting of matplotlib. Where there is a
+panel per MoE layer, `layers` chooses layers, or how many, evenly spaced. They need the extra
+`plot`.
 """
 
 try:
@@ -18,8 +20,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 from moe_jax.pictures.clusters import clusters
+from moe_jax.pictures.safe_sparsity import safe_sparsity
 from moe_jax.pictures.sensitivity import sensitivity
 from moe_jax.pictures.similarity import similarity
 from moe_jax.pictures.usage import usage
 
-__all__ = ['clusters', 'sensitivity', 'similarity', 'usage']
+__all__ = ['clusters', 'safe_sparsity', 'sensitivity', 'similarity', 'usage']

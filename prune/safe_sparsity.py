@@ -1,0 +1,126 @@
+"""Shrink a model with several methods to several budgets, and measure every result.
+
+Letters: E experts of a layer.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from moe_jax.config import Config, nearest
+from moe_jax.fingerprint import fingerprint
+from moe_jax.quality import Reference
+from moe_jax.stats import Stats
+from moe_jax.tree import count_params
+from prune import budget, registry
+from prune.apply import apply
+from prune.original import check_original
+from prune.planner import plan
+from prune.safety import UNITS, Metric, Point, Safety, measured
+from prune.statistics import fetch
+
+TOLERANCE = 0.05  # 0.05 nats are 5% of perplexity; of rejected tokens one in twenty
+SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
+Named = Mapping[str, tuple[str, Mapping[str, Any]]]
+
+
+def safe_sparsity(
+    methods: Iterable[str] | Named,
+    stats: Stats | None,
+    params: Mapping[str, Any],
+    cfg: Config,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    experts: Sequence[int | Sequence[int]] | None = None,
+    metric: Metric = 'lost',
+    tolerance: float = TOLERANCE,
+    group: str | None = None,
+    known: Mapping[str, Point] | None = None,
+    on_point: Callable[[Point, int, int], None] | None = None,
+    **options: Any,
+) -> Safety:
+    """Shrink with each method to each budget, and hold every result against the original.
+
+    methods: names, or {label: (name, its options)}. batches: as for `moe_jax.compare`; other text
+      than `stats` were taken from, at least two rows. experts: the budgets, each as for
+      `prune.plan` (default: from 7/8 to 1/8 of every layer's experts, topk at least).
+    metric: 'lost' nats of the true next token, 'kl', or 'rejected' = 1 - acceptance; tolerance in
+      its unit. group: of the statistics. options: gates, replace, protect and their
+      like of `prune.plan`, for all methods.
+    known, on_point: points by id that need no computing again, and what is called with every new
+      point, its number and how many there are, so that a stopped curve goes on.
+
+    Names, options, budgets and statistics are checked before anything runs.
+    """
+    named = dict(methods) if isinstance(methods, Mapping) else {m: (m, {}) for m in methods}
+    budgets = _budgets(cfg, experts, options.get('clamp', False))
+    _check(named, stats, params, cfg, group, metric, tolerance)
+    reference = Reference.of(cfg, dict(params), batches)
+    if sum(len(rows[0]) for _, rows in reference.rows) < 2:
+        raise ValueError('safe_sparsity: one row has no interval; give at least two rows of text')
+    source = _source(reference, stats, group, options)
+    whole, points, known = count_params(params), [], dict(known or {})
+    jobs = [(label, counts) for label in named for counts in budgets]
+    for number, (label, counts) in enumerate(jobs, 1):
+        name, own = named[label]
+        key = _digest([label, name, dict(own), counts, source])
+        if key not in known:
+            made = plan(name, stats, params, cfg, experts=counts, group=group, **own, **options)
+            small, small_cfg = apply(params, cfg, made)
+            known[key] = {'id': key, 'method': label, 'experts': list(counts),
+                          'kept': sum(counts) / len(counts),
+                          'parameters': count_params(small) / whole,
+                          **measured(reference.compare(small_cfg, small))}
+            if on_point is not None:
+                on_point(known[key], number, len(jobs))
+        points.append(known[key])
+    return Safety(tuple(points), metric, float(tolerance))
+
+
+def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None, clamp: bool
+             ) -> list[tuple[int, ...]]:
+    """Experts of every MoE layer by budget, from the most to the fewest."""
+    least = budget.lowest(cfg, budget.Budget(experts=1, clamp=clamp))
+    if experts is None:
+        found = [tuple(max(least, round(share * cfg.experts[i] / cfg.groups) * cfg.groups)
+                       for i in cfg.moe_layers) for share in SHARES]
+        found = [counts for counts in found
+                 if any(c < cfg.experts[i] for c, i in zip(counts, cfg.moe_layers, strict=True))]
+    else:
+        found = [tuple(budget.counts(cfg, experts=each, least=least).values()) for each in experts]
+    if not found:
+        raise ValueError('safe_sparsity: no budget below what the model has; give experts=')
+    return sorted(dict.fromkeys(found), key=lambda counts: (-sum(counts), counts))
+
+
+def _check(named: Named, stats, params, cfg, group, metric, tolerance) -> None:
+    """Refuse, with ValueError, what would fail later."""
+    if metric not in UNITS:
+        raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')
+    if not (isinstance(tolerance, int | float) and tolerance >= 0):
+        raise ValueError(f'tolerance={tolerance!r}: a number, 0 or more')
+    if not named:
+        raise ValueError('safe_sparsity: no method given; prune.methods() lists them')
+    check_original(cfg, params, stats)
+    for name, own in named.values():
+        fetch(name, stats, cfg, group, registry.needs(name, registry.check_options(name, own)))
+
+
+def _source(reference: Reference, stats: Stats | None, group: str | None,
+            options: Mapping[str, Any]) -> str:
+    """What decides a point beside its method and budget: model, statistics, text, options."""
+    digest = hashlib.sha256()
+    for label, rows in reference.rows:
+        digest.update(label.encode())
+        for array in rows:
+            digest.update(array.tobytes())
+    seen = None if stats is None else (stats.data, stats.tokenizer, stats.reservoir)
+    model = fingerprint(reference.params, reference.cfg), reference.cfg.to_json()
+    return _digest([model, seen, group, dict(options), digest.hexdigest()])
+
+
+def _digest(inputs: Any) -> str:
+    """16 hex digits of anything JSON can hold."""
+    text = json.dumps(inputs, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -22,6 +22,9 @@ from moe_jax.study.progress import Display
 from moe_jax.study.spec import Study
 from train import Interrupted
 
+# Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
+# different models filled them. What took long to compile comes back from the cache on disk.
+PROGRAMS_OF = 32
 PACKAGES = ('moe-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy', 'tokenizers')
 
 
@@ -59,11 +62,14 @@ def run(
         models = {(c.about['experts'], c.about['seed']): c for c in todo if c.kind == 'pretrain'}
         shop = Workshop(study, stuff, folder, models, advance)
         display.plan(sum(c.work for c in todo), len(todo))
-        left = unfinished(shop, todo, done)
+        left, computed = unfinished(shop, todo, done), 0
         for cell in todo:
             if cell.id in left:
                 _compute(shop, cell, display)
                 check_stop()
+                computed += 1
+                if computed % PROGRAMS_OF == 0:
+                    jax.clear_caches()
             else:
                 _append_if_new(folder, done, done[cell.id] | cell.about)  # a label may be new
                 display.skip(cell.work)

@@ -1,11 +1,10 @@
 """The benchmarks of planning and observing, one after the other, and one table of all of them.
 
-    python benchmarks/plan_all.py                    some minutes, 4 GB of memory
+    python benchmarks/plan_all.py                    a quarter of an hour, 5 GB of memory
     python benchmarks/plan_all.py --small            a quick check, without targets
     python benchmarks/plan_all.py --out FILE.jsonl   and append the numbers, one JSON object a line
 
-Each runs in a process of its own; `uncurl_layer.py` is beside them and by itself. Exit code 1 if a
-target is missed.
+Each runs in a process of its own. Exit code 1 if a target is missed.
 """
 
 import json
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from measured import arguments, show
 
-SCRIPTS = ('plan_search.py', 'plan_scores.py', 'observe_pass.py')
+SCRIPTS = ('plan_search.py', 'plan_scores.py', 'uncurl_layer.py', 'observe_pass.py')
 
 
 def main() -> None:

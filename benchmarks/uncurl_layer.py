@@ -12,13 +12,12 @@ process, weights included, over the bytes of the layer.
 Letters: E experts, G groups, D width, F hidden width, T tokens.
 """
 
-import argparse
 import resource
 import sys
-import time
 from typing import Any
 
 import numpy as np
+from measured import Measured, arguments, seconds, tell
 
 import prune
 from moe_jax import Config, Stats
@@ -31,8 +30,7 @@ TOKENS = 4096
 
 def main() -> None:
     """Print seconds and peak memory for each kind of weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--small', action='store_true', help='a quick check at a small size')
+    parser = arguments(__doc__)
     parser.add_argument('--kind', choices=list(KINDS), help='one kind of weights only')
     args = parser.parse_args()
     experts, groups, width, hidden = SIZES['small' if args.small else 'full']
@@ -47,15 +45,15 @@ def main() -> None:
     size = sum(leaf.nbytes for leaf in leaves.values())
     params['layer_0']['moe']['router']['kernel'][...] = rng.standard_normal((experts, width))
     stats = statistics(cfg, params, labels, rng)
-    print(f'E={experts} G={groups} D={width} F={hidden}: {size / 1e9:.2f} GB of experts',
-          flush=True)
+    found = []
     for kind in [args.kind] if args.kind else KINDS:
         KINDS[kind](leaves, labels, rng)
-        start = time.perf_counter()
-        prune.plan('uncurl', stats, params, cfg, experts=groups)
-        seconds = time.perf_counter() - start
-        print(f'{kind:8s} planned in {seconds:6.1f} s, peak memory {peak() / size:.2f} x the layer',
-              flush=True)
+        took = seconds(lambda: prune.plan('uncurl', stats, params, cfg, experts=groups))
+        found += [Measured(f'plan, {kind} weights', took, 's', ('<=', 180.0)),
+                  Measured(f'peak memory, {kind} weights, over the layer', peak() / size, 'x',
+                           ('<=', 2.0))]
+    tell('uncurl', f'one layer, E={experts}, G={groups}, D={width}, F={hidden}, float32, '
+         f'{size / 1e9:.2f} GB of experts, alignment included', found, args)
 
 
 def empty(cfg: Config) -> dict[str, Any]:

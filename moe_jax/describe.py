@@ -6,7 +6,7 @@ from rich.table import Table
 
 from moe_jax import storage
 from moe_jax.config import Config
-from moe_jax.cost import count
+from moe_jax.cost import count, idle
 from moe_jax.hf.folder import is_hf
 from moe_jax.hf.load import open_folder
 from moe_jax.model import shapes
@@ -59,8 +59,7 @@ def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
         if not experts:
             out.add_row(key, 'dense' if index is not None else '', '', f'{total:,}', f'{total:,}')
             continue
-        each = count_params(tree['moe']['experts']) // experts
-        active = total - each * (experts - min(cfg.topk, experts))
+        active = total - idle(cfg, tree['moe'])
         out.add_row(key, str(experts), str(cfg.router_rows(index)), f'{total:,}', f'{active:,}')
     out.caption = (
         f'{cost.bytes / 1e9:.3g} GB in float32, {cost.bytes / 2e9:.3g} GB in bfloat16; '

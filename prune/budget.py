@@ -121,10 +121,13 @@ def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, i
         found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=least)
     else:
         most = affordable(cfg, params, budget)
-        each, layers = min(cfg.experts[i] for i in cfg.moe_layers), len(cfg.moe_layers)
-        size = min(each, most // layers) // cfg.groups * cfg.groups
+        shrunk = cfg.moe_layers[1:] if budget.keep_first else cfg.moe_layers
+        kept = sum(cfg.experts[i] for i in cfg.moe_layers if i not in shrunk)
+        each = min(cfg.experts[i] for i in shrunk or cfg.moe_layers)
+        room = (most - kept) // len(shrunk) if shrunk else each * (most >= kept)
+        size = min(each, room) // cfg.groups * cfg.groups
         if size < least:
-            raise _too_small(cfg, params, budget, least * layers)
+            raise _too_small(cfg, params, budget, kept + least * len(shrunk))
         found = dict.fromkeys(cfg.moe_layers, size)
     return _first_kept(cfg, budget, found)
 

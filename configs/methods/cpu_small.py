@@ -1,6 +1,6 @@
 """Sixteen ways to shrink one small SMoE, side by side: 16 experts to 8 and to 4, per task.
 
-    moe-jax study configs/methods/cpu_small.py --seeds 3       # what docs/results holds
+    moe-jax study configs/methods/cpu_small.py --seeds 2       # what docs/results holds
     moe-jax study configs/methods/cpu_small.py --smoke         # a minute, to try it out
 
 Models, corpus, tasks and recovery are those of configs/expert_count/cpu_small.py, so the question

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from moe_jax.checkpoint import check_params, check_target, guard_space, swap
-from moe_jax.config import Config
+from moe_jax.config import CLOSED, Config
 from moe_jax.config_checks import group_least, nearest_grouped
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
@@ -32,7 +32,7 @@ from moe_jax.tree import host, leaves_with_paths
 SHARD_BYTES = 5 * 10**9
 # What training may change without the folder being another model: transformers knows none of it.
 OURS = ('capacity_train', 'capacity_eval', 'min_capacity', 'balance', 'zloss', 'jitter', 'dtype',
-        'experts', 'aliases')
+        'experts', 'aliases', 'constants', 'clamp')
 Progress = Callable[[str, int], None]
 
 
@@ -60,8 +60,8 @@ def export_hf(
     check_target(path, overwrite, _check_ours)
     check_params(cfg, params, str(path))
     base, family, raw = layout.read_config(side.folder)
+    _check_words(cfg, base)
     _check_same(cfg, base)
-    _check_uniform(cfg)
     leaves = layout.leaves(cfg, family, side.tensors)
     planned = _planned(leaves, params)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,21 +110,51 @@ def _check_same(cfg: Config, base: Config) -> None:
                          'folder it came from')
 
 
-def _check_uniform(cfg: Config) -> None:
-    """Refuse what config.json of transformers has no words for."""
+def _check_words(cfg: Config, base: Config) -> None:
+    """Refuse what config.json of transformers has no words for, and say which plans avoid it."""
+    faults = [*_of_rows(cfg), *_of_counts(cfg, base)]
+    if faults:
+        raise ValueError(
+            f'no config of transformers can say what this model has: {"; ".join(faults)}. Plan it '
+            'otherwise, or keep the native format (moe_jax.save), which stores this one')
+
+
+def _of_rows(cfg: Config) -> list[str]:
+    """Router rows that stand for something else than an expert of their own."""
+    rows = {i: alias for i in cfg.moe_layers if (alias := cfg.alias(i)) is not None}
+    constants = [i for i in rows if cfg.constants_in(i)]
+    closed = [i for i, alias in rows.items() if CLOSED in alias]
+    shared = [i for i, alias in rows.items()
+              if [a for a in alias if 0 <= a < cfg.experts[i]] != list(range(cfg.experts[i]))]
+    faults = []
+    if constants:
+        faults.append(f"constants in the places of dropped experts, in layers {constants} (avoid "
+                      "them with replace='none')")
+    if closed:
+        faults.append('router rows that keep their share of the softmax and are never chosen, in '
+                      f"layers {closed} (avoid them with gates='slice')")
+    if shared:
+        faults.append(f'router rows that share experts, an alias merge, in layers {shared} (avoid '
+                      "it with another router_init than 'alias')")
+    return faults
+
+
+def _of_counts(cfg: Config, base: Config) -> list[str]:
+    """Layers that keep unequally many experts, or fewer than a token of the original uses."""
     counts = sorted({cfg.experts[i] for i in cfg.moe_layers})
-    if any(cfg.alias(i) is not None for i in cfg.moe_layers):
-        raise ValueError(
-            'router rows share experts (an alias merge), which no config of transformers can say; '
-            "merge with another router_init than 'alias', or keep the native format (moe_jax.save)"
-        )
+    least = min((cfg.topk_in(i) for i in cfg.moe_layers), default=base.topk)
+    faults = []
     if len(counts) > 1:
-        raise ValueError(
-            f'layers keep {counts[0]} to {counts[-1]} experts, and a config of transformers has '
-            'one number for all layers; the nearest uniform plan keeps '
-            f'experts={nearest_uniform(cfg)} in each. The native format (moe_jax.save) stores '
-            'this one'
-        )
+        faults.append(
+            f'layers that keep {counts[0]} to {counts[-1]} experts, and a config has one number '
+            "for all (avoid it with spread='layer' and one number; the nearest uniform plan keeps "
+            f'experts={max(nearest_uniform(cfg), base.topk)} in each)')
+    if least < base.topk:
+        faults.append(
+            f'layers where a token can use {least} at most, and one of the original uses '
+            f'topk={base.topk}, a number that an export does not change (avoid it without clamp, '
+            f'with at least experts={base.topk} in each)')
+    return faults
 
 
 def _planned(leaves: list[layout.Leaf], params: Params) -> list[writer.Planned]:

@@ -39,6 +39,24 @@ def test_shared_experts_count_once(cfg):
     assert whole.active - found.active == expert  # at most the one expert there is
 
 
+@pytest.mark.parametrize(('experts', 'alias', 'constants', 'used'), [
+    (2, (0, 2, 1, 3), 2, (2, 0)),   # both places can be experts
+    (1, (1, 0, 2, 3), 3, (1, 1)),   # one cannot
+    (1, (0, 1, -1, -1), 1, (1, 1)),
+    (1, (0, -1, -1, -1), 0, (1, 0)),
+])
+def test_constants_are_active_only_in_places_that_no_expert_can_fill(
+        cfg, experts, alias, constants, used):
+    """K = 2, D = 8: of 4 experts some became constants of 8 numbers or closed rows."""
+    small = cfg.replace(experts=(experts, 0, 4), aliases=(alias, None, None), clamp=True,
+                        constants=(constants, 0, 0))
+    found, whole = cost.count(small), cost.count(cfg)
+    expert, matrices = 8 * 6 + 6 + 6 * 8 + 8, 2 * 8 * 6
+    assert whole.total - found.total == (4 - experts) * expert - constants * 8
+    assert whole.active - found.active == (2 - used[0]) * expert - used[1] * 8
+    assert whole.flops - found.flops == 2 * (2 - used[0]) * matrices
+
+
 def test_forward_milliseconds(cfg):
     found = cost.forward_milliseconds([cfg.replace(experts=(0,))], (1, 4), 3)
     assert [len(times) for times in found] == [3]

@@ -177,3 +177,18 @@ def test_amounts_that_make_no_sense_are_refused(cfg, params, stats):
         prune.plan('uncurl', stats, params, cfg, experts=3, spread='global')
     with pytest.raises(ValueError, match='for methods that drop experts'):
         prune.plan('uncurl', stats, params, cfg, experts=3, replace='mean')
+
+
+def test_an_amount_pays_for_a_first_layer_that_is_kept(cfg, params, stats):
+    """Of every amount the largest model that fits, counted on the model made."""
+    sizes = []
+    for kept in range(1, 7):
+        plan = prune.plan('frequency', stats, params, cfg, experts=(6, kept))
+        sizes.append(count_params(prune.apply(params, cfg, plan)[0]))
+    for kept, size in enumerate(sizes, 1):
+        for amount in (size, size + 1):
+            plan = prune.plan('frequency', stats, params, cfg, parameters=amount,
+                              first_layer='keep')
+            assert [plan.layers[i].after for i in (0, 2)] == [6, kept]
+    with pytest.raises(ValueError, match=f'the least is {sizes[0]:,}'):
+        prune.plan('frequency', stats, params, cfg, parameters=sizes[0] - 1, first_layer='keep')

@@ -53,7 +53,7 @@ def study(
                 records.append(_score(seed, task, g, g, 'none', base, 0.0, noise))
             for z, g in pairs:
                 for method in methods:
-                    shift = planted(z, g) - PENALTY[method]
+                    shift = planted(z, g) - PENALTY.get(method, 0.03)
                     records.append(_score(seed, task, z, g, method, base, shift, noise))
         records += [_latency(seed, experts), *(_usage(seed, z) for z in experts)]
         records += [_embedding(seed, z, g, tasks[0]) for z, g in pairs]
@@ -142,7 +142,7 @@ def _score(seed, task, z, g, method, base, shift, noise) -> dict:
     lag = {'shrunk': 1.4, 'warmed': 0.5, 'prefinetuned': 0.12, 'finetuned': 0.0}
     if method in ('frequency', 'random'):
         lag |= {'shrunk': 0.9, 'warmed': 0.6}
-    stages = STAGES[2:] if method == 'none' else STAGES
+    stages = [s for s in STAGES if s != 'warmed'] if method == 'none' else STAGES
     found = [
         {
             'stage': s,

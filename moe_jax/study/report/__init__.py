@@ -22,6 +22,7 @@ from moe_jax.study.report.document import (
     Table,
 )
 from moe_jax.study.report.load import load
+from moe_jax.study.report.methods import SIDE_BY_SIDE
 from moe_jax.study.report.values import Records
 from moe_jax.study.report.verdict import Verdict, verdict
 from moe_jax.study.report.words import Section, words
@@ -67,6 +68,7 @@ def build(records: Records, *, figures: bool = True) -> Report:
         'heldout': background.heldout(records),
         'timings': background.timings(records),
     }
+    made |= {f'methods from {z}': table for z, table in tables.methods(found).items()}
     drawn, notice = _figures(records, found) if figures else ((), '')
     kept = {name: table for name, table in made.items() if table is not None}
     return Report(records, found, words(found, records), kept, drawn, notice)
@@ -103,6 +105,7 @@ def blocks(report: Report) -> tuple[Block, ...]:
     out += [*said.pop('Answer'), *pictures('answer'), *grids('answer')]
     out += [*said.pop('Threshold factor', []), *pictures('threshold')]
     out += said.pop('Methods', [])
+    out += [*said.pop(SIDE_BY_SIDE, []), *pictures('methods'), *grids(*_side_by_side(report))]
     for title in list(said):
         out += said.pop(title)
     out += [Heading(2, 'Results by task'), *grids('accuracy', 'quality'), *pictures('quality')]
@@ -115,6 +118,15 @@ def blocks(report: Report) -> tuple[Block, ...]:
     if 'timings' in report.tables:
         out += [Heading(2, 'Timings'), *pictures('latency'), *grids('timings')]
     return tuple(out)
+
+
+def _side_by_side(report: Report) -> list[str]:
+    return [name for name in report.tables if name.startswith('methods from ')]
+
+
+def _main(report: Report) -> list[str]:
+    wanted = ('answer', *_side_by_side(report), 'accuracy', 'quality')
+    return [name for name in wanted if name in report.tables]
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -140,9 +152,7 @@ def write(records_path: str | Path, out_dir: str | Path) -> Report:
     (folder / 'figures').mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
         _replace(folder / 'figures' / f'{figure.name}.png', figure.png)
-    main = [
-        report.tables[name] for name in ('answer', 'accuracy', 'quality') if name in report.tables
-    ]
+    main = [report.tables[name] for name in _main(report)]
     document = blocks(report)
     files = {
         'table.md': markdown.render(main),
@@ -156,8 +166,10 @@ def write(records_path: str | Path, out_dir: str | Path) -> Report:
 
 def show(report: Report, console: Console) -> None:
     """Prints the answer, the main tables and the words."""
-    for name in ('answer', 'accuracy', 'quality'):
-        if name in report.tables:
+    wide = set(_side_by_side(report))
+    for name in _main(report):
+        # Half-printed numbers of many columns say less than the words below.
+        if name not in wide or terminal.fits(report.tables[name], console.width):
             terminal.show_table(report.tables[name], console)
     for section in report.sections:
         terminal.show_section(section, console)

@@ -67,7 +67,10 @@ def _noise(verdict: Verdict) -> str | None:
 
 def caveats(verdict: Verdict, records: Records) -> tuple[str, ...]:
     """What a reader must know before believing a verdict: seeds, splits, training, cost, noise."""
-    comparisons = len(verdict.contrasts) + sum(len(r.pairs) for r in verdict.rivals)
+    told = [*verdict.contrasts, *(c for r in verdict.rivals for c in r.pairs)]
+    for lineup in verdict.lineups:
+        told += [s.final for s in lineup.standings if s.final] + list(lineup.behind)
+    comparisons = len({frozenset((c.model, c.other)) for c in told})
     found = [
         _seeds(verdict),
         _noise(verdict),

@@ -1,5 +1,7 @@
 """Print tables and words to a terminal, without intervals where it is too narrow for them."""
 
+from dataclasses import replace
+
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
@@ -17,6 +19,12 @@ def _width(table: Table, detailed: bool) -> int:
         texts = [head, *(c.text for c in cells), *(c.detail for c in cells if detailed)]
         total += max(map(len, texts)) + 2
     return total
+
+
+def fits(table: Table, width: int) -> bool:
+    """Whether every number can be printed whole, without intervals and with wrapped headings."""
+    words = [max(head.split(), key=len, default='') for head in table.columns]
+    return _width(replace(table, columns=tuple(words)), False) <= width
 
 
 def _text(cell: Cell, detailed: bool) -> Text:

@@ -7,11 +7,34 @@ from moe_jax.study.report.values import SCRATCH, Model
 
 MISSING = '–'
 METHODS = {
-    'uncurl': 'UNCURL',
+    'aimer': 'AIMER',
+    'diep': 'DiEP',
+    'diversify': 'diversifying',
+    'ean': 'EAN',
+    'eep': 'EEP',
+    'expert_drop': 'Expert Drop',
+    'expert_norm': 'expert norm',
     'frequency': 'frequency',
     'frequency_merge': 'frequency merging',
+    'gated_ean': 'gated EAN',
+    'genetic': 'genetic search',
+    'greedy': 'greedy elimination',
+    'hc_smoe': 'HC-SMoE',
     'm_smoe': 'M-SMoE',
+    'man': 'MAN',
+    'mone': 'MoNE',
+    'msan': 'MSAN',
+    'naee': 'NAEE',
+    'nllb': 'NLLB-200',
     'random': 'random',
+    'ream': 'REAM',
+    'reap': 'REAP',
+    'router_change': 'router norm change',
+    'router_norm': 'router norm',
+    'seer': 'SEER-MoE',
+    'stun': 'STUN',
+    'sub_moe': 'Sub-MoE',
+    'uncurl': 'UNCURL',
 }
 STAGES = {
     'shrunk': 'just shrunk',
@@ -19,6 +42,7 @@ STAGES = {
     'prefinetuned': 'pre-fine-tuned',
     'finetuned': 'fine-tuned',
 }
+STATUS = {'better': 'better', 'worse': 'worse', 'noise': 'within noise'}
 SIGNS = {'better': '+', 'worse': '-', 'noise': '='}
 
 
@@ -65,6 +89,11 @@ def listed(items: Iterable[object]) -> str:
     if len(words) < 2:
         return ''.join(words)
     return f'{", ".join(words[:-1])} and {words[-1]}'
+
+
+def tally(statuses: Sequence[str]) -> str:
+    """'better in 1, worse in 2 and within noise in 3'."""
+    return listed(f'{STATUS[s]} in {statuses.count(s)}' for s in STATUS if s in statuses)
 
 
 def counted(number: int, noun: str) -> str:

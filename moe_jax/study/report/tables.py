@@ -5,6 +5,7 @@ The main ones have the form of table 2 of the UNCURL paper: one row per model ('
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from moe_jax.study.report import names
 from moe_jax.study.report.contrast import Contrast, contrast
 from moe_jax.study.report.contrast import Table as Estimates
 from moe_jax.study.report.document import Cell, Table
+from moe_jax.study.report.lineup import Lineup, Loss, Standing
 from moe_jax.study.report.paired import Estimate
 from moe_jax.study.report.values import SCRATCH, Model, Records, is_choice, scratch
 from moe_jax.study.report.verdict import Verdict
@@ -173,3 +175,65 @@ def _gain(found: Contrast | None) -> Cell:
         return EMPTY
     text = f'{names.signed(found.estimate.value)} ({names.SIGNS[found.status]})'
     return Cell(text, names.interval(found.estimate), found.status)
+
+
+def methods(verdict: Verdict) -> dict[int, Table]:
+    """Methods side by side, one table per pretrained size: lost at once, left after recovery."""
+    lineups = verdict.lineups
+    sizes = sorted({x.experts for x in lineups})
+    made = {z: _methods([x for x in lineups if x.experts == z]) for z in sizes}
+    if made:
+        made[sizes[-1]] = replace(made[sizes[-1]], note=_legend(lineups))
+    return made
+
+
+def _legend(lineups: Sequence[Lineup]) -> str:
+    note = (
+        'Lost: nats right after shrinking, before any training, against the unshrunk model of the '
+        'same seed and task (lower is better, below zero it gained; the two kinds of tasks apart). '
+        'Below it, the lowest and highest over tasks and seeds, not an interval: of this stage '
+        'records hold means only. '
+        'After recovery: nats minus from scratch at equal size, mean over all tasks, with its sign '
+        'and 95% interval (higher is better); sorted by it at '
+        f'{min(x.keep for x in lineups)} experts.'
+    )
+    if any(s.final and not s.final_rank for x in lineups for s in x.standings):
+        note += ' Numbers that stand on other tasks or seeds than most have no rank.'
+    return note
+
+
+def _methods(own: Sequence[Lineup]) -> Table:
+    order = list(dict.fromkeys(s.model.method for x in own for s in x.standings))
+    kinds = [k for k in ('text', 'choice') if any(getattr(s, k) for x in own for s in x.standings)]
+    heads, columns = ['method'], []
+    for lineup in own:
+        arrow = f'{lineup.experts}->{lineup.keep}'
+        found = {s.model.method: s for s in lineup.standings}
+        cells = [_standing(found.get(m), lineup.kind, kinds) for m in order]
+        columns += zip(*cells, strict=True)
+        for kind in kinds:
+            heads += [f'{arrow}: lost, {kind}', *(['rank'] if kind == lineup.kind else [])]
+        heads += [f'{arrow}: after recovery', 'rank']
+    rows = zip((Cell(names.method(m)) for m in order), *columns, strict=True)
+    return Table(f'Methods from {own[0].experts} experts', tuple(heads), tuple(rows))
+
+
+def _standing(found: Standing | None, ranked: str, kinds: Sequence[str]) -> list[Cell]:
+    """A method's cells at one Z -> G: losses, the ranked kind with its rank, then the final one."""
+    found = found or Standing(Model(0, 0, ''))
+    cells = []
+    for kind in kinds:
+        cells.append(_lost(found.text if kind == 'text' else found.choice))
+        cells += [_rank(found.loss_rank)] if kind == ranked else []
+    return [*cells, _gain(found.final), _rank(found.final_rank)]
+
+
+def _lost(loss: Loss | None) -> Cell:
+    if loss is None:
+        return EMPTY
+    spread = f'{nats(loss.low)} to {nats(loss.high)}' if len(loss.cells) > 1 else ''
+    return Cell(nats(loss.value), spread)
+
+
+def _rank(rank: int | None) -> Cell:
+    return EMPTY if rank is None else Cell(str(rank))

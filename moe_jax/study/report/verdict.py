@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_jax.study.report import names
 from moe_jax.study.report.contrast import Contrast, Table, contrast
+from moe_jax.study.report.lineup import Lineup, lineups
 from moe_jax.study.report.paired import (
     LEVEL,
     RESAMPLES,
@@ -39,6 +40,7 @@ class Verdict:
 
     `choice` and `text` are the contrasts over one kind of task; tasks in `single` have one example,
     so nothing is compared on them; `uninformative` tasks are at the level of the commonest answer.
+    `lineups` set many methods side by side.
     """
 
     method: str | None
@@ -50,6 +52,7 @@ class Verdict:
     thresholds: tuple[Threshold, ...]
     moves: tuple[Move, ...]
     rivals: tuple[Rival, ...]
+    lineups: tuple[Lineup, ...]
     uninformative: tuple[str, ...]
     single: tuple[str, ...]
     notes: tuple[str, ...]
@@ -155,6 +158,7 @@ def verdict(records: Records, *, resamples: int = RESAMPLES) -> Verdict:
         thresholds=tuple(thresholds),
         moves=tuple(move(a, b) for a, b in steps),
         rivals=tuple(r for r in rivals if r is not None),
+        lineups=lineups(quality, records, tasks),
         uninformative=_uninformative(records, accuracy),
         single=tuple(single),
         notes=(*records.problems, *fits, *_notes(groups, single)),

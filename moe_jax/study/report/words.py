@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from moe_jax.study.report import names
 from moe_jax.study.report.caveats import caveats
 from moe_jax.study.report.contrast import Contrast
+from moe_jax.study.report.methods import MANY, SIDE_BY_SIDE, lineup_words, rival_words
 from moe_jax.study.report.threshold import Move, Threshold
 from moe_jax.study.report.values import Model, Records, is_choice, scratch
-from moe_jax.study.report.verdict import Rival, Verdict
-
-STATUS = {'better': 'better', 'worse': 'worse', 'noise': 'within noise'}
+from moe_jax.study.report.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _size(t: Threshold, verdict: Verdict, records: Records) -> str:
         (c for c in verdict.contrasts if c.model.experts == t.experts), key=lambda c: c.factor
     )
     parts = [
-        f'factor {names.ratio(c.factor)} ({names.arrow(c.model)}) {STATUS[c.status]}, '
+        f'factor {names.ratio(c.factor)} ({names.arrow(c.model)}) {names.STATUS[c.status]}, '
         f'{names.difference(c.estimate)} nats{_coverage(c, records)}'
         for c in own
     ]
@@ -146,7 +145,7 @@ def _budget(keep: int, verdict: Verdict) -> str:
     winners = [c for c in own if c.status == 'better']
     best = winners[0] if winners else own[0]
     others = names.listed(
-        f'{names.arrow(c.model)} {STATUS[c.status]} ({names.signed(c.estimate.value)})'
+        f'{names.arrow(c.model)} {names.STATUS[c.status]} ({names.signed(c.estimate.value)})'
         for c in own
         if c is not best
     )
@@ -163,21 +162,6 @@ def _budget(keep: int, verdict: Verdict) -> str:
         )
     verb = 'every shrunk model is worse, the nearest' if others else 'shrinking is worse,'
     return f'{lead}, pretrain {keep}: {verb} {start}.{rest}'
-
-
-def _rival(rival: Rival, name: str) -> str:
-    statuses = [p.status for p in rival.pairs]
-    verb = {
-        'better': f'{name} is better',
-        'worse': f'{name} is worse',
-        'noise': 'the difference is within noise',
-    }[rival.overall.status]
-    counts = _tally(statuses)
-    pairs = names.listed(names.arrow(p.model) for p in rival.pairs)
-    return (
-        f'{name} against {names.method(rival.method)} at equal size ({pairs}): {verb}, '
-        f'{names.difference(rival.overall)} nats on average; one by one, {counts}.'
-    )
 
 
 def _unit(verdict: Verdict, records: Records) -> str:
@@ -199,14 +183,8 @@ def _kinds(verdict: Verdict) -> str | None:
         return None
     parts = []
     for label, contrasts in (('choice', verdict.choice), ('text', verdict.text)):
-        parts.append(f'on the {label} tasks alone {_tally([c.status for c in contrasts])}')
+        parts.append(f'on the {label} tasks alone {names.tally([c.status for c in contrasts])}')
     return f'Of the comparisons by kind of task: {"; ".join(parts)}.'
-
-
-def _tally(statuses: list[str]) -> str:
-    return names.listed(
-        f'{STATUS[s]} in {statuses.count(s)}' for s in ('better', 'worse', 'noise') if s in statuses
-    )
 
 
 def missing(records: Records) -> tuple[int, int]:
@@ -233,7 +211,7 @@ def words(verdict: Verdict, records: Records) -> tuple[Section, ...]:
             'missing.'
         )
     if not verdict.contrasts:
-        return (Section('Answer', tuple(answer)), *_closing(verdict, records))
+        return (Section('Answer', tuple(answer)), *_methods(verdict), *_closing(verdict, records))
     answer.append(
         f'Each number is {name} minus the model pretrained at the same size, in '
         f'{_unit(verdict, records)}. '
@@ -242,6 +220,11 @@ def words(verdict: Verdict, records: Records) -> tuple[Section, ...]:
     kinds = _kinds(verdict)
     if kinds:
         answer.append(kinds)
+    if len(verdict.rivals) > MANY and verdict.lineups:
+        answer.append(
+            f'{name} is one of {len(verdict.rivals) + 1} methods; how they compare stands under '
+            f'"{SIDE_BY_SIDE}".'
+        )
     budgets = sorted({c.model.keep for c in verdict.contrasts})
     sections = [
         Section('Answer', tuple(answer), tuple(_budget(g, verdict) for g in budgets)),
@@ -252,8 +235,14 @@ def words(verdict: Verdict, records: Records) -> tuple[Section, ...]:
         ),
     ]
     if verdict.rivals:
-        sections.append(Section('Methods', bullets=tuple(_rival(r, name) for r in verdict.rivals)))
-    return (*sections, *_closing(verdict, records))
+        sections.append(Section('Methods', bullets=rival_words(verdict, name)))
+    return (*sections, *_methods(verdict), *_closing(verdict, records))
+
+
+def _methods(verdict: Verdict) -> tuple[Section, ...]:
+    if not verdict.lineups:
+        return ()
+    return (Section(SIDE_BY_SIDE, bullets=tuple(lineup_words(x) for x in verdict.lineups)),)
 
 
 def _closing(verdict: Verdict, records: Records) -> tuple[Section, ...]:

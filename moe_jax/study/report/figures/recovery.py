@@ -6,15 +6,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from moe_jax.pictures import style
 from moe_jax.study.report import background, names
+from moe_jax.study.report.figures.scale import signed_root
 from moe_jax.study.report.values import Model, Records
 from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
 PANELS = 6
+REST = 'other methods'
+GREY = {'color': '#b9bfc9', 'linewidth': 1.0, 'zorder': 2.5}
 
 
 def _pairs(records: Records) -> list[tuple[int, int]]:
@@ -32,7 +34,6 @@ def _pairs(records: Records) -> list[tuple[int, int]]:
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
     """One panel per Z->G: log-likelihood, stage by stage, against from scratch."""
-    del verdict
     pairs = _pairs(records)
     stages = background.stage_names(records)
     if not pairs:
@@ -49,9 +50,10 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         sharey=True,
         sharex=True,
     )
+    looks = _looks(records, verdict)
     handles: dict[str, Line2D] = {}
     for ax, (z, g) in zip(axes.flat, pairs, strict=False):
-        handles |= _panel(ax, records, z, g, stages)
+        handles |= _panel(ax, records, z, g, stages, looks)
         ax.axhline(0, color=style.INK, linewidth=1)
         ax.set_title(f'{z} -> {g}')
         style.quiet_grid(ax)
@@ -59,67 +61,83 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
     _axis(axes, stages, min(-0.05, *values), max(0.05, *values))
     for ax in axes.flat[len(pairs) :]:
         ax.set_axis_off()
+    if REST in handles:
+        handles[REST] = handles.pop(REST)  # last in the legend
     figure.legend(
         list(handles.values()), list(handles), loc='outside lower left', ncols=6, columnspacing=1.6
     )
+    return figure, _caption(REST in handles)
+
+
+def _caption(grouped: bool) -> str:
     caption = (
         'Recovery after shrinking: zero is the finished from-scratch model of the same size. The '
         'vertical scale is '
         'a signed square root, so that both the damage and the last hundredths can be read.'
     )
-    return figure, caption
+    if grouped:
+        caption += (
+            ' Named are the method of the answer, the first two and the last after recovery and '
+            'right after shrinking (as in "Methods side by side"), and random choice.'
+        )
+    return caption
+
+
+def _looks(records: Records, verdict: Verdict) -> dict[str, dict[str, object]]:
+    """How each method is drawn: all told apart while there are colours, else those that stand out.
+
+    Of many, these are the headline method and, at the smallest size, the first two and the last of
+    both orders, and random choice as the floor; the rest is grey and goes to the back.
+    """
+    methods = records.study.methods
+    bright = list(methods)
+    if len(methods) > len(style.HUES):
+        bright = [m for m in _standing_out(verdict) if m in methods] or bright[: len(style.HUES)]
+    looks: dict[str, dict[str, object]] = dict.fromkeys(methods, GREY)
+    for n, method in enumerate(bright):
+        looks[method] = {
+            'color': style.HUES[n],
+            'marker': style.MARKERS[n],
+            'markersize': 5,
+            'linewidth': 1.8,
+            'zorder': 10 - n,
+        }
+    return looks
+
+
+def _standing_out(verdict: Verdict) -> list[str]:
+    found = [verdict.method]
+    if verdict.lineups:
+        lineup = min(verdict.lineups, key=lambda x: (x.keep, -x.experts))
+        for order in (lineup.by_final(), lineup.by_loss()):
+            found += [s.model.method for s in (*order[:2], *order[-1:])]
+    return list(dict.fromkeys(m for m in [*found, 'random'] if m))
 
 
 def _panel(
-    ax: Axes, records: Records, z: int, g: int, stages: tuple[str, ...]
+    ax: Axes,
+    records: Records,
+    z: int,
+    g: int,
+    stages: tuple[str, ...],
+    looks: dict[str, dict[str, object]],
 ) -> dict[str, Line2D]:
     """Draws one line per method; returns them by the name they have in the legend."""
     handles = {}
-    for n, method in enumerate(records.study.methods):
+    for method in records.study.methods:
         gaps = background.stage_gaps(records, Model(z, g, method))
         found = [(k, gaps[s]) for k, s in enumerate(stages) if s in gaps]
         if found:
-            handles[names.method(method)] = ax.plot(
-                *zip(*found, strict=True),
-                color=style.HUES[n % len(style.HUES)],
-                marker=style.MARKERS[n % len(style.MARKERS)],
-                markersize=5,
-                linewidth=1.8,
-                zorder=10 - n,
-            )[0]
+            line = ax.plot(*zip(*found, strict=True), **looks[method])[0]
+            handles[REST if looks[method] is GREY else names.method(method)] = line
     return handles
 
 
 def _axis(axes: np.ndarray, stages: tuple[str, ...], lowest: float, highest: float) -> None:
-    ticks = _ticks(lowest, highest)
     labels = [
         names.STAGES.get(s, s).replace(' ', '\n').replace('-tuned', '-\ntuned') for s in stages
     ]
     for ax in axes.flat:
-        ax.set_yscale(
-            'function',
-            functions=(
-                lambda v: np.sign(v) * np.sqrt(np.abs(v)),
-                lambda v: np.sign(v) * np.square(v),
-            ),
-        )
-        ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:+g}' if v else '0'))
-        ax.set_ylim(lowest * 1.15, highest * 1.3)
+        signed_root(ax, 'y', lowest, highest)
         ax.set_xticks(range(len(stages)), labels)
         ax.set_xlim(-0.25, len(stages) - 0.75)
-
-
-def _ticks(lowest: float, highest: float) -> list[float]:
-    """Round values on both sides of zero, at least a tenth of the square-root scale apart."""
-    gap = (math.sqrt(highest) + math.sqrt(-lowest)) / 10
-    ticks = [0.0]
-    for sign, end in ((1, highest), (-1, -lowest)):
-        last = math.inf
-        for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
-            root = math.sqrt(value)
-            if value <= end * 1.05 and last - root >= gap and root >= gap:
-                ticks.append(sign * value)
-                last = root
-    return ticks

@@ -41,7 +41,7 @@ def observe(
 
     absent(out)
     wish = prune.observe_options(*methods, reservoir=reservoir)
-    cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
+    cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
 
     moe_jax.observe(cfg, params, batches(encoded, cfg.positions, tokens),
@@ -71,7 +71,7 @@ def evaluate(
 
     from moe_jax.evals.tasks import evaluate as score_task
 
-    cfg, params, encoded = _model_and_tasks(model, tasks, data, limit, dtype)
+    cfg, params, encoded = model_and_tasks(model, tasks, data, limit, dtype)
     table = Table('task', 'examples', 'nats', 'accuracy', 'commonest', 'perplexity')
     notes = []
     for task in encoded:
@@ -103,7 +103,7 @@ def tokenizer_digest(model: Path) -> str:
     return tokenizer.digest(storage.side_file(model, 'tokenizer.json'))[:16]
 
 
-def _model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
+def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
                      limit: int | None = None, dtype: str | None = None):
     """A model, and tasks encoded with its tokenizer in rows of its positions, at most LONGEST."""
     from moe_jax import storage

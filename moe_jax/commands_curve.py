@@ -48,6 +48,7 @@ def curve(
         dtype: cast the weights and compute in it.
     """
     import prune
+    from moe_jax.commands import model_and_tasks
     from moe_jax.stats import Stats
     from moe_jax.study import records
 
@@ -57,7 +58,7 @@ def curve(
     out.mkdir(parents=True, exist_ok=True)
     with records.locked(out):
         known = records.read(out)
-        cfg, params, encoded = _model_and_tasks(model, tasks, data, dtype=dtype)
+        cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
         safety = prune.safe_sparsity(
             methods, seen, params, cfg, list(_last_rows(encoded, tokens)), metric=metric,
             tolerance=tolerance, group=group, experts=experts or None, known=known,
@@ -111,9 +112,3 @@ def _show(safety, out: Path) -> None:
 
     (out / 'curve.png').write_bytes(png(figure))
     print(f'{out / "curve.png"}: the curve')
-
-
-def _model_and_tasks(*args, **options):
-    from moe_jax import commands
-
-    return commands._model_and_tasks(*args, **options)

@@ -200,7 +200,7 @@ def _by_layer(request: Request, model: Path, seen: None, dtype: str | None):
     from moe_jax import commands
 
     text = {'targets': False, 'tokens': TOKENS, 'reservoir': RESERVOIR, 'data': None} | request.text
-    cfg, params, encoded = commands._model_and_tasks(model, text['tasks'], text['data'],
+    cfg, params, encoded = commands.model_and_tasks(model, text['tasks'], text['data'],
                                                      dtype=dtype)
     batches = commands.batches(encoded, cfg.positions, text['tokens'])
     keywords = {**request.amounts, **request.common, **request.own}

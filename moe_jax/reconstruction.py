@@ -4,6 +4,7 @@ B rows, T tokens, D width. Sums run over the tokens that are not padding.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def reconstruction(
     """{group: {layer: `LayerError`}} of a smaller model, batches as for `moe_jax.observe`.
 
     Runs both models block by block, the smaller blocks twice. Raises ValueError where layers or
-    widths differ, and where no token is valid.
+    widths differ, no token is valid, or a stream is not finite.
     """
     for name in ('layers', 'width'):
         if (ours := getattr(cfg, name)) != (theirs := getattr(small_cfg, name)):
@@ -56,6 +57,9 @@ def reconstruction(
             totals[group] = totals.get(group, 0.0) + found
     if not totals:
         raise ValueError('reconstruction: no valid token in the batches (empty, or only padding)')
+    if not all(np.isfinite(found).all() for found in totals.values()):
+        raise ValueError('reconstruction: the stream of a model is not finite; look for NaN and '
+                         'infinity in the weights')
     return {group: {i: LayerError(_share(*row[:2]), _share(*row[2:]))
                     for i, row in enumerate(found)} for group, found in totals.items()}
 
@@ -94,4 +98,6 @@ def _squares(x, after, local, y, segments):
 
 
 def _share(error: float, scale: float) -> float:
-    return float(error / scale) if scale > 0 else 0.0
+    if scale > 0:
+        return float(error / scale)
+    return math.inf if error > 0 else 0.0

@@ -63,8 +63,9 @@ def plan_layerwise(
     """
     own = {key: value for key, value in options.items() if key not in COMMON}
     chosen = registry.check_options(name, own)
+    replace = options.get('replace') or getattr(registry.method(name), 'REPLACE', 'none')
     wanted = Budget(experts=experts, ratio=ratio, parameters=parameters, memory=memory, floor=floor,
-                    clamp=clamp, constants=options.get('replace') == 'mean')
+                    clamp=clamp, constants=replace == 'mean')
     budget.check(cfg, wanted)
     counts = budget.plain(cfg, params, wanted)
     if not registry.needs(name, chosen):

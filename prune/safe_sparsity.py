@@ -8,11 +8,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from moe_jax.config import Config, nearest
 from moe_jax.fingerprint import fingerprint
 from moe_jax.quality import Reference
 from moe_jax.stats import Stats
-from moe_jax.tree import count_params
+from moe_jax.tree import count_params, leaves_with_paths
 from prune import budget, registry
 from prune.apply import apply
 from prune.original import check_original
@@ -21,6 +24,8 @@ from prune.safety import UNITS, Metric, Point, Safety, measured
 from prune.statistics import fetch
 
 TOLERANCE = 0.05  # 0.05 nats are 5% of perplexity; of rejected tokens one in twenty
+DROPPING = {'gates', 'replace', 'protect'}  # options that merging methods have no use for
+PROBES = 1024  # elements of each array by which a model is known again
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 Named = Mapping[str, tuple[str, Mapping[str, Any]]]
 
@@ -55,7 +60,7 @@ def safe_sparsity(
     """
     named = dict(methods) if isinstance(methods, Mapping) else {m: (m, {}) for m in methods}
     budgets = _budgets(cfg, experts, options.get('clamp', False))
-    _check(named, stats, params, cfg, group, metric, tolerance)
+    _check(named, stats, params, cfg, group, metric, tolerance, options)
     reference = Reference.of(cfg, dict(params), batches)
     if sum(len(rows[0]) for _, rows in reference.rows) < 2:
         raise ValueError('safe_sparsity: one row has no interval; give at least two rows of text')
@@ -68,8 +73,9 @@ def safe_sparsity(
         if key not in known:
             made = plan(name, stats, params, cfg, experts=counts, group=group, **own, **options)
             small, small_cfg = apply(params, cfg, made)
-            known[key] = {'id': key, 'method': label, 'experts': list(counts),
-                          'kept': sum(counts) / len(counts),
+            left = [layer.after for _, layer in sorted(made.layers.items())]
+            known[key] = {'id': key, 'method': label, 'experts': left,
+                          'kept': sum(left) / len(left),
                           'parameters': count_params(small) / whole,
                           **measured(reference.compare(small_cfg, small))}
             if on_point is not None:
@@ -94,7 +100,7 @@ def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None, clamp: 
     return sorted(dict.fromkeys(found), key=lambda counts: (-sum(counts), counts))
 
 
-def _check(named: Named, stats, params, cfg, group, metric, tolerance) -> None:
+def _check(named: Named, stats, params, cfg, group, metric, tolerance, options) -> None:
     """Refuse, with ValueError, what would fail later."""
     if metric not in UNITS:
         raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')
@@ -105,6 +111,9 @@ def _check(named: Named, stats, params, cfg, group, metric, tolerance) -> None:
     check_original(cfg, params, stats)
     for name, own in named.values():
         fetch(name, stats, cfg, group, registry.needs(name, registry.check_options(name, own)))
+        if registry.form(name) == 'plan' and (given := sorted({*options} & DROPPING)):
+            raise ValueError(f'{", ".join(given)}: for methods that drop experts, and {name!r} '
+                             'merges; ask for the two kinds apart')
 
 
 def _source(reference: Reference, stats: Stats | None, group: str | None,
@@ -116,6 +125,9 @@ def _source(reference: Reference, stats: Stats | None, group: str | None,
         for array in rows:
             digest.update(array.tobytes())
     seen = None if stats is None else (stats.data, stats.tokenizer, stats.reservoir)
+    for _, leaf in leaves_with_paths(reference.params):  # experts may differ where routers do not
+        flat = jnp.ravel(leaf)
+        digest.update(np.asarray(flat[:: max(1, flat.size // PROBES)]).tobytes())
     model = fingerprint(reference.params, reference.cfg), reference.cfg.to_json()
     return _digest([model, seen, group, dict(options), digest.hexdigest()])
 

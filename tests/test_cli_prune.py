@@ -147,7 +147,7 @@ def test_layerwise_is_plan_layerwise_on_the_tasks(
                    texts, *flags.split(), '--out', out) == 0
     printed = capsys.readouterr().out
     assert 'layer 1 of 2\nlayer 2 of 2\n' in printed and 'parameters' in printed
-    cfg, params, encoded = commands._model_and_tasks(source, tasks, texts)
+    cfg, params, encoded = commands.model_and_tasks(source, tasks, texts)
     batches = [{k: v[:3] for k, v in task.train.items()} | {'group': task.name}
                for task in encoded]  # 96 tokens are 3 rows of 32
     found = prune.plan_layerwise(flags.split()[1], params, cfg, batches, replace='none', **{

@@ -31,7 +31,7 @@ def safe_sparsity(
     if not names:
         raise ValueError('safe_sparsity: no point to draw')
     figure, axes = style.canvas(
-        4.6, style.wrapped(title or f'{AXIS[metric].capitalize()} by experts kept'),
+        4.6, style.wrapped(title or f'{AXIS[metric][0].upper()}{AXIS[metric][1:]} by experts kept'),
         'Each point is a shrunk model without any training; bands are 95% bootstrap intervals over '
         'rows of text')
     ax = axes[0, 0]

@@ -74,3 +74,7 @@ def test_other_models_and_no_tokens_are_refused(cfg, params, draw, rows):
         moe_jax.reconstruction(cfg, params, deep, draw(deep), [batch(rows)])
     with pytest.raises(ValueError, match='no valid token'):
         moe_jax.reconstruction(cfg, params, cfg, params, [batch((rows[0], 0 * rows[1]))])
+    broken = at(params, 'layer_0/norm_ffn/scale', lambda leaf: leaf * np.nan)
+    for pair in ((params, broken), (broken, params)):
+        with pytest.raises(ValueError, match='not finite'):
+            moe_jax.reconstruction(cfg, pair[0], cfg, pair[1], [batch(rows)])

@@ -80,6 +80,15 @@ def test_fewer_experts_than_a_token_uses_in_one_layer(params):
     np.testing.assert_array_equal(logits, moe_jax.apply(found.cfg, found.params, TOKENS))
 
 
+def test_an_amount_counts_the_constants_that_a_method_leaves(params):
+    at_once = prune.plan('mone', moe_jax.observe(CFG, params, BATCHES), params, CFG,
+                         parameters=3400)
+    found = prune.plan_layerwise('mone', params, CFG, BATCHES, parameters=3400)
+    assert [found.plan.layers[i].after for i in (0, 2)] == [
+        at_once.layers[i].after for i in (0, 2)]
+    assert sum(leaf.size for leaf in jax.tree.leaves(found.params)) <= 3400
+
+
 def moe_outputs(params, record, layer, kept):
     """What the layer's MoE gives with `kept` experts alone, [N, D], in numpy from its inputs."""
     moe = params[f'layer_{layer}']['moe']

@@ -19,6 +19,9 @@ BATCHES = [{'tokens': TOKENS[:4], 'mask': TOKENS[:4] >= 0, 'group': 'a'},
            {'tokens': TOKENS[4:], 'mask': TOKENS[4:] >= 0, 'group': 'b'}]
 
 
+METHODS = {'reap': ('reap', {}), 'm_smoe': ('m_smoe', {'selection': 'per_layer'})}
+
+
 @pytest.fixture(scope='module')
 def params():
     rng = np.random.default_rng(1)
@@ -33,14 +36,15 @@ def stats(params):
 
 @pytest.fixture(scope='module')
 def safety(params, stats):
-    return prune.safe_sparsity(['reap', 'm_smoe'], stats, params, CFG, BATCHES, experts=[3, (2, 5)])
+    return prune.safe_sparsity(METHODS, stats, params, CFG, BATCHES, experts=[3, (2, 5)])
 
 
 def test_points_are_plan_apply_and_compare(params, stats, safety):
     assert [(p['method'], p['experts']) for p in safety.points] == [
         ('reap', [2, 5]), ('reap', [3, 3]), ('m_smoe', [2, 5]), ('m_smoe', [3, 3])]
     for point in safety.points:
-        plan = prune.plan(point['method'], stats, params, CFG, experts=point['experts'])
+        name, own = METHODS[point['method']]
+        plan = prune.plan(name, stats, params, CFG, experts=point['experts'], **own)
         small, cfg = prune.apply(params, CFG, plan)
         wanted = moe_jax.compare(CFG, params, cfg, small, BATCHES)
         for metric in ('lost', 'kl', 'acceptance', 'agreement'):
@@ -84,7 +88,7 @@ def test_default_budgets_fit_the_model(params, stats):
 def test_a_stopped_curve_goes_on(params, stats, safety):
     seen = []
     again = prune.safe_sparsity(
-        ['reap', 'm_smoe'], stats, params, CFG, BATCHES, experts=[3, (2, 5)],
+        METHODS, stats, params, CFG, BATCHES, experts=[3, (2, 5)],
         known={p['id']: p for p in safety.points[:3]}, on_point=lambda *args: seen.append(args))
     assert again.points == safety.points and [s[1:] for s in seen] == [(4, 4)]
     other = []
@@ -92,6 +96,18 @@ def test_a_stopped_curve_goes_on(params, stats, safety):
         ['reap'], stats, params, CFG, BATCHES[:1], experts=[3],
         known={p['id']: p for p in safety.points}, on_point=lambda *args: other.append(args))
     assert len(other) == 1 and other[0][0]['groups'].keys() == {'a'}
+    tuned = jax.tree_util.tree_map_with_path(  # equal routers, other experts: other points
+        lambda path, leaf: leaf if 'router' in str(path) else 1.1 * leaf, params)
+    prune.safe_sparsity(['reap'], stats, tuned, CFG, BATCHES, experts=[3],
+                        known={p['id']: p for p in safety.points},
+                        on_point=lambda *args: other.append(args))
+    assert len(other) == 2
+
+
+def test_points_say_what_the_plan_really_keeps(params, stats):
+    found = prune.safe_sparsity(['reap'], stats, params, CFG, BATCHES, experts=[3],
+                                first_layer='keep')
+    assert found.points[0]['experts'] == [6, 3] and found.points[0]['kept'] == 4.5
 
 
 def test_labels_with_options_table_and_figure(params, stats):
@@ -111,6 +127,7 @@ def test_labels_with_options_table_and_figure(params, stats):
     ({'methods': ['reep']}, "no method 'reep'"), ({'methods': []}, 'no method given'),
     ({'metric': 'loss'}, "metric='loss'"), ({'tolerance': -1}, 'tolerance=-1'),
     ({'experts': [1]}, 'cannot keep 1'), ({'methods': ['naee']}, 'observe again with reservoir'),
+    ({'methods': ['reap', 'm_smoe'], 'gates': 'preserve_mass'}, "gates: for methods that drop"),
     ({'stats': None}, 'needs the statistics'), ({'group': 'c'}, "group 'c'"),
 ])
 def test_what_would_fail_later_is_refused_first(params, stats, changes, message):

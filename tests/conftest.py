@@ -7,6 +7,22 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_DATASETS_OFFLINE'] = '1'
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+MAPS = 30_000  # of the 65,530 that Linux gives a process
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _programs_kept_in_bounds():
+    """Compiled programs are memory maps; a worker that kept those of a thousand tests ran out."""
+    yield
+    try:
+        with open('/proc/self/maps') as file:
+            many = sum(1 for _ in file) > MAPS
+    except OSError:  # not Linux: nothing is known to run out
+        return
+    if many:
+        jax.clear_caches()

@@ -8,6 +8,14 @@ import pytest
 from moe_jax.unbroken import unbroken
 
 
+@pytest.fixture(autouse=True)
+def _python_hears_ctrl_c():
+    """As from a terminal: a shell's background jobs are started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_is_heard_when_the_block_is_done():
     done = []
     with pytest.raises(KeyboardInterrupt), unbroken():
@@ -53,3 +61,10 @@ def test_other_threads_run_as_they_are():
     thread.start()
     thread.join()
     assert ran
+
+
+def test_an_ignored_signal_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with unbroken():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

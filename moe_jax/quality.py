@@ -64,8 +64,7 @@ class Quality:
         """Every mean, and both perplexities."""
         means = {metric: self.mean(metric, group) for metric in METRICS}
         return {'tokens': float(self._rows('tokens', group)['tokens'].sum()), **means,
-                'perplexity': math.exp(means['nats']),
-                'perplexity_small': math.exp(means['nats_small'])}
+                'perplexity': _exp(means['nats']), 'perplexity_small': _exp(means['nats_small'])}
 
     def table(self) -> Table:
         """For a terminal or a notebook: one line per group, intervals of 95%."""
@@ -136,6 +135,11 @@ class Reference:
         return _gathered(small_cfg, (
             (group, *run(self.params, small, x, *rows))
             for (group, rows), x in zip(self.rows, self.hidden, strict=True)))
+
+
+def _exp(nats: float) -> float:
+    """Perplexity; infinite where a wrecked model's does not fit into a number."""
+    return math.exp(nats) if nats < 709 else math.inf
 
 
 def _ratio(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
     x, y = embed(cfg, params, tokens, segments), embed(small_cfg, small, tokens, segments)
     found = []
     for i in range(cfg.layers):
-        f, g = step(layer_config(cfg, i)), step(_kept_skip(small_cfg, i))
+        f, g = step(_kept_skip(cfg, i)), step(_kept_skip(small_cfg, i))
         layer, smaller = params[f'layer_{i}'], small[f'layer_{i}']
         after, local, y = f(layer, x, segments), g(smaller, x, segments), g(smaller, y, segments)
         found.append(_squares(x, after, local, y, segments))

@@ -21,11 +21,14 @@ def unbroken() -> Iterator[None]:
         yield
         return
     held: list[int] = []
+    heard = False
 
     def hold(number: int, frame: object) -> None:
         del frame
+        nonlocal heard
         held.append(number)
         if held.count(signal.SIGINT) > 1:
+            heard = True
             raise KeyboardInterrupt
 
     # A signal whose handler was not installed from Python (None), or that is ignored, is let be.
@@ -38,5 +41,7 @@ def unbroken() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in held:
-        signal.raise_signal(number)
+        # Also where the block failed: whoever handles its error must not miss the signal.
+        for number in dict.fromkeys(held):
+            if not (heard and number == signal.SIGINT):
+                signal.raise_signal(number)

@@ -122,7 +122,10 @@ class Foreign:
         places = self._places(leaves)
         self._check_uniform(places, plan)
         cfg, view = self.view(params)
-        small, _ = apply(view, cfg, plan)
+        small, small_cfg = apply(view, cfg, plan)
+        if few := [i for i in plan.layers if small_cfg.topk_in(i) < self.topk]:
+            raise ValueError(f'this plan leaves layers {few} fewer experts than the model uses for '
+                             f'a token (topk={self.topk}); keep at least as many')
         new: dict[str, Any] = {}
         for members in self._by_prefix(places):
             stacks = [small[f'layer_{i}']['moe'] for i in members]

@@ -62,7 +62,7 @@ def safe_sparsity(
     budgets = _budgets(cfg, experts, options.get('clamp', False))
     _check(named, stats, params, cfg, group, metric, tolerance, options)
     reference = Reference.of(cfg, dict(params), batches)
-    if sum(len(rows[0]) for _, rows in reference.rows) < 2:
+    if sum(int((rows[2].sum(axis=1) > 0).sum()) for _, rows in reference.rows) < 2:
         raise ValueError('safe_sparsity: one row has no interval; give at least two rows of text')
     source = _source(reference, stats, group, options)
     whole, points, known = count_params(params), [], dict(known or {})

@@ -40,10 +40,11 @@ class Safety:
         found: dict[str, Point | None] = {p['method']: None for p in self.points}
         for name in found:
             mine = [p for p in self.points if p['method'] == name]
-            for point in sorted(mine, key=lambda p: -p['kept']):
-                if point[self.metric]['high'] > self.tolerance:
+            for size in sorted({p['kept'] for p in mine}, reverse=True):
+                equal = [p for p in mine if p['kept'] == size]
+                if any(p[self.metric]['high'] > self.tolerance for p in equal):
                     break
-                found[name] = point
+                found[name] = min(equal, key=lambda p: p[self.metric]['mean'])
         return found
 
     def stop(self) -> Point | None:

@@ -66,6 +66,8 @@ def test_skipping_counts_as_a_change(cfg, params, rows):
     skip = cfg.replace(skip=Skip(kind='ratio', thresholds=((1.0,), (), (0.0,))))
     found = moe_jax.reconstruction(cfg, params, skip, params, [batch(rows)])['all']
     assert found[0].local > 0 and found[2].local == 0
+    same = moe_jax.reconstruction(skip, params, skip, params, [batch(rows)])['all']
+    assert all(error == (0, 0) for error in same.values())
 
 
 def test_other_models_and_no_tokens_are_refused(cfg, params, draw, rows):

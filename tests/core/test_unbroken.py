@@ -50,6 +50,22 @@ def test_the_exception_of_the_block_is_not_lost():
         raise ValueError('ours')
 
 
+def test_a_signal_held_back_while_the_block_fails_is_heard():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(OSError, match='full'), unbroken():
+            signal.raise_signal(signal.SIGTERM)
+            raise OSError('full')
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(KeyboardInterrupt) as caught, unbroken():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError('full')
+    assert isinstance(caught.value.__context__, OSError)
+
+
 def test_other_threads_run_as_they_are():
     ran = []
 

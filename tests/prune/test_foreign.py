@@ -222,6 +222,15 @@ def test_stacked_layers_keep_equally_many(ours):
         moe.apply(tree, plan)
 
 
+def test_a_plan_below_topk_is_refused(ours):
+    model, moe = ours(middle_transposed), LAYOUTS[middle_transposed]
+    tree = middle_transposed(model.layers)
+    cfg, view = moe.view(tree)
+    plan = prune.plan('expert_norm', None, view, cfg, experts=[1, 3], clamp=True)
+    with pytest.raises(ValueError, match=r'leaves layers \[0\] fewer experts .*topk=2'):
+        moe.apply(tree, plan)
+
+
 def test_a_plan_of_other_weights_is_refused(ours):
     model, moe = ours(stacked), LAYOUTS[stacked]
     tree = stacked(model.layers)

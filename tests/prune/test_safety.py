@@ -80,6 +80,14 @@ def test_the_stop_by_hand():
     assert Safety(points, 'kl', 0.3).stop()['kept'] == 2
 
 
+def test_of_equal_sizes_all_must_be_safe():
+    points = (made('a', 8, 0.0), made('a', 6, 0.01), made('a', 6, 9.0), made('a', 4, 0.0))
+    for order in (points, points[::-1]):
+        safety = Safety(order, 'lost', 0.05)
+        assert safety.stop()['kept'] == 8
+        assert list(safety.table().columns[-1].cells).count('yes') == 1
+
+
 def test_default_budgets_fit_the_model(params, stats):
     found = prune.safe_sparsity(['frequency'], stats, params, CFG.replace(clamp=True), BATCHES)
     assert [p['experts'][0] for p in found.points] == [5, 4, 3, 2]  # topk at least, each once
@@ -145,3 +153,6 @@ def test_one_row_is_refused(params, stats):
     one = [{'tokens': TOKENS[:1], 'mask': TOKENS[:1] >= 0}]
     with pytest.raises(ValueError, match='at least two rows'):
         prune.safe_sparsity(['reap'], stats, params, CFG, one, experts=[3])
+    padded = [{'tokens': TOKENS[:2], 'mask': np.arange(2)[:, None] + 0 * TOKENS[:2] == 0}]
+    with pytest.raises(ValueError, match='at least two rows'):
+        prune.safe_sparsity(['reap'], stats, params, CFG, padded, experts=[3])

@@ -7,6 +7,7 @@ from moe_jax.generate import Sampling, generate
 from moe_jax.hf.export import export_hf
 from moe_jax.model import apply, forward, init
 from moe_jax.observe import observe
+from moe_jax.observe_inputs import observe_inputs
 from moe_jax.presets import preset
 from moe_jax.quality import Quality, Reference, compare
 from moe_jax.reconstruction import reconstruction
@@ -16,6 +17,6 @@ from moe_jax.storage import load, save
 
 __all__ = [
     'Config', 'Quality', 'Reference', 'Sampling', 'Stats', 'apply', 'calibrated_skip', 'compare',
-    'export_hf', 'forward', 'generate', 'init', 'load', 'observe', 'preset', 'reconstruction',
-    'save', 'score', 'score_continuations', 'uniform_skip',
+    'export_hf', 'forward', 'generate', 'init', 'load', 'observe', 'observe_inputs', 'preset',
+    'reconstruction', 'save', 'score', 'score_continuations', 'uniform_skip',
 ]

@@ -21,12 +21,13 @@ def calibrated_skip(
     The threshold of a layer's slot k is the quantile `share` of gate_k over the token's largest,
     read off `ratio_hist` within its bin of 1/1000; share 0.5 is the median of Lu et al. 2024
     (arXiv 2402.14800, section 3.3), and share 0 skips nothing. So a token then uses about
-    1 + (1 - share)(K - 1) experts; `moe_jax.compare(...).active` says how many it really is.
+    1 + (1 - share)(K - 1) experts, and more where a correction bias often puts another than the
+    largest gate first; `moe_jax.compare(...).active` says how many it really is.
     protect: the share of a row's most important tokens that use all K (MC-MoE). group: calibrate on
     one group of the statistics. Use it as `cfg.replace(skip=...)`.
 
     Raises ValueError for a share outside [0, 1), a model with one expert per token, and statistics
-    of other layers or without tokens.
+    of other layers or without tokens; KeyError for a group that is not there.
     """
     if not (isinstance(share, int | float) and 0 <= share < 1):
         raise ValueError(f'share={share!r}: of the tokens that skip a slot, 0 or more and below 1')

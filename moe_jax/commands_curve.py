@@ -9,6 +9,7 @@ from typing import Literal
 from moe_jax.commands_hf import Dtype, Positional
 
 ROWS = 8  # rows in a batch to compare
+KIND = 'curve'  # of a record
 
 
 def curve(
@@ -34,8 +35,8 @@ def curve(
 
     Args:
         model: a model's folder, native or of transformers, with its tokenizer.json.
-        tasks: names such as boolq or lm-code; the last rows of their training sides are read, and
-            `moe-jax observe` reads the first.
+        tasks: names such as boolq or lm-code; the last rows of their training sides are read, at
+            most half, and `moe-jax observe` reads the first.
         methods: some of `moe-jax methods`.
         out: folder of the records and the picture.
         stats: what `moe-jax observe` wrote.
@@ -55,15 +56,28 @@ def curve(
     for name in methods:
         prune.options(name)  # refuses an unknown one before anything is read
     seen = None if stats is None else Stats.load(stats)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_folder(out)
+    cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
     with records.locked(out):
         known = records.read(out)
-        cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
         safety = prune.safe_sparsity(
             methods, seen, params, cfg, list(_last_rows(encoded, tokens)), metric=metric,
             tolerance=tolerance, group=group, experts=experts or None, known=known,
             on_point=_Keeper(out, len(known)))
     _show(safety, out)
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else."""
+    from moe_jax.study import records
+
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'{out} is a file; give a folder with --out')
+    if out.is_dir() and {path.name for path in out.iterdir()} - {records.LOCK}:
+        kinds = {record.get('kind') for record in records.read(out).values()}
+        if kinds != {KIND}:
+            raise ValueError(f'{out} is not empty and holds no curve; give another folder with '
+                             '--out')
 
 
 class _Keeper:
@@ -81,7 +95,7 @@ class _Keeper:
 
         from moe_jax.study import records
 
-        records.append(self.out, point)
+        records.append(self.out, point | {'kind': KIND})
         self.done += 1
         left = (time.monotonic() - self.start) / self.done * (total - number)
         print(f'[{number}/{total}] {point["method"]}, {point["kept"]:g} experts: '
@@ -94,7 +108,11 @@ def _last_rows(encoded, tokens: int):
     from moe_jax.data.batches import heldout
 
     for task in encoded:
-        rows = max(2, tokens // task.train['tokens'].shape[1])
+        length, there = task.train['tokens'].shape[1], len(task.train['tokens'])
+        rows = max(1, min(tokens // length, there // 2))
+        if rows < tokens // length:
+            print(f'{task.name}: has {there} rows of {length} tokens; compares on the last {rows}. '
+                  f'Statistics of at most --tokens {(there - rows) * length} are of other rows')
         for batch in heldout({k: v[-rows:] for k, v in task.train.items()}, ROWS):
             yield {**batch, 'group': task.name}
 

@@ -204,8 +204,6 @@ def _by_layer(request: Request, model: Path, seen: None, dtype: str | None):
                                                      dtype=dtype)
     batches = commands.batches(encoded, cfg.positions, text['tokens'])
     keywords = {**request.amounts, **request.common, **request.own}
-    for name in ('spread', 'first_layer'):  # checked to be what this plan does anyway
-        keywords.pop(name, None)
     found = prune.plan_layerwise(
         request.method, params, cfg, batches, targets=text['targets'],
         reservoir=text['reservoir'], tokenizer=commands.tokenizer_digest(model),

@@ -21,32 +21,28 @@ from moe_jax.hf.folder import is_hf
 from moe_jax.model import shapes
 from moe_jax.stats import Stats
 from moe_jax.tree import leaves_with_paths, map_with_path
-from prune import budget, keep, planner, registry, statistics
+from prune import budget, registry
 from prune.budget import Budget
-from prune.layerwise import TARGETS
+from prune.layerwise import layerwise_request
 from prune.original import check_original
-
-DROPPING = {'gates': 'slice', 'replace': 'none', 'protect': 'none'}  # for methods that drop
+from prune.request import Request as PlanRequest
+from prune.request import request as plan_request
 
 
 def check(request: Request, model: Path, seen: Stats | None, to: str, dtype: str | None) -> None:
     """Raise ValueError for what `prune.plan` or the export would refuse later."""
-    cfg, form = storage.config_of(model), registry.form(request.method)
-    if form == 'plan' and any(request.common[name] != value for name, value in DROPPING.items()):
-        raise ValueError('--gates, --replace and --protect are for methods that drop experts; '
-                         f'{request.method!r} merges them, and its router_init says what becomes '
-                         'of the router')
+    cfg = storage.config_of(model)
     check_original(cfg, shapes(cfg), None)
-    if request.text is not None:
-        _check_text(request)
-    wanted = _budget(request)
-    budget.check(cfg, wanted)
+    asked = _asked(request, cfg)
+    wanted = asked.budget
     params = shapes(cfg) if wanted.memory is None else stored(model, cfg, dtype)
-    counts = _counts(cfg, params, wanted, 'plan' if request.text is not None else form)
+    counts = _counts(cfg, params, wanted, registry.form(request.method))
     if to == 'hf':
         _check_export(request, cfg, wanted, counts)
     if request.text is None:
-        _check_stats(request, cfg, seen, wanted)
+        if seen is None and asked.group is not None:
+            raise ValueError(f'--group {asked.group}: of which statistics? give --stats')
+        asked.statistics(seen, cfg)
 
 
 def stored(model: Path, cfg: Config, dtype: str | None) -> dict[str, Any]:
@@ -64,12 +60,19 @@ def stored(model: Path, cfg: Config, dtype: str | None) -> dict[str, Any]:
         lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, kinds[path]), shapes(cfg))
 
 
-def _budget(request: Request) -> Budget:
+def _asked(request: Request, cfg: Config) -> PlanRequest:
     """As `prune.plan`, or `prune.plan_layerwise`, will see it."""
-    own = getattr(registry.method(request.method), 'SPREAD', 'layer')
-    default = {'spread': 'layer' if request.text is not None else own}
-    return Budget(**default | request.amounts, keep_first=request.common['first_layer'] == 'keep',
-                  constants=request.common['replace'] == 'mean')
+    keywords = {**request.amounts, **request.common, **request.own}
+    if request.text is None:
+        return plan_request(request.method, cfg, **keywords)
+    asked = layerwise_request(request.method, cfg, targets=request.text.get('targets', False),
+                              **keywords)
+    if not request.text.get('tasks'):
+        raise ValueError('--layerwise reads text; give --tasks, such as boolq or lm-code')
+    if asked.group is not None and asked.group not in request.text['tasks']:
+        raise ValueError(f'--group {asked.group}: is not among --tasks '
+                         f'{" ".join(request.text["tasks"])}')
+    return asked
 
 
 def _counts(cfg: Config, params: Mapping[str, Any], wanted: Budget, form: str
@@ -85,41 +88,6 @@ def _counts(cfg: Config, params: Mapping[str, Any], wanted: Budget, form: str
     free = {i: np.zeros(cfg.experts[i], bool) for i in cfg.moe_layers}
     found = budget.spent(cfg, params, alone, zeros, free, {})
     return found if wanted.spread == 'layer' else None
-
-
-def _check_text(request: Request) -> None:
-    """Refuse what planning layer by layer cannot do."""
-    method, text = request.method, request.text
-    for name, plain in (('mass', None), ('spread', 'layer'), ('first_layer', 'same')):
-        if (request.amounts | request.common).get(name, plain) != plain:
-            flag = name.replace('_', '-')
-            raise ValueError(f'--layerwise fixes how many experts each layer keeps beforehand, and '
-                             f'--{flag} compares layers; leave it out')
-    if not text.get('tasks'):
-        raise ValueError('--layerwise reads text; give --tasks, such as boolq or lm-code')
-    if (group := request.common['group']) is not None and group not in text['tasks']:
-        raise ValueError(f'--group {group}: is not among --tasks {" ".join(text["tasks"])}')
-    needs = registry.needs(method, request.own)
-    if not needs:
-        raise ValueError(f'{method!r} reads no statistics, so the layers before one do not matter; '
-                         'leave --layerwise out')
-    if text.get('targets') and not set(TARGETS) <= set(needs):
-        raise ValueError(f'--targets changes nothing for {method!r}, which does not reconstruct '
-                         'outputs; it is for naee, greedy, genetic and their like')
-
-
-def _check_stats(request: Request, cfg: Config, seen: Stats | None, wanted: Budget) -> None:
-    """Refuse statistics that lack what the method and the options read."""
-    method, common = request.method, request.common
-    if seen is None and common['group'] is not None:
-        raise ValueError(f'--group {common["group"]}: of which statistics? give --stats')
-    own = registry.needs(method, request.own)
-    shared = (*keep.REPLACE_NEEDS[common['replace']], *planner.PROTECT_NEEDS[common['protect']],
-              *planner.FIRST_NEEDS[common['first_layer']], *budget.NEEDS[wanted.spread])
-    if getattr(registry.method(method), 'PER_GROUP', False):
-        statistics.by_group(method, seen, cfg, common['group'], own)
-        own = ()
-    statistics.fetch(method, seen, cfg, common['group'], (*own, *shared))
 
 
 def _check_export(request: Request, cfg: Config, wanted: Budget, counts: dict[int, int] | None

@@ -67,16 +67,17 @@ class Quality:
                 'perplexity': _exp(means['nats']), 'perplexity_small': _exp(means['nats_small'])}
 
     def table(self) -> Table:
-        """For a terminal or a notebook: one line per group, intervals of 95%."""
-        out = Table('group', 'tokens', 'perplexity', 'smaller', 'lost, nats', 'KL, nats',
-                    'acceptance', 'agreement')
+        """For a terminal or a notebook: a line per group, ppl the original's perplexity."""
+        out = Table('group', 'tokens', 'ppl', 'smaller', 'nats lost [95%]', 'KL', 'accepted',
+                    'agree')
         for group in [*sorted(self.groups), *([None] if len(self.groups) > 1 else [])]:
             found = self.summary(group)
             low, high = self.interval('lost', group)
-            out.add_row(group or 'all', f'{found["tokens"]:,.0f}', f'{found["perplexity"]:.4g}',
-                        f'{found["perplexity_small"]:.4g}',
-                        f'{found["lost"]:+.4f} [{low:+.4f}, {high:+.4f}]', f'{found["kl"]:.4f}',
-                        f'{found["acceptance"]:.4f}', f'{found["agreement"]:.4f}')
+            out.add_row(group or 'all', f'{found["tokens"]:,.0f}',
+                        *(f'{found[name]:,.{0 if found[name] >= 1000 else 2}f}'
+                          for name in ('perplexity', 'perplexity_small')),
+                        f'{found["lost"]:.3f} [{low:.3f}, {high:.3f}]',
+                        *(f'{found[name]:.3f}' for name in ('kl', 'acceptance', 'agreement')))
         return out
 
     def _rows(self, metric: str, group: str | None) -> Rows:

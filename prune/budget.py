@@ -42,8 +42,8 @@ class Budget:
     score (NLLB pruning), 'error' makes the sum over layers of relative reconstruction error least,
     exactly (`prune.allocate`; needs a reservoir). experts= and ratio= then say the sum over layers.
     floor: the fewest experts of any layer (default topk, with `clamp` 1); clamp: allow fewer than a
-    token uses. keep_first: the first MoE layer keeps all. constants: dropped experts leave a
-    constant and their router row behind.
+    token uses (a model with `cfg.clamp` does already). keep_first: the first MoE layer keeps all.
+    constants: dropped experts leave a constant and their router row behind.
     """
 
     experts: int | Sequence[int] | None = None
@@ -73,6 +73,14 @@ def check(cfg: Config, budget: Budget) -> None:
         raise ValueError(f'floor={budget.floor!r}: at least 1, at most what every layer has')
     if given[0] in ('experts', 'ratio'):
         counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
+
+
+def check_unscored(budget: Budget) -> None:
+    """Refuse, with ValueError, a budget that only scores could spread."""
+    for name, value, plain in (('mass', budget.mass, None), ('spread', budget.spread, 'layer')):
+        if value != plain:
+            raise ValueError(f'{name}={value!r} compares experts by their scores, and this method '
+                             "has none; give experts= per layer, or a spread of 'layer'")
 
 
 def counts(
@@ -105,7 +113,7 @@ def counts(
 
 def lowest(cfg: Config, budget: Budget) -> int:
     """The fewest experts a layer may keep."""
-    least = 1 if budget.clamp else cfg.topk
+    least = 1 if budget.clamp or cfg.clamp else cfg.topk
     if cfg.groups > 1:
         least = group_least(cfg) * cfg.groups
     return max(least, budget.floor or 0)
@@ -113,10 +121,8 @@ def lowest(cfg: Config, budget: Budget) -> int:
 
 def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, int]:
     """{layer: G} of a budget that no scores spread: one G per layer, or the largest common one."""
+    check_unscored(budget)
     least = lowest(cfg, budget)
-    if budget.mass is not None or budget.spread != 'layer':
-        raise ValueError(f'spread={budget.spread!r} and mass= compare experts by their scores, and '
-                         "this method has none; give experts= per layer, or a spread of 'layer'")
     if budget.experts is not None or budget.ratio is not None:
         found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=least)
     else:

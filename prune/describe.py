@@ -14,14 +14,14 @@ from rich.table import Table
 
 from moe_jax.config import Config
 from moe_jax.routing import GATE
-from prune import budget, keep, planner, protect, registry, routers, spread
+from prune import budget, keep, planner, protect, registry, request, routers, spread
 from prune.cluster import similarity
 from prune.statistics import option
 
 COLUMNS = ('name', 'kind', 'cost', 'needs', 'paper')
 FORM = {'scores': 'ranks experts', 'choose': 'searches the set to keep',
         'plan': 'plans each layer itself'}
-# What `prune.planner` lets each form have.
+# What `prune.request` lets each form have.
 AMOUNTS = {form: tuple(a for a in budget.AMOUNTS if a != 'mass' or form == 'scores')
            for form in FORM}
 SPREADS = {'scores': typing.get_args(budget.Spread), 'choose': ('layer',), 'plan': ('layer',)}
@@ -210,8 +210,8 @@ def _common() -> str:
 
 def _option_needs() -> list[str]:
     """One line for each value of a common option that reads statistics."""
-    tables = {'replace': keep.REPLACE_NEEDS, 'protect': planner.PROTECT_NEEDS,
-              'first_layer': planner.FIRST_NEEDS, 'spread': budget.NEEDS}
+    tables = {'replace': keep.REPLACE_NEEDS, 'protect': request.PROTECT_NEEDS,
+              'first_layer': request.FIRST_NEEDS, 'spread': budget.NEEDS}
     return [f'- `{key}={value!r}`{_reads(needs)}' for key, values in tables.items()
             for value, needs in values.items() if needs]
 

@@ -22,6 +22,7 @@ from prune import budget, ranking
 from prune.budget import Budget
 
 STEP, MOVES = 4, 3  # experts that one move shifts at most, and moves of one mutation at most
+ELITES = 4
 Genome = tuple[int, ...]
 
 
@@ -53,7 +54,7 @@ def evolve(
     floor: int | None = None,
     population: int = 32,
     generations: int = 50,
-    elites: int = 4,
+    elites: int | None = None,
     seed: int = 0,
     group: str | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -63,12 +64,14 @@ def evolve(
 
     name: a method that ranks experts (its scores say who goes first). The amount is as for
     `prune.plan`; its sum over layers is what is spread, and no layer keeps fewer than `floor`
-    (default topk). batches: as for `moe_jax.compare`; 64 rows are enough (EvoESAP). A mutation
-    moves 1 to 4 experts from one layer to another, up to three times; the `elites` best live on.
+    (default topk, and 1 where the model is clamped). batches: as for `moe_jax.compare`; 64 rows are
+    enough (EvoESAP). A mutation moves 1 to 4 experts from one layer to another, up to three times;
+    the `elites` best live on (default 4).
     Starts: the counts as given, losses that rise, fall and are largest in the middle, random ones.
     progress(generation, generations, best) is called after each. Every budget is evaluated with
     `prune.apply`'s 'slice' semantics and no capacity, in one compiled program.
     """
+    elites = min(ELITES, population) if elites is None else elites
     for what, value, least in (('population', population, 2), ('generations', generations, 0),
                                ('elites', elites, 1)):
         if not isinstance(value, int) or value < least or (what == 'elites' and value > population):

@@ -223,11 +223,11 @@ class Foreign:
 
 def _by_index(places: Sequence[Place], raw: Mapping[Any, Any]) -> dict[Any, Any]:
     """A batch whose inputs are under layer indices."""
-    found = dict(raw)
+    found = {key.strip('/') if isinstance(key, str) else key: value for key, value in raw.items()}
     for i, place in enumerate(places):
-        if place.prefix not in raw:
+        if place.prefix not in found:
             continue
-        value = raw[place.prefix]
+        value = found[place.prefix]
         if place.index is None:
             found[i] = value
             continue

@@ -3,21 +3,21 @@
 Letters: E experts of a layer, G it keeps.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from moe_jax.config import Config
+from moe_jax.config import Config, nearest
 from moe_jax.fingerprint import fingerprint
 from moe_jax.layerwise import layerwise
 from moe_jax.stats import Stats
 from moe_jax.tree import at
 from prune import budget, registry
 from prune.apply import apply_layer, config_of
-from prune.budget import Budget
+from prune.original import check_original
 from prune.plan import LayerPlan, Plan
 from prune.planner import plan
+from prune.request import Request, request
 
-COMMON = ('gates', 'replace', 'protect', 'group')  # options of prune.plan that pass through
 TARGETS = ('sample_cross', 'sample_square')  # what `targets` takes from the original model
 
 
@@ -61,35 +61,54 @@ def plan_layerwise(
     options: the method's own, and gates, replace, protect and group of `prune.plan`. The number of
     experts is fixed beforehand, so amounts that compare layers (mass=, spread=) are refused.
     """
-    own = {key: value for key, value in options.items() if key not in COMMON}
-    chosen = registry.check_options(name, own)
-    replace = options.get('replace') or getattr(registry.method(name), 'REPLACE', 'none')
-    wanted = Budget(experts=experts, ratio=ratio, parameters=parameters, memory=memory, floor=floor,
-                    clamp=clamp, constants=replace == 'mean')
-    budget.check(cfg, wanted)
-    counts = budget.plain(cfg, params, wanted)
-    if not registry.needs(name, chosen):
-        raise ValueError(f'{name!r} reads no statistics, so the layers before one do not matter; '
-                         'use prune.plan')
-    if targets and not set(TARGETS) <= set(registry.needs(name, chosen)):
-        raise ValueError(f'targets=True changes nothing for {name!r}, which does not reconstruct '
-                         'outputs; it is for naee, greedy, genetic and their like')
+    amounts = {'experts': experts, 'ratio': ratio, 'parameters': parameters, 'memory': memory,
+               'floor': floor, 'clamp': clamp}
+    asked = layerwise_request(name, cfg, targets=targets, **amounts, **options)
+    check_original(cfg, params, None)
+    counts, chosen = budget.plain(cfg, params, asked.budget), asked.chosen
     found: dict[int, LayerPlan] = {}
 
     def compress(i: int, one: Config, layer: Mapping[str, Any], stats: Stats):
         seeded = {'seed': chosen['seed'] + i} if 'seed' in chosen else {}
         small = plan(name, stats, {'layer_0': layer}, one, experts=counts[i], clamp=clamp,
-                     **options | seeded)
+                     spread='layer', group=asked.group, **asked.common._asdict(), **chosen | seeded)
         found[i] = small.layers[0]
         block = at(layer, 'moe', lambda moe: apply_layer(moe, found[i], one, i))
         return block, config_of(small, one)
 
-    wish = registry.observe_options(name, reservoir=reservoir, **own)
-    new, _, stats = layerwise(cfg, params, batches, compress, targets=targets, progress=progress,
-                              tokenizer=tokenizer, **wish)
+    wish = registry.observe_options(name, reservoir=reservoir, **chosen)
+    new, _, stats = layerwise(cfg, params, _of_group(batches, asked.group), compress,
+                              targets=targets, progress=progress, tokenizer=tokenizer, **wish)
     whole = Plan(
         method=name, layers=found, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,
-        clamp=clamp, options={**chosen, **options, 'layerwise': True, 'targets': targets},
+        clamp=clamp, options=asked.record() | {'layerwise': True, 'targets': targets},
     )
     return Layerwise(whole, new, config_of(whole, cfg).fit(new), stats)
+
+
+def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **options: Any) -> Request:
+    """The keywords of `plan_layerwise`, checked: ValueError for what it cannot do."""
+    for key, plain in (('mass', None), ('spread', 'layer'), ('first_layer', 'same')):
+        if options.get(key, plain) not in (plain, None):
+            raise ValueError(f'{key}={options[key]!r} compares layers, and planning layer by layer '
+                             'fixes beforehand how many experts each keeps; leave it out')
+    asked = request(name, cfg, **options | {'spread': 'layer'})
+    if not asked.needs:
+        raise ValueError(f'{name!r} reads no statistics, so the layers before one do not matter; '
+                         'plan it at once')
+    if targets and not set(TARGETS) <= set(asked.needs):
+        raise ValueError(f'targets changes nothing for {name!r}, which does not reconstruct '
+                         'outputs; it is for naee, greedy, genetic and their like')
+    return asked
+
+
+def _of_group(batches: Iterable[Mapping[str, Any]], group: str | None
+              ) -> Iterator[Mapping[str, Any]]:
+    """All batches; ValueError once they are read if none is of the group that is asked for."""
+    seen = set()
+    for batch in batches:
+        seen.add(batch.get('group') or 'all')
+        yield batch
+    if group is not None and group not in seen:
+        raise ValueError(f'group {group!r} is not in the batches; {nearest(group, sorted(seen))}')

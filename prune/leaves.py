@@ -6,9 +6,11 @@ Letters: E experts, D model width, F expert hidden width.
 import dataclasses
 import difflib
 import itertools
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -99,14 +101,17 @@ def without(tree: Any, gone: Collection[str], at: str = '') -> Any:
     """A copy of nested dicts and lists that lacks the subtrees at the paths `gone`."""
     if not any(path.startswith(at) for path in gone):
         return tree
-    if not isinstance(tree, Mapping | list | tuple):
+    if not isinstance(tree, Mapping | list | tuple) or hasattr(tree, '_fields'):
         raise ValueError(f'{at}: experts with subtrees of their own must stand in dicts or lists, '
                          f'not in a {type(tree).__name__}')
     named = isinstance(tree, Mapping)
     kept = {key: without(child, gone, f'{at}{key}/')
             for key, child in (tree.items() if named else enumerate(tree))
             if f'{at}{key}' not in gone}
-    return type(tree)(kept if named else kept.values())
+    if not named:
+        return type(tree)(kept.values())
+    return tree.__class__(tree.default_factory, kept) if isinstance(tree, defaultdict) else (
+        type(tree)(kept))
 
 
 def _found(leaves: Leaves, path: str) -> Any:
@@ -117,6 +122,9 @@ def _found(leaves: Leaves, path: str) -> Any:
 
 
 def _one_layer(array: Any, place: Place) -> Any:
+    if getattr(array, 'dtype', None) == np.float64 and not jax.config.jax_enable_x64:
+        raise ValueError(f'{place.prefix}: arrays of float64, which JAX would cut to float32; cast '
+                         'them to float32 first')
     array = jnp.asarray(array)
     return array if place.index is None else jnp.take(array, place.index, axis=place.axis)
 

@@ -1,30 +1,25 @@
-"""The border of the package: names, options, budgets and statistics are checked here, then planned.
+"""The border of the package: what is asked is checked (`prune.request`), then planned.
 
 Letters: E experts of a layer, G kept.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import numpy as np
 
-from moe_jax.config import Config, nearest
+from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint
 from moe_jax.stats import Stats
-from prune import budget, registry, statistics
-from prune.budget import Budget, Spread
+from prune import budget, registry
+from prune.budget import Spread
 from prune.cluster import top
-from prune.keep import REPLACE_NEEDS, Gates, Replace, drop, keep
+from prune.keep import Gates, Replace, drop, keep
 from prune.original import check_original
 from prune.plan import LayerPlan, Plan
 from prune.plan_checks import check_groups
 from prune.protect import super_experts
-
-Protect = Literal['none', 'super']
-FirstLayer = Literal['same', 'topk', 'keep']
-PROTECT_NEEDS = {'none': (), 'super': ('element_max',)}
-FIRST_NEEDS = {'same': (), 'keep': (), 'topk': ('count_top1',)}
-WELCOME = ('count_top1', 'prob_sum')  # for notes, where they are there
+from prune.request import FirstLayer, Protect, Request, request
 
 
 def plan(
@@ -66,25 +61,14 @@ def plan(
     budget out of range, statistics that are missing, not finite or of another model, a dense model,
     and a model whose router rows already share experts.
     """
-    module, chosen = registry.method(name), registry.check_options(name, method_options)
-    replace = getattr(module, 'REPLACE', 'none') if replace is None else replace
-    wanted = Budget(experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
-                    spread=spread or getattr(module, 'SPREAD', 'layer'), floor=floor, clamp=clamp,
-                    keep_first=first_layer == 'keep', constants=replace == 'mean')
-    _check_common(name, gates=gates, replace=replace, protect=protect, first_layer=first_layer,
-                  spread=wanted.spread)
-    budget.check(cfg, wanted)
+    asked = request(
+        name, cfg, experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
+        spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
+        first_layer=first_layer, group=group, **method_options)
     check_original(cfg, params, stats)
-    own = registry.needs(name, chosen)
-    shared = (*REPLACE_NEEDS[replace], *PROTECT_NEEDS[protect], *FIRST_NEEDS[first_layer],
-              *budget.NEEDS[wanted.spread])
-    grouped = getattr(module, 'PER_GROUP', False)
-    common = statistics.fetch(name, stats, cfg, group, shared if grouped else (*own, *shared),
-                              WELCOME)
-    seen = statistics.by_group(name, stats, cfg, group, own) if grouped else common
+    seen, common = asked.statistics(stats, cfg)
     decide = {'scores': _by_scores, 'choose': _by_choice, 'plan': _by_plan}[registry.form(name)]
-    layers = decide(module, seen, common, params, cfg, wanted, chosen, _Common(
-        gates=gates, replace=replace, protect=protect))
+    layers = decide(asked, seen, common, params, cfg)
     if first_layer == 'topk':
         i = min(layers)
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
@@ -92,58 +76,45 @@ def plan(
     return Plan(
         method=name, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
-        data='' if stats is None else stats.data, clamp=clamp,
-        options={key: _plain(value) for key, value in (chosen | {
-            'group': group, 'gates': gates, 'replace': replace, 'protect': protect,
-            'first_layer': first_layer, 'spread': wanted.spread}).items()},
+        data='' if stats is None else stats.data, clamp=clamp, options=asked.record(),
     )
 
 
-class _Common(NamedTuple):
-    """The options that serve every method which drops experts."""
-
-    gates: Gates
-    replace: Replace
-    protect: Protect
-
-
-def _by_scores(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
+def _by_scores(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
     """Keep the best by the method's scores, protected experts first."""
-    scores = module.scores(seen, params, cfg, **chosen)
+    scores = asked.module.scores(seen, params, cfg, **asked.chosen)
     for i, values in scores.items():
         if not np.isfinite(values).all():
             raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
-    safe = _protected(common, cfg, options.protect)
-    counts = budget.spent(cfg, params, wanted, scores, safe, common)
+    safe = _protected(common, cfg, asked.common.protect)
+    counts = budget.spent(cfg, params, asked.budget, scores, safe, common)
     plans = {}
     for i, count in counts.items():
         order = np.where(safe[i], np.inf, scores[i])
         ids = top(order, count, cfg.groups)
-        plans[i] = _drop(ids, common, cfg, i, options, {'scores': scores[i]})
+        plans[i] = _drop(ids, common, cfg, i, asked.common, {'scores': scores[i]})
     return plans
 
 
-def _by_choice(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
+def _by_choice(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
     """Keep what the method's search found; protected experts take the place of the least used."""
-    counts = budget.plain(cfg, params, wanted)
-    safe = _protected(common, cfg, options.protect)
+    counts = budget.plain(cfg, params, asked.budget)
+    safe = _protected(common, cfg, asked.common.protect)
     plans = {}
-    for i, ids in module.choose(seen, params, cfg, counts, **chosen).items():
+    for i, ids in asked.module.choose(seen, params, cfg, counts, **asked.chosen).items():
         if safe[i].any():
             used = common[i].get('count_top1', np.zeros(len(safe[i])))
             member = np.isin(np.arange(len(used)), ids)
             rank = np.where(safe[i], np.inf, np.where(member, used + 1.0, 0.0))
             ids = top(rank, counts[i], cfg.groups)
-        plans[i] = _drop(ids, common, cfg, i, options, {})
+        plans[i] = _drop(ids, common, cfg, i, asked.common, {})
     return plans
 
 
-def _by_plan(module, seen, common, params, cfg, wanted, chosen, options) -> dict[int, LayerPlan]:
-    """What the method merges; nothing is dropped that could be replaced or protected."""
-    if options != _Common('slice', 'none', 'none'):
-        raise ValueError('gates, replace and protect are for methods that drop experts; this one '
-                         'plans merges (its router_init says what becomes of the router)')
-    return module.plan(seen, params, cfg, budget.plain(cfg, params, wanted), **chosen)
+def _by_plan(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+    """What the method merges."""
+    counts = budget.plain(cfg, params, asked.budget)
+    return asked.module.plan(seen, params, cfg, counts, **asked.chosen)
 
 
 def _drop(ids, common, cfg, layer, options, notes) -> LayerPlan:
@@ -167,17 +138,3 @@ def _top_of_first(seen: Mapping[str, np.ndarray], cfg: Config, layer: int, count
     used = seen['count_top1']
     notes = {'count': used, 'zero_traffic': np.flatnonzero(used == 0)}
     return keep(top(used, count, cfg.groups), len(used), notes)
-
-
-def _check_common(name: str, **given: Any) -> None:
-    hints = {'gates': Gates, 'replace': Replace, 'protect': Protect, 'first_layer': FirstLayer,
-             'spread': Spread}
-    for key, value in given.items():
-        if value not in (valid := get_args(hints[key])):
-            raise ValueError(f'{name}: {key}={value!r}; {nearest(str(value), valid)}')
-
-
-def _plain(value: Any) -> Any:
-    """An option as it is recorded: numbers and words as they are, anything else by its kind."""
-    known = isinstance(value, str | int | float | bool) or value is None
-    return value if known else f'<{type(value).__name__}>'

@@ -16,22 +16,21 @@ from moe_jax.fingerprint import fingerprint
 from moe_jax.quality import Reference
 from moe_jax.stats import Stats
 from moe_jax.tree import count_params, leaves_with_paths
-from prune import budget, registry
+from prune import budget
 from prune.apply import apply
 from prune.original import check_original
 from prune.planner import plan
+from prune.request import request
 from prune.safety import UNITS, Metric, Point, Safety, measured
-from prune.statistics import fetch
 
 TOLERANCE = 0.05  # 0.05 nats are 5% of perplexity; of rejected tokens one in twenty
-DROPPING = {'gates', 'replace', 'protect'}  # options that merging methods have no use for
 PROBES = 1024  # elements of each array by which a model is known again
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 Named = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def safe_sparsity(
-    methods: Iterable[str] | Named,
+    methods: str | Iterable[str] | Named,
     stats: Stats | None,
     params: Mapping[str, Any],
     cfg: Config,
@@ -58,9 +57,9 @@ def safe_sparsity(
 
     Names, options, budgets and statistics are checked before anything runs.
     """
-    named = dict(methods) if isinstance(methods, Mapping) else {m: (m, {}) for m in methods}
-    budgets = _budgets(cfg, experts, options.get('clamp', False))
-    _check(named, stats, params, cfg, group, metric, tolerance, options)
+    named = _named(methods)
+    budgets = _budgets(cfg, experts, options)
+    _check(named, budgets, stats, params, cfg, metric, tolerance, {'group': group} | options)
     reference = Reference.of(cfg, dict(params), batches)
     if sum(int((rows[2].sum(axis=1) > 0).sum()) for _, rows in reference.rows) < 2:
         raise ValueError('safe_sparsity: one row has no interval; give at least two rows of text')
@@ -71,7 +70,8 @@ def safe_sparsity(
         name, own = named[label]
         key = _digest([label, name, dict(own), counts, source])
         if key not in known:
-            made = plan(name, stats, params, cfg, experts=counts, group=group, **own, **options)
+            made = plan(name, stats, params, cfg, experts=counts,
+                        **{'group': group} | options | dict(own))
             small, small_cfg = apply(params, cfg, made)
             left = [layer.after for _, layer in sorted(made.layers.items())]
             known[key] = {'id': key, 'method': label, 'experts': left,
@@ -84,10 +84,19 @@ def safe_sparsity(
     return Safety(tuple(points), metric, float(tolerance))
 
 
-def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None, clamp: bool
-             ) -> list[tuple[int, ...]]:
+def _named(methods: str | Iterable[str] | Named) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """{label: (method, its options)}; a name alone stands for itself."""
+    if isinstance(methods, Mapping):
+        return {label: (given, {}) if isinstance(given, str) else tuple(given)
+                for label, given in methods.items()}
+    return {name: (name, {}) for name in ([methods] if isinstance(methods, str) else methods)}
+
+
+def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None,
+             options: Mapping[str, Any]) -> list[tuple[int, ...]]:
     """Experts of every MoE layer by budget, from the most to the fewest."""
-    least = budget.lowest(cfg, budget.Budget(experts=1, clamp=clamp))
+    floors = {key: options[key] for key in ('floor', 'clamp') if key in options}
+    least = budget.lowest(cfg, budget.Budget(experts=1, **floors))
     if experts is None:
         found = [tuple(max(least, round(share * cfg.experts[i] / cfg.groups) * cfg.groups)
                        for i in cfg.moe_layers) for share in SHARES]
@@ -100,7 +109,7 @@ def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None, clamp: 
     return sorted(dict.fromkeys(found), key=lambda counts: (-sum(counts), counts))
 
 
-def _check(named: Named, stats, params, cfg, group, metric, tolerance, options) -> None:
+def _check(named: Named, budgets, stats, params, cfg, metric, tolerance, options) -> None:
     """Refuse, with ValueError, what would fail later."""
     if metric not in UNITS:
         raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')
@@ -108,12 +117,13 @@ def _check(named: Named, stats, params, cfg, group, metric, tolerance, options) 
         raise ValueError(f'tolerance={tolerance!r}: a number, 0 or more')
     if not named:
         raise ValueError('safe_sparsity: no method given; prune.methods() lists them')
+    if amounts := sorted({*options} & {*budget.AMOUNTS}):
+        raise ValueError(f'safe_sparsity: budgets are given by experts=, not by {amounts[0]}=')
     check_original(cfg, params, stats)
     for name, own in named.values():
-        fetch(name, stats, cfg, group, registry.needs(name, registry.check_options(name, own)))
-        if registry.form(name) == 'plan' and (given := sorted({*options} & DROPPING)):
-            raise ValueError(f'{", ".join(given)}: for methods that drop experts, and {name!r} '
-                             'merges; ask for the two kinds apart')
+        for counts in budgets:
+            asked = request(name, cfg, experts=counts, **options | dict(own))
+        asked.statistics(stats, cfg)
 
 
 def _source(reference: Reference, stats: Stats | None, group: str | None,
@@ -134,5 +144,13 @@ def _source(reference: Reference, stats: Stats | None, group: str | None,
 
 def _digest(inputs: Any) -> str:
     """16 hex digits of anything JSON can hold."""
-    text = json.dumps(inputs, sort_keys=True, default=repr)
+    text = json.dumps(inputs, sort_keys=True, default=_said)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _said(value: Any) -> str:
+    """An array by its content, anything else as it prints."""
+    if not hasattr(value, 'dtype'):
+        return repr(value)
+    array = np.ascontiguousarray(value)
+    return f'{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}'

@@ -32,7 +32,8 @@ def sensitivity(
     group: of the statistics (default all merged); further options are the method's own.
 
     Raises ValueError for a method that does not rank experts, and for what `prune.plan` refuses:
-    an unknown name or option, statistics that are missing or of another model, shared experts.
+    an unknown name or option, statistics that are missing or of another model, router rows that
+    share an expert.
     """
     values = ranking.scores(name, stats, params, cfg, group=group, **method_options)
     seen = statistics.fetch(name, stats, cfg, group, SAMPLE_NEEDS)

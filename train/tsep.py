@@ -6,6 +6,7 @@ overcome, so that shapes stay and nothing compiles again. `finish` cuts afterwar
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -225,7 +226,9 @@ def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
     own = {'bias': cfg.router_bias, 'correction': cfg.correction}
     if not (added := [name for name in MASK if not own[name]]):
         return options
-    rest = '' if options.trainable is None else f'.*(?:{options.trainable})'
+    # Flags may stand at the very start of an expression alone, or enclose what they are for.
+    told = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', options.trainable or '', flags=re.S)
+    rest = f'.*(?:{told})' if told else ''
     return dataclasses.replace(
         options, trainable=f'^(?!.*moe/router/(?:{"|".join(added)})$){rest}')
 

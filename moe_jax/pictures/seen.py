@@ -15,7 +15,7 @@ def chosen(picture: str, there: Sequence[int], layers: Layers) -> tuple[int, ...
     Raises ValueError for a layer that is not there and for none at all.
     """
     there = tuple(sorted(there))
-    if isinstance(layers, int):
+    if isinstance(layers, int | np.integer):
         if layers < 1:
             raise ValueError(f'{picture}: layers={layers}: how many to draw, at least 1')
         places = np.linspace(0, len(there) - 1, min(layers, len(there))).round().astype(int)

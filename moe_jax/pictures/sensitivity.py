@@ -16,10 +16,11 @@ def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
     """Error against experts kept, a line per layer, and each layer's error with half of them.
 
     curves: {layer: {experts kept: relative error}} as `prune.sensitivity` gives them; 1 is as bad
-      as a layer that gives nothing. Half is of the largest count of the layer's curve.
+      as a layer that gives nothing. Half is of the largest count of the layer's curve. A layer
+      with one count alone is left out.
     """
-    drawn = chosen('sensitivity', tuple(curves), layers)
-    if any(len(curves[i]) < 2 for i in drawn):
+    drawn = [i for i in chosen('sensitivity', tuple(curves), layers) if len(curves[i]) > 1]
+    if not drawn:
         raise ValueError('sensitivity: a curve needs two counts of experts or more')
     half = {i: halved(curves[i]) for i in drawn}
     figure, axes = style.canvas(

@@ -1,6 +1,7 @@
 """Laws of foreign trees: a model of ours in another's layout gives what ours gives."""
 
 import dataclasses
+from collections import defaultdict, namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import prune
 from moe_jax import Stats
 from moe_jax.observe_inputs import observe_inputs
 from moe_jax.stats import statistic
-from prune import Foreign, Leaf
+from prune import Foreign, Leaf, leaves
 
 each_layout = pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.__name__)
 
@@ -223,8 +224,7 @@ def test_stacked_layers_keep_equally_many(ours):
 
 
 def test_a_plan_below_topk_is_refused(ours):
-    model, moe = ours(middle_transposed), LAYOUTS[middle_transposed]
-    tree = middle_transposed(model.layers)
+    moe, tree = LAYOUTS[middle_transposed], middle_transposed(ours(middle_transposed).layers)
     cfg, view = moe.view(tree)
     plan = prune.plan('expert_norm', None, view, cfg, experts=[1, 3], clamp=True)
     with pytest.raises(ValueError, match=r'leaves layers \[0\] fewer experts .*topk=2'):
@@ -232,12 +232,25 @@ def test_a_plan_below_topk_is_refused(ours):
 
 
 def test_a_plan_of_other_weights_is_refused(ours):
-    model, moe = ours(stacked), LAYOUTS[stacked]
-    tree = stacked(model.layers)
-    cfg, view = moe.view(tree)
-    plan = prune.plan('expert_norm', None, view, cfg, experts=3)
+    moe, tree = LAYOUTS[stacked], stacked(ours(stacked).layers)
+    plan = prune.plan('expert_norm', None, *reversed(moe.view(tree)), experts=3)
     with pytest.raises(ValueError, match='other weights of the same shape'):
         moe.apply(jax.tree.map(lambda a: a + 1, tree), plan)
+
+
+def test_arrays_of_float64_are_refused(ours):
+    tree = jax.tree.map(lambda a: np.asarray(a, np.float64), stacked(ours(stacked).layers))
+    with pytest.raises(ValueError, match='cast them to float32'):
+        LAYOUTS[stacked].view(tree)
+
+
+def test_subtrees_in_a_defaultdict_and_in_what_cannot_lose_a_field():
+    grown = defaultdict(dict, {'e_0': {'w': 1}, 'e_1': {'w': 2}})
+    small = leaves.without({'a': grown}, {'a/e_1'})
+    assert small == {'a': {'e_0': {'w': 1}}} and type(small['a']) is defaultdict
+    pair = namedtuple('pair', 'e_0 e_1')(1, 2)
+    with pytest.raises(ValueError, match='must stand in dicts or lists, not in a pair'):
+        leaves.without({'a': pair}, {'a/e_1'})
 
 
 @pytest.mark.parametrize(('edit', 'options', 'message'), [

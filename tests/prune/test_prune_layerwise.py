@@ -125,7 +125,11 @@ def test_progressive_search_is_brute_force_against_the_original(params):
     ('random', {}, 'reads no statistics'),
     ('reap', {'experts': 1}, 'cannot keep 1'),
     ('reap', {'ratio': 0.5, 'experts': 3}, 'exactly one'),
-    ('reap', {'spread': 'global'}, "no option 'spread'"),
+    ('reap', {'spread': 'global'}, "spread='global' compares layers"),
+    ('reap', {'first_layer': 'keep'}, "first_layer='keep' compares layers"),
+    ('reap', {'gates': 'slise'}, "gates='slise'"),
+    ('m_smoe', {'gates': 'preserve_mass'}, 'for methods that drop'),
+    ('reap', {'gate': 'slice'}, "no option 'gate'"),
 ])
 def test_what_makes_no_sense_is_refused_before_anything_runs(params, name, options, message):
     def never():
@@ -134,3 +138,27 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(params, name, optio
 
     with pytest.raises(ValueError, match=message):
         prune.plan_layerwise(name, params, CFG, never(), **{'experts': 3} | options)
+
+
+def test_models_merged_before_and_groups_that_are_not_there_are_refused(params):
+    shared = CFG.replace(aliases=((0, 1, 2, 0, 1), None, None), experts=(3, 0, 5))
+    with pytest.raises(ValueError, match=r'layers \[0\] already share'):
+        prune.plan_layerwise('reap', params, shared, iter(()), experts=3)
+    with pytest.raises(ValueError, match="group 'b' is not in the batches"):
+        prune.plan_layerwise('reap', params, CFG, BATCHES, experts=3, group='b')
+
+
+def test_what_is_recorded_is_what_a_plan_at_once_records(params):
+    at_once = prune.plan('mone', moe_jax.observe(CFG, params, BATCHES), params, CFG, experts=3)
+    found = prune.plan_layerwise('mone', params, CFG, BATCHES, experts=3)
+    assert found.plan.options == at_once.options | {'layerwise': True, 'targets': False}
+
+
+def test_a_clamped_model_is_shrunk_further(params):
+    small, cfg = prune.apply(params, CFG, prune.plan('expert_norm', None, params, CFG,
+                                                     experts=(1, 4), clamp=True))
+    found = prune.plan_layerwise('reap', small, cfg, BATCHES, experts=(1, 3))
+    assert found.cfg.experts == (1, 0, 3) and found.cfg.clamp
+    evolved = prune.evolve('reap', moe_jax.observe(cfg, small, BATCHES), small, cfg, BATCHES,
+                           experts=(1, 2), population=3, generations=1)
+    assert sum(evolved.experts) == 3

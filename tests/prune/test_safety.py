@@ -90,7 +90,9 @@ def test_of_equal_sizes_all_must_be_safe():
 
 def test_default_budgets_fit_the_model(params, stats):
     found = prune.safe_sparsity(['frequency'], stats, params, CFG.replace(clamp=True), BATCHES)
-    assert [p['experts'][0] for p in found.points] == [5, 4, 3, 2]  # topk at least, each once
+    assert [p['experts'][0] for p in found.points] == [5, 4, 3, 2, 1]  # each once
+    one = prune.safe_sparsity('frequency', stats, params, CFG, BATCHES)
+    assert [p['experts'][0] for p in one.points] == [5, 4, 3, 2]  # topk at least
 
 
 def test_a_stopped_curve_goes_on(params, stats, safety):
@@ -135,7 +137,9 @@ def test_labels_with_options_table_and_figure(params, stats):
     ({'methods': ['reep']}, "no method 'reep'"), ({'methods': []}, 'no method given'),
     ({'metric': 'loss'}, "metric='loss'"), ({'tolerance': -1}, 'tolerance=-1'),
     ({'experts': [1]}, 'cannot keep 1'), ({'methods': ['naee']}, 'observe again with reservoir'),
-    ({'methods': ['reap', 'm_smoe'], 'gates': 'preserve_mass'}, "gates: for methods that drop"),
+    ({'methods': ['reap', 'm_smoe'], 'gates': 'preserve_mass'}, 'for methods that drop experts'),
+    ({'gates': 'slise'}, "gates='slise'"), ({'gate': 'slice'}, "no option 'gate'"),
+    ({'ratio': 0.5}, 'not by ratio='), ({'floor': 4}, 'cannot keep 3'),
     ({'stats': None}, 'needs the statistics'), ({'group': 'c'}, "group 'c'"),
 ])
 def test_what_would_fail_later_is_refused_first(params, stats, changes, message):

@@ -243,7 +243,8 @@ def test_evaluation_sees_the_small_model():
     assert [line.get('eval_experts') for line in history] == [None, None, 2.0, None, 2.0]
 
 
-@pytest.mark.parametrize('trainable', [None, 'moe/', '^layer_0', 'moe/router|embed', 'kernel$'])
+@pytest.mark.parametrize('trainable', [
+    None, 'moe/', '^layer_0', 'moe/router|embed', 'kernel$', '(?i)MOE/'])
 @pytest.mark.parametrize('cfg', [RUN, RUN.replace(router_bias=True), RUN.replace(correction=True)])
 def test_what_the_mask_adds_does_not_train_and_the_rest_as_told(cfg, trainable):
     start = drawn(cfg)

@@ -36,30 +36,15 @@ REFUSED = {
 }
 LAYERWISE_REFUSED = {
     '--method reap --experts 3': ('give --tasks',),
-    '--method reap --mass 0.5 --tasks boolq': ('--layerwise', '--mass'),
-    '--method reap --experts 3 --spread share --tasks boolq': ('--spread',),
-    '--method reap --experts 3 --first-layer keep --tasks boolq': ('--first-layer',),
+    '--method reap --mass 0.5 --tasks boolq': ('mass=0.5', 'layer by layer'),
+    '--method reap --experts 3 --spread share --tasks boolq': ("spread='share'",),
+    '--method reap --experts 3 --first-layer keep --tasks boolq': ("first_layer='keep'",),
     '--method random --experts 3 --tasks boolq': ('reads no statistics',),
     '--method reap --experts 3 --targets --tasks boolq': ('does not reconstruct',),
     '--method reap --experts 3 --group quiz --tasks boolq': ('--group quiz', 'boolq'),
     '--method reap --experts 3 --tasks bolq': ("no task 'bolq'", "'boolq'"),
     '--method reap --parameters 1k --tasks boolq': ('too small',),
 }
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return prune_case.write_source(tmp_path_factory.mktemp('source'))
-
-
-@pytest.fixture(scope='module')
-def model(source):
-    return moe_jax.load(source)
-
-
-@pytest.fixture(scope='module')
-def stats(model, tmp_path_factory):
-    return prune_case.write_stats(tmp_path_factory.mktemp('stats') / 'stats.npz', *model)
 
 
 @pytest.fixture

@@ -1,35 +1,15 @@
 """`moe-jax curve`: what prune.safe_sparsity finds, kept point by point, and drawn."""
 
 import json
+import re
 
-import prune_case
 import pytest
-
-import moe_jax
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return prune_case.write_source(tmp_path_factory.mktemp('source'))
-
-
-@pytest.fixture(scope='module')
-def stats(source, tmp_path_factory):
-    return prune_case.write_stats(tmp_path_factory.mktemp('stats') / 'stats.npz',
-                                  *moe_jax.load(source))
-
-
-@pytest.fixture(scope='module')
-def texts(tmp_path_factory):
-    return prune_case.write_texts(tmp_path_factory.mktemp('texts'))
 
 
 @pytest.fixture
-def curve(monkeypatch, tmp_path_factory, source, texts):
-    monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
-    return lambda *arguments: prune_case.run(
-        monkeypatch, 'curve', source, '--tasks', 'lm-harbour', '--data', texts, '--tokens', 128,
-        *arguments)
+def curve(command, source, texts):
+    return lambda *arguments: command('curve', source, '--tasks', 'lm-harbour', '--data', texts,
+                                      '--tokens', 128, *arguments)
 
 
 def test_a_curve_is_recorded_drawn_and_goes_on(curve, stats, tmp_path, capsys):
@@ -63,3 +43,21 @@ def test_what_cannot_be_drawn_is_refused(curve, tmp_path, capsys, arguments, mes
     assert curve('--out', out, *arguments) == 1
     assert message in capsys.readouterr().err
     assert not (out / 'records.jsonl').exists()
+
+
+def test_no_more_than_half_of_a_small_side_is_compared_on(curve, stats, tmp_path, capsys):
+    out = tmp_path / 'curve'
+    assert curve('--methods', 'random', '--experts', 4, '--out', out, '--tokens', 10**6) == 0
+    said = capsys.readouterr().out
+    there, last, tokens = map(int, re.search(
+        r'has (\d+) rows of 32 tokens; compares on the last (\d+)\. .*--tokens (\d+) ', said,
+    ).groups())
+    assert last == there // 2 and tokens == 32 * (there - last)
+
+
+@pytest.mark.parametrize('content', ['', '{"id": "a", "kind": "score"}\n'])
+def test_a_folder_of_something_else_is_left_alone(curve, tmp_path, capsys, content):
+    (tmp_path / 'records.jsonl').write_text(content)
+    assert curve('--methods', 'random', '--out', tmp_path) == 1
+    assert 'holds no curve' in capsys.readouterr().err
+    assert (tmp_path / 'records.jsonl').read_text() == content

@@ -14,7 +14,7 @@ import moe_jax
 from moe_jax import cli
 from moe_jax.data import corpus, fetch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / 'configs/expert_count/cpu_small.py'
 HEAD = """
 import dataclasses

@@ -5,7 +5,6 @@ import typing
 
 import jax
 import numpy as np
-import prune_case
 import pytest
 from prune_case import HIDDEN, LAYERS, WIDTH
 
@@ -15,32 +14,6 @@ from moe_jax import checkpoint, commands, commands_prune
 from moe_jax.stats import Stats
 from moe_jax.tree import count_bytes, count_params
 from prune.plan import ARRAYS
-
-
-@pytest.fixture(scope='module')
-def source(tmp_path_factory):
-    return prune_case.write_source(tmp_path_factory.mktemp('source'))
-
-
-@pytest.fixture(scope='module')
-def model(source):
-    return moe_jax.load(source)
-
-
-@pytest.fixture(scope='module')
-def stats(model, tmp_path_factory):
-    return prune_case.write_stats(tmp_path_factory.mktemp('stats') / 'stats.npz', *model)
-
-
-@pytest.fixture(scope='module')
-def texts(tmp_path_factory):
-    return prune_case.write_texts(tmp_path_factory.mktemp('texts'))
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path_factory.getbasetemp() / 'cache'))
-    return lambda *arguments: prune_case.run(monkeypatch, *arguments)
 
 
 def assert_same_plan(found, wanted):

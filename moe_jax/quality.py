@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.table import Table
 from scipy import stats as scipy_stats
 
@@ -69,7 +70,7 @@ class Quality:
     def table(self) -> Table:
         """For a terminal or a notebook: a line per group, ppl the original's perplexity."""
         out = Table('group', 'tokens', 'ppl', 'smaller', 'nats lost [95%]', 'KL', 'accepted',
-                    'agree')
+                    box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for group in [*sorted(self.groups), *([None] if len(self.groups) > 1 else [])]:
             found = self.summary(group)
             low, high = self.interval('lost', group)
@@ -77,7 +78,7 @@ class Quality:
                         *(f'{found[name]:,.{0 if found[name] >= 1000 else 2}f}'
                           for name in ('perplexity', 'perplexity_small')),
                         f'{found["lost"]:.3f} [{low:.3f}, {high:.3f}]',
-                        *(f'{found[name]:.3f}' for name in ('kl', 'acceptance', 'agreement')))
+                        *(f'{found[name]:.3f}' for name in ('kl', 'acceptance')))
         return out
 
     def _rows(self, metric: str, group: str | None) -> Rows:

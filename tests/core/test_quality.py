@@ -148,10 +148,10 @@ def test_other_vocabularies_weights_and_names_are_refused(cfg, params, batches, 
 def test_the_table_fits_a_terminal_and_shows_wrecked_models():
     rows = {name: np.array([3.0, 3.0]) for name in (*METRICS, 'tokens')}
     rows |= {'nats': np.array([6.0, 6.0]), 'nats_small': np.array([3e4, 3e4])}
-    quality = Quality({'code': rows, 'verse': rows})
+    quality = Quality({'code': rows, 'lm-verse': rows})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(quality.table())
     lines = console.export_text().splitlines()
-    assert len([line for line in lines if 'code' in line or 'verse' in line or ' all ' in line]) == 3
+    assert [line.split()[0] for line in lines[3:6]] == ['code', 'lm-verse', 'all']
     assert all(len(line) <= 80 and '…' not in line for line in lines)
     assert '7.39' in lines[3] and 'inf' in lines[3] and '1.000 [1.000, 1.000]' in lines[3]

@@ -1,6 +1,6 @@
 """The benchmarks of planning and observing, one after the other, and one table of all of them.
 
-    python benchmarks/plan_all.py                    a quarter of an hour, 5 GB of memory
+    python benchmarks/plan_all.py                    ten minutes on two cores, 5 GB of memory
     python benchmarks/plan_all.py --small            a quick check, without targets
     python benchmarks/plan_all.py --out FILE.jsonl   and append the numbers, one JSON object a line
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from moe_jax import sharding
 from moe_jax.blocks import Block
 from moe_jax.collect import layer_sums, sampled
 from moe_jax.config import Config
@@ -27,7 +28,7 @@ def layer_config(cfg: Config, layer: int) -> Config:
     )
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(sharding.jit, static_argnums=0)
 def embed(cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """The residual stream before the first block, [B, T, D]."""
     return Embed(cfg).apply({'params': params['embed']}, tokens, rows_in(cfg, segments)[1])
@@ -41,7 +42,7 @@ def step(one: Config, mesh: Mesh | None = None) -> Callable[..., jax.Array]:
         rows = rows_in(one, segments)[0]
         return Block(one, 0, False).apply({'params': layer}, x, rows, None, None)[0]
 
-    return _over(mesh, run, (P(), P('data'), P('data')), P('data'))
+    return _over(mesh, run, 'wrr', 'r')
 
 
 @lru_cache(maxsize=64)
@@ -49,9 +50,10 @@ def watched(one: Config, watch: tuple[str, ...], mesh: Mesh | None = None) -> Ca
     """(block parameters, x, segments, pick [parts, C]) -> (x after, sums, per token); jitted.
 
     sums: `collect.layer_sums`; per token: first choices [N], and of the picked tokens their inputs,
-    logits and gates. With a mesh the rows are split over its axis 'data', each part with its own
+    logits and gates. With a mesh the rows are split over its row axes, each part with its own
     places to pick.
     """
+    parts, axes = sharding.row_parts(mesh), () if mesh is None else sharding.row_axes(mesh)
 
     def run(layer, x, segments, pick):
         rows = rows_in(one, segments)[0]
@@ -59,18 +61,24 @@ def watched(one: Config, watch: tuple[str, ...], mesh: Mesh | None = None) -> Ca
             {'params': layer}, x, rows, None, None, mutable=['routing'])
         record, cosine = state['routing']['moe']['record'][0], state['routing']['cosine'][0]
         sums = layer_sums(record, cosine, segments.ravel() > 0)
-        if mesh is not None:
-            sums = {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, 'data')
+        if parts > 1:
+            sums = {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, axes)
                     for name, value in sums.items()}
         tokens = {'top1': record.ids[:, 0]}
         return x, sums, tokens | (sampled(record, pick[0]) if pick.shape[1] else {})
 
-    return _over(mesh, run, (P(), P('data'), P('data'), P('data')), (P('data'), P(), P('data')))
+    return _over(mesh, run, 'wrrr', 'rwr')
 
 
-def _over(mesh: Mesh | None, run: Callable[..., Any], given: Any, gives: Any) -> Callable[..., Any]:
-    if mesh is None:
-        return jax.jit(run)
-    # Manual over 'data' alone: weights stay as they are laid out over the other axes.
-    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=given, out_specs=gives,
-                                 axis_names={'data'}, check_vma=False))
+def _over(mesh: Mesh | None, run: Callable[..., Any], given: str, gives: str) -> Callable[..., Any]:
+    """Jitted, on each device's rows; 'r' stands for what has rows, 'w' for what is whole.
+
+    Of the weights, each device gathers one block at a time; they stay split over 'model'.
+    """
+    if mesh is None or not (axes := sharding.row_axes(mesh)):
+        return sharding.jit(run)
+    specs = {'r': P(axes), 'w': P()}
+    given, gives = (tuple(specs[kind] for kind in kinds) for kinds in (given, gives))
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=given, axis_names=set(axes),
+                                 out_specs=gives if len(gives) > 1 else gives[0],
+                                 check_vma=False))

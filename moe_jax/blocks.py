@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import experts, ffn, observed, ops, routing, skipping
+from moe_jax import expert_parallel, experts, ffn, observed, ops, routing, sharding, skipping
 from moe_jax.attention import Rows
 from moe_jax.attention_blocks import Attention, Cache, LatentAttention
 from moe_jax.config import CLOSED, Config
@@ -159,9 +159,11 @@ class Block(nn.Module):
             y = moe(h, rows.segments, importance)
         else:
             y = Mlp(cfg, cfg.mlp_hidden, name='mlp')(h)
-        after = x_BTD + ops.scaled(y, cfg.residual_scale)
+        after = sharding.keep_rows(x_BTD + ops.scaled(y, cfg.residual_scale))
         if cfg.experts[self.layer]:
             self.sow('routing', 'cosine', ops.cosine(x_BTD, after).ravel())
+        if 'stream' in self.watch:
+            self.sow('routing', 'stream', after)
         return after, cache
 
 
@@ -182,10 +184,16 @@ def _slots(cfg, train, layer_topk, tokens, count):
 
 def _evaluate(cfg, train, weights, x, ids, gates):
     """Dropless, or with a capacity."""
-    slots = _slots(cfg, train, ids.shape[1], x.shape[0], weights['up'].shape[0])
+    count = weights['up'].shape[0]
+    slots = _slots(cfg, train, ids.shape[1], x.shape[0], count)
     if slots is None:
-        return experts.dropless(ffn.of(cfg), weights, x, ids, gates)
-    return experts.capacity(ffn.of(cfg), weights, x, ids, gates, slots=slots)
+        return expert_parallel.evaluate(ffn.of(cfg), weights, x, ids, gates)
+    if sharding.current() is None:
+        return experts.capacity(ffn.of(cfg), weights, x, ids, gates, slots=slots)
+    # Which choices are kept depends on the tokens of all devices; only the ids have to be known.
+    kept = experts.slot_of_choice(ids, count, slots) < count * slots
+    ids = jnp.where(kept, ids, count)
+    return expert_parallel.evaluate(ffn.of(cfg), weights, x, ids, gates)[0], kept
 
 
 def _kept(cfg, train, ids, count):

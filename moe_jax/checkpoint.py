@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from moe_jax import model
+from moe_jax import model, processes
 from moe_jax.config import Config
 from moe_jax.tree import count_bytes, leaves_with_paths, map_with_path
 from moe_jax.unbroken import unbroken
@@ -53,25 +53,33 @@ def save(
     empty folder, or a model folder of ours and `overwrite` is set.
     """
     path = Path(path).absolute()
-    check_target(path, overwrite, _check_ours)
+    processes.first(lambda: check_target(path, overwrite, _check_ours))
     check_params(cfg, params, str(path))
     head = json.dumps({'format': FORMAT, 'lineage': dict(lineage or {})}, indent=1, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
+    temporary = path.parent / f'.{path.name}.{processes.same_text(secrets.token_hex(4))}.tmp'
+
+    def begin() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        (temporary / 'config.json').write_text(cfg.to_json())
+        (temporary / 'lineage.json').write_text(head)
+
+    def end() -> None:
+        manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
+        (temporary / 'manifest.json').write_text(manifest)
+        if beside is not None:
+            beside(temporary)
+
     try:
+        processes.first(begin)
         with guard_space(path.parent, count_bytes(params), f'saving the model {path}'):
-            temporary.mkdir()
-            (temporary / 'config.json').write_text(cfg.to_json())
-            (temporary / 'lineage.json').write_text(head)
             with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
                 writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
-            manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
-            (temporary / 'manifest.json').write_text(manifest)
-            if beside is not None:
-                beside(temporary)
-        swap(temporary, path)
+            processes.first(end)
+        processes.first(lambda: swap(temporary, path))
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(
@@ -146,9 +154,13 @@ def check_params(
 def guard_space(folder: Path, size: int, what: str) -> Iterator[None]:
     """Raise DiskFull, naming bytes needed and free, before or when `folder` runs out of space."""
     needed = size + size // 20 + SLACK
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DiskFull(f'{what} needs {needed:,} bytes and {folder} has {free:,} free')
+
+    def check() -> None:
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise DiskFull(f'{what} needs {needed:,} bytes and {folder} has {free:,} free')
+
+    processes.first(check)
     try:
         yield
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from moe_jax import commands, commands_curve, commands_hf
+from moe_jax import commands, commands_curve, commands_hf, commands_sparsify
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
@@ -21,6 +21,7 @@ Positional = tyro.conf.Positional
 
 app.command(name='observe')(commands.observe)
 app.command(name='prune')(commands.prune_model)
+app.command(name='sparsify')(commands_sparsify.sparsify_model)
 app.command(name='curve')(commands_curve.curve)
 app.command(name='eval')(commands.evaluate)
 app.command(name='convert')(commands_hf.convert)
@@ -110,7 +111,7 @@ def methods(
     /,
     markdown: bool = False,
 ) -> None:
-    """List the pruning and merging methods: paper, kind, and the statistics each needs.
+    """List the methods that prune, merge and sparsify: paper, kind, and what statistics each needs.
 
     Args:
         name: print what this method does instead, its options with defaults, and what it needs.

@@ -1,7 +1,7 @@
 """The pass over one batch, and what is kept of it: what `observe` and `layerwise` share.
 
-B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch (devices along
-'data', or 1).
+B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch
+(`sharding.row_parts`).
 """
 
 from collections.abc import Callable, Iterable, Mapping

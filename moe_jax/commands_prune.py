@@ -92,8 +92,6 @@ def prune_model(
         to: the format of the new folder: native, or hf for transformers, vLLM and others.
         dtype: cast the weights.
     """
-    import shutil
-
     from moe_jax import commands_prune_checks, storage
     from moe_jax.stats import Stats
 
@@ -114,7 +112,17 @@ def prune_model(
     seen = None if stats is None else Stats.load(stats)
     commands_prune_checks.check(request, model, seen, to, dtype)
     plan, small, small_cfg = (_by_layer if layerwise else _at_once)(request, model, seen, dtype)
-    write(out, small_cfg, small, to, origin, _lineage(request, plan, model))
+    finish(out, small_cfg, small, to, origin, _lineage(request, plan, model), plan, model)
+
+
+def finish(out: Path, cfg: Any, params: Any, to: str, origin: Path | None,
+           lineage: dict[str, Any], plan: Any, model: Path) -> None:
+    """Write what a plan made of `model`, the plan beside it, and the tokenizer."""
+    import shutil
+
+    from moe_jax import storage
+
+    write(out, cfg, params, to, origin, lineage)
     plan.save(out / 'plan.npz')
     tokenizer = storage.side_file(model, 'tokenizer.json')
     if tokenizer is not None and not (out / 'tokenizer.json').exists():
@@ -141,7 +149,7 @@ def _request(method: str, given: Mapping[str, Any], options: tuple[str, ...],
     import prune
     from prune import registry
 
-    own = prune.check_options(method, dict(map(_option, options)))
+    own = prune.check_options(method, dict(map(option, options)))
     module = registry.method(method)
     if common['replace'] is None:
         common['replace'] = getattr(module, 'REPLACE', 'none')
@@ -170,7 +178,7 @@ def _size(name: str, text: str) -> int:
     return int(Decimal(match[1]) * UNITS[name][match[2]])
 
 
-def _option(text: str) -> tuple[str, object]:
+def option(text: str) -> tuple[str, object]:
     """'seed=3' as ('seed', 3); a value that is no Python literal is a string."""
     import ast
 

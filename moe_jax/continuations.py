@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.inputs import checked
 from moe_jax.model import Params, hidden
@@ -128,11 +129,12 @@ def _run(cfg: Config, params: Params, part: list[_Row], length: int
 
 @lru_cache(maxsize=64)
 def _scorer(cfg: Config):
-    @jax.jit
+    @sharding.jit
     def run(params, tokens, segments, places, targets, used):
         x, _ = hidden(cfg, params, tokens, segments)
         x = jnp.take_along_axis(x, places[:, :, None], axis=1)
         log_probs, greedy = target_log_probs(cfg, params, x, targets)
-        return jnp.where(used, log_probs, 0.0).sum(axis=1), (greedy | ~used).all(axis=1)
+        return sharding.replicate((jnp.where(used, log_probs, 0.0).sum(axis=1),
+                                   (greedy | ~used).all(axis=1)))
 
     return run

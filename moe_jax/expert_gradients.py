@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.model import Params, hidden
 from moe_jax.score import target_log_probs
@@ -23,7 +24,7 @@ MAGNITUDES = {
 }
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(sharding.jit, static_argnums=0)
 def gradient_sums(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array
 ) -> dict[int, dict[str, jax.Array]]:

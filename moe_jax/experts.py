@@ -7,15 +7,17 @@ where ffn evaluates one expert (`ffn.py`) and every leaf of weights has E on axi
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.ffn import Ffn
-from moe_jax.grouped import grouped_apply
+from moe_jax.grouped import Expert, grouped_apply
 
 Weights = dict[str, Any]
+GroupedApply = Callable[[Expert, Weights, jax.Array, jax.Array], jax.Array]
 
 
 def dense(
@@ -30,16 +32,27 @@ def dense(
 
 
 def dropless(
-    ffn: Ffn, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+    ffn: Expert,
+    weights: Weights,
+    x: jax.Array,
+    ids: jax.Array,
+    gates: jax.Array,
+    *,
+    count: int | None = None,
+    apply: GroupedApply = grouped_apply,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sort the choices by expert, evaluate each expert on its own rows, and sort back; exact."""
-    (n, k), experts = ids.shape, weights['up'].shape[0]
+    """Sort the choices by expert, evaluate each expert on its own rows, and sort back; exact.
+
+    ffn may be any function of (weights of one expert, rows [M, D]) to [M, D']; `apply` evaluates it
+    on sorted rows as `grouped_apply` does; count: E, where the weights at hand are not of all E.
+    """
+    (n, k), experts = ids.shape, number_of(weights) if count is None else count
     flat = ids.ravel()
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
     inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
     sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
     rows = gather_rows(x, order // k, inverse.reshape(n, k))
-    y = grouped_apply(ffn, weights, rows, sizes)
+    y = apply(ffn, weights, rows, sizes)
     kept = ids < experts
     return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
 
@@ -51,7 +64,7 @@ def capacity(
 
     A dropped choice adds nothing: the token keeps its residual only (Fedus et al. 2021, 2.2).
     """
-    (n, k), experts = ids.shape, weights['up'].shape[0]
+    (n, k), experts = ids.shape, number_of(weights)
     row_NK = slot_of_choice(ids, experts, slots)
     kept = row_NK < experts * slots
     table = jnp.full((experts * slots + 1,), n * k, jnp.int32)
@@ -60,6 +73,11 @@ def capacity(
     y = jax.vmap(ffn)(weights, rows.reshape(experts, slots, -1))
     y = _combine(y.reshape(experts * slots, -1), row_NK, table, gates, kept, x.dtype)
     return y, kept
+
+
+def number_of(weights: Weights) -> int:
+    """E, which every leaf of an expert-major tree has on axis 0."""
+    return jax.tree.leaves(weights)[0].shape[0]
 
 
 def capacity_slots(factor: float, tokens: int, topk: int, experts: int, minimum: int) -> int:

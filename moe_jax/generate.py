@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.continuations import lengths
 from moe_jax.inputs import checked
@@ -112,7 +113,7 @@ def _padded(cfg: Config, prompts: Sequence[Sequence[int]], max_new: int
 
 @lru_cache(maxsize=64)
 def _prefill(cfg: Config, slots: int):
-    @jax.jit
+    @sharding.jit
     def run(params, tokens, segments):
         cache = empty_cache(cfg, tokens.shape[0], slots)
         x, out = hidden(cfg, params, tokens, segments, cache=cache)
@@ -144,9 +145,9 @@ def _decode(cfg: Config, sampling: Sampling, steps: int):
 
         made = jnp.zeros((keys.shape[0], steps), jnp.int32)
         _, state, made = jax.lax.while_loop(going, one, (jnp.zeros((), jnp.int32), state, made))
-        return state, made
+        return state, sharding.replicate(made)
 
-    return jax.jit(run, donate_argnums=1)
+    return sharding.jit(run, donate_argnums=1)
 
 
 def _choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:

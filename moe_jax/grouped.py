@@ -90,7 +90,13 @@ def _forward(function, weights, rows, sizes):
 
 
 def _backward(function, saved, dy):
-    weights, rows, sizes = saved
+    return *grouped_gradients(function, *saved, dy), None
+
+
+def grouped_gradients(
+    function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Gradients by weights and rows of `grouped_apply`, given the gradient dy [S, D'] by y."""
     padded, dy = _pad(rows), _pad(dy)
 
     def expert(e, carry):
@@ -115,7 +121,7 @@ def _backward(function, saved, dy):
     dx, dweights = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
     dx = dx[: rows.shape[0]]
     used = jnp.arange(rows.shape[0]) < sizes.sum()
-    return dweights, jnp.where(used[:, None], dx, jnp.zeros_like(dx)), None
+    return dweights, jnp.where(used[:, None], dx, jnp.zeros_like(dx))
 
 
 grouped_apply.defvjp(_forward, _backward)

@@ -16,11 +16,13 @@ from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint
 from moe_jax.model import Params
 from moe_jax.observe import check, rows
-from moe_jax.stats import WRAP, Stats, Sums
+from moe_jax.stats import STATISTICS, WRAP, Stats, Sums
 
 # (layer index, its one-layer config, its parameters, its statistics) -> parameters, config
 Compress = Callable[[int, Config, Params, Stats], tuple[Params, Config]]
 Streams = list[np.ndarray]
+# Too large to be kept for all layers: `compress` sees them, and what is returned lacks them.
+GRAMS = tuple(name for name, about in STATISTICS.items() if about.asked == 'grams')
 
 
 def layerwise(
@@ -38,9 +40,10 @@ def layerwise(
 
     compress(i, cfg, layer, stats) gets MoE layer i as a model of one layer, the parameters of the
     whole block and its statistics (of layer 0), and returns both for the new layer. options: as for
-    `moe_jax.observe`, but mesh and gradients. targets: sample_cross and sample_square are of the
-    original model's outputs instead of this prefix's, so that later layers make up for earlier ones
-    (Lu et al. 2024, progressive pruning). progress(done, layers) is called after each layer.
+    `moe_jax.observe`, but mesh and gradients; grams are for compress alone. targets: sample_cross
+    and sample_square are of the original model's outputs instead of this prefix's, so that later
+    layers make up for earlier ones (Lu et al. 2024, progressive pruning). progress(done, layers) is
+    called after each layer.
     """
     wish = Wish(**options)
     cfg = cfg.replace(skip=None)
@@ -64,6 +67,8 @@ def layerwise(
                           {group: {0: sums} for group, sums in seen[i].items()}, tokenizer,
                           reservoir=wish.reservoir)
             new[name], one_layer[i] = compress(i, one, layer, stats)
+            seen[i] = {group: {n: a for n, a in sums.items() if n not in GRAMS}
+                       for group, sums in seen[i].items()}
         if original is not None:
             original = _stepped(one, layer, found, original)
         stream = _stepped(one_layer.get(i, one), new[name], found, stream)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import ops, rope
+from moe_jax import ops, rope, sharding
 from moe_jax.attention import Rows
 from moe_jax.blocks import Block, Record
 from moe_jax.config import Config
@@ -59,7 +59,7 @@ def _shapes(cfg: Config) -> Params:
     return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(sharding.jit, static_argnums=0)
 def apply(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None = None
 ) -> jax.Array:
@@ -89,7 +89,8 @@ def forward(
     out['hits'][layer] and out['mass'][layer] [E]: choices of each expert and the sum of their
     gates, before any capacity. With 'routing' in `watch`, out['routing'][layer] holds the layer's
     `Record` and out['valid'] [N] marks tokens that are not padding; 'experts', 'grams' and 'dense'
-    add to the record what `observed` sums of the experts. `train` selects capacity_train and, with
+    add to the record what `observed` sums of the experts; 'stream' adds out['stream'][layer]
+    [B, T, D], the residual stream after each layer. `train` selects capacity_train and, with
     a key, router jitter. Which choices a capacity drops depends on all B*T tokens. With a `cache`
     (`empty_cache`) the tokens go on where it ends, and out['cache'] holds them too. Raises
     ValueError, or flax's error naming the path, where params, tokens or segments do not fit the
@@ -118,7 +119,7 @@ def hidden(
         {'params': params}, tokens, segments, cache, rngs={} if key is None else {'jitter': key},
         mutable=['aux', 'routing'] if watch else ['aux'],
     )
-    out = _collect(cfg, state, segments, bool(watch))
+    out = _collect(cfg, state, segments, watch)
     return x, out if cache is None else out | {'cache': cache}
 
 
@@ -187,7 +188,7 @@ class MoeLM(nn.Module):
         cfg = self.cfg
         rows, positions, new = rows_in(cfg, segments, cache)
         start = None if cache is None else cache['length']
-        x = Embed(cfg, name='embed')(tokens, positions)
+        x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions))
         for i in range(cfg.layers):
             name = f'layer_{i}'
             past = None if cache is None else cache[name]
@@ -229,7 +230,7 @@ def _check(cfg, params, tokens, segments):
                          'does not; is this the config of these params?')
 
 
-def _collect(cfg, state, segments, want_routing):
+def _collect(cfg, state, segments, watch):
     loads = [state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers]
     columns = zip(*(scalars for scalars, _, _ in loads), strict=True)
     rows = [jnp.stack(column) for column in columns] or [jnp.zeros((0,), jnp.float32)] * 5
@@ -242,7 +243,9 @@ def _collect(cfg, state, segments, want_routing):
         'hits': {i: hits for i, (_, hits, _) in zip(cfg.moe_layers, loads, strict=True)},
         'mass': {i: mass for i, (_, _, mass) in zip(cfg.moe_layers, loads, strict=True)},
     }
-    if want_routing:
+    if 'stream' in watch:
+        out['stream'] = {i: state['routing'][f'layer_{i}']['stream'][0] for i in range(cfg.layers)}
+    if watch:
         layers = {i: state['routing'][f'layer_{i}'] for i in cfg.moe_layers}
         out['valid'] = segments.ravel() > 0
         out['routing'] = {i: layer['moe']['record'][0] for i, layer in layers.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from moe_jax import sample
+from moe_jax import sample, sharding
 from moe_jax.collector import Batch, Wish, collected, model_pass
 from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint as model_fingerprint
@@ -43,7 +43,8 @@ def observe(
     dense: evaluate all experts on all tokens (E/K times the work) for dense_output_sum, _cosine.
     grams: input_gram and hidden_gram (large).
     gradients: grad_* of the language-model loss, row by row (a backward pass).
-    mesh: split every batch over its axis 'data'; needs a dropless model.
+    mesh: split every batch over its row axes, by default the mesh that params lie on; needs a
+      dropless model.
     tokenizer: its fingerprint, recorded. fingerprint: of the model, by default its routers'
       (`moe_jax.fingerprint`), by which `prune.plan` refuses the statistics of another model.
 
@@ -53,8 +54,9 @@ def observe(
     """
     wish = Wish(reservoir, outputs, dense, grams, gradients)
     cfg = cfg.replace(skip=None)
+    mesh = sharding.mesh_of(params) if mesh is None else mesh
     check(cfg, wish, mesh)
-    parts = 1 if mesh is None else mesh.shape['data']
+    parts = sharding.row_parts(mesh)
     run, data = model_pass(cfg, wish, mesh, params), 0
 
     def items():
@@ -92,10 +94,6 @@ def check(cfg: Config, wish: Wish, mesh: Mesh | None = None) -> None:
         raise ValueError('observe: no layer of this model has experts; there is nothing to observe')
     if wish.reservoir < 0:
         raise ValueError(f'observe: reservoir={wish.reservoir}: tokens to keep, 0 or more')
-    if mesh is not None and wish.gradients:
-        raise ValueError('observe: gradients are taken on one device; leave out mesh=')
-    if mesh is not None and 'data' not in mesh.shape:
-        raise ValueError(f"observe: the mesh has axes {list(mesh.shape)} and no axis 'data'")
     if cfg.capacity_eval is not None and (mesh is not None or wish.gradients):
         raise ValueError('observe: which tokens a capacity drops depends on all that share a '
                          'batch; for a mesh or gradients use cfg.replace(capacity_eval=None)')

@@ -24,6 +24,7 @@ from rich import box
 from rich.table import Table
 from scipy import stats as scipy_stats
 
+from moe_jax import sharding
 from moe_jax.config import Config, nearest
 from moe_jax.inputs import checked
 from moe_jax.model import Params, hidden, unembed
@@ -194,7 +195,7 @@ def _check_vocabulary(cfg: Config, small_cfg: Config) -> None:
 
 @lru_cache(maxsize=16)
 def _hidden(cfg: Config):
-    return jax.jit(lambda params, tokens, segments: hidden(cfg, params, tokens, segments)[0])
+    return sharding.jit(lambda params, tokens, segments: hidden(cfg, params, tokens, segments)[0])
 
 
 @lru_cache(maxsize=64)
@@ -202,7 +203,7 @@ def _compared(cfg: Config, small_cfg: Config):
     """(original, smaller, hidden [B, T, D], tokens, segments, weights [B, T-1]) -> sums by row,
     (experts used, tokens seen); jitted."""
 
-    @jax.jit
+    @sharding.jit
     def run(params, small, x, tokens, segments, weights):
         y, out = hidden(small_cfg, small, tokens, segments)
         targets = jnp.roll(tokens, -1, axis=1)  # slicing x and y would copy them
@@ -213,7 +214,8 @@ def _compared(cfg: Config, small_cfg: Config):
         found = by_blocks(block, (x, y, targets), max(1, BLOCK // (2 * cfg.vocab)))
         sums = {name: (value[:, :-1] * weights).sum(axis=1) for name, value in found.items()}
         valid = (segments > 0).sum()
-        return sums | {'tokens': weights.sum(axis=1)}, (out['active'], valid)
+        sums |= {'tokens': weights.sum(axis=1)}
+        return sharding.replicate((sums, (out['active'], valid)))
 
     return run
 

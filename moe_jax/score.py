@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.inputs import checked
 from moe_jax.model import Params, hidden, unembed
@@ -34,13 +35,13 @@ def score(
 
 @lru_cache(maxsize=64)
 def _scorer(cfg: Config):
-    @jax.jit
+    @sharding.jit
     def run(params, tokens, segments):
         x, _ = hidden(cfg, params, tokens, segments)
         targets = jnp.roll(tokens, -1, axis=1)  # slicing x would copy it
         log_probs = target_log_probs(cfg, params, x, targets)[0][:, :-1]
         known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
-        return jnp.where(known, log_probs, 0.0)
+        return sharding.replicate(jnp.where(known, log_probs, 0.0))
 
     return run
 

@@ -13,7 +13,7 @@ from moe_jax.hf import load as hf_load
 from moe_jax.hf.folder import SUBFOLDER, SideFiles, is_hf
 from moe_jax.hf.shards import read_json
 from moe_jax.model import Params
-from moe_jax.sharding import sharding_of
+from moe_jax.sharding import placing
 
 
 def load(
@@ -33,7 +33,7 @@ def load(
     folder.
     """
     path = Path(path)
-    place = None if mesh is None else lambda name, shape: sharding_of(mesh, name, shape)
+    place = None if mesh is None else placing(mesh)
     if is_hf(path):
         return hf_load.load(hf_load.open_folder(path, dtype), place, progress)
     return checkpoint.load(path, dtype=dtype, place=place)

@@ -15,6 +15,7 @@ from moe_jax.config import CLOSED, Config
 from moe_jax.layers import init_std
 from moe_jax.tree import mix, take
 from prune.align import permute
+from prune.masks import masked
 from prune.plan import LayerPlan, Plan
 from prune.subspace import project
 
@@ -25,7 +26,8 @@ def apply(
     """The smaller model of a plan, (params, cfg); the inputs stay as they are.
 
     Weights are combined in float32 and cast back to their own dtype; a kept expert is copied bit
-    for bit. donate: free each array of old experts as soon as the new one is made, so that no more
+    for bit. Then masks set weights of the new experts to zero, and leave the rest bit for bit.
+    donate: free each array of old experts as soon as the new one is made, so that no more
     than one exists twice; params cannot be used afterwards. Raises ValueError
     if the plan was made for another model, or cfg does not fit params.
     """
@@ -49,10 +51,13 @@ def config_of(plan: Plan, cfg: Config) -> Config:
     open_rows = []
     for i, layer in plan.layers.items():
         experts[i] = layer.after
-        aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
-        constants[i] = 0 if layer.constants is None else len(layer.constants)
-        closed = 0 if layer.alias is None else int((layer.alias == CLOSED).sum())
-        open_rows.append(layer.rows - closed)
+        if layer.masks_only:
+            aliases[i], constants[i] = cfg.alias(i), cfg.constants_in(i)
+        else:
+            aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
+            constants[i] = 0 if layer.constants is None else len(layer.constants)
+        rows = range(layer.after) if aliases[i] is None else aliases[i]
+        open_rows.append(sum(row != CLOSED for row in rows))
     topk = min(cfg.topk, max(open_rows))
     return cfg.replace(
         experts=tuple(experts), topk=topk, clamp=cfg.clamp or min(open_rows) < topk,
@@ -68,17 +73,26 @@ def apply_layer(
     """The parameters of one MoE layer (`layer_<index>/moe`) after its plan."""
     experts = {}
     for name, old in moe['experts'].items():
-        moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
-        experts[name] = _combine(moved, layer.mix)
-        if layer.rank:
-            experts[name] = project(moved, layer.mix != 0, experts[name], layer.rank)
-        if donate and isinstance(old, jax.Array):
-            experts[name].block_until_ready()
+        made = old if layer.masks_only else _mixed(name, old, layer)
+        if name in layer.masks:
+            made = masked(made, layer.masks[name], layer.weights.get(name))
+        experts[name] = made
+        if donate and isinstance(old, jax.Array) and made is not old:
+            made.block_until_ready()
             old.delete()
-    new = {**moe, 'experts': experts, 'router': _router(moe['router'], layer, cfg, index)}
+    new = {**moe, 'experts': experts}
+    if not layer.masks_only:
+        new['router'] = _router(moe['router'], layer, cfg, index)
     if layer.constants is not None:
         new['constants'] = jnp.asarray(layer.constants, experts['down'].dtype)
     return new
+
+
+def _mixed(name: str, old: Any, layer: LayerPlan) -> Any:
+    """One leaf of the new experts, [G, ...]."""
+    moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
+    made = _combine(moved, layer.mix)
+    return project(moved, layer.mix != 0, made, layer.rank) if layer.rank else made
 
 
 def _router(

@@ -4,19 +4,22 @@
 """
 
 import inspect
-import re
 import typing
-from collections.abc import Callable, Collection
-from typing import Any, Literal
+from collections.abc import Collection
 
 import numpy as np
 from rich.table import Table
 
-from moe_jax.config import Config
+from moe_jax.config import Config, nearest
 from moe_jax.routing import GATE
 from prune import budget, keep, planner, protect, registry, request, routers, spread
 from prune.cluster import similarity
+from prune.docstrings import code_list, markdown_table, one_line, options_text, prose, reads
+from prune.methods import METHODS
 from prune.statistics import option
+from prune.weights import registry as registry_of_weights
+from prune.weights.describe import weight_markdown, weight_section
+from prune.weights.methods import WEIGHT_METHODS
 
 COLUMNS = ('name', 'kind', 'cost', 'needs', 'paper')
 FORM = {'scores': 'ranks experts', 'choose': 'searches the set to keep',
@@ -50,7 +53,8 @@ of the data. In the table, kind is what becomes of experts that do not stay: dro
 others. Cost is what has to run once: nothing (weights only), a pass over data, a pass that keeps a
 sample of tokens (reservoir), a pass in which all experts see all tokens (dense); two checkpoints
 are read, and nothing runs. Needs are the
-statistics that are read under the default options.
+statistics that are read under the default options. What sets single weights inside experts to zero
+is in [a section of its own](#weights-inside-experts).
 
 """
 
@@ -66,15 +70,17 @@ def table() -> Table:
     out = Table(*COLUMNS)
     for row in rows():
         out.add_row(*row)
+    for row in registry_of_weights.weight_methods():
+        out.add_row(row.name, 'weights', row.cost, ', '.join(row.needs) or '–', row.paper)
     return out
 
 
 def markdown() -> str:
     """docs/methods.md."""
     listed = [(f'[{name}](#{name})', *rest) for name, *rest in rows()]
-    parts = [HEAD, _table(COLUMNS, listed), '\n## Each method\n\n']
+    parts = [HEAD, markdown_table(COLUMNS, listed), '\n## Each method\n\n']
     parts += [section(row.name) + '\n' for row in registry.methods()]
-    return ''.join(parts) + _common()
+    return ''.join(parts) + _common() + '\n' + weight_markdown()
 
 
 def section(name: str) -> str:
@@ -82,67 +88,16 @@ def section(name: str) -> str:
 
     Raises ValueError for an unknown method, with the nearest name.
     """
+    if name in WEIGHT_METHODS:
+        return weight_section(name)
+    if name not in METHODS:
+        known = nearest(str(name), [*METHODS, *WEIGHT_METHODS])
+        raise ValueError(f'no method {name!r}; {known}')
     module, form = registry.method(name), registry.form(name)
-    function, chosen = getattr(module, form), registry.options(name)
-    hints = typing.get_type_hints(function)
-
-    def label(option: str) -> str:
-        valid = typing.get_args(hints[option]) if (
-            typing.get_origin(hints[option]) is Literal) else ()
-        others = ', '.join(f'`{v!r}`' for v in valid if v != chosen[option])
-        return f'`{option}` = `{chosen[option]!r}`' + (f' (or {others})' if others else '')
-
-    given = prose(function.__doc__, chosen, label)
-    mentioned = documented(function.__doc__, chosen)
-    rest = [f'- {label(option)}' for option in chosen if option not in mentioned]
-    text = f'### {name}\n\n{prose(module.__doc__)}\n\n**{FORM[form].capitalize()}.** {given}\n\n'
-    text += '\n'.join(rest) + '\n\n' if rest else ''
+    given = options_text(getattr(module, form), registry.options(name))
     facts = '\n'.join(f'- {line}' for line in _facts(name))
-    return f'{text}**Needs and takes.**\n\n{facts}\n'
-
-
-def prose(doc: str, names: Collection[str] = (), label: Callable[[str], str] | None = None) -> str:
-    """A docstring as markdown: lines 'name: meaning' of the `names` become a list.
-
-    label(name): what stands for a name in the list; by default the name as code. An item ends with
-    its paragraph, or where a line that is not indented follows a full stop.
-    """
-    out, item = [], False
-    for line in _items_by_line(doc, names):
-        found = _item(line, names)
-        if found is not None:
-            heads = ', '.join(label(n) if label else f'`{n}`' for n in found)
-            out += [''] if not item and out and out[-1] else []
-            out.append(f'- {heads}: {line.partition(": ")[2]}')
-        elif item and line and not (line[0] != ' ' and out[-1].endswith('.')):
-            out.append('  ' + line.strip())
-            continue
-        else:
-            out += ['', line] if item and line else [line]
-        item = found is not None
-    return '\n'.join(out)
-
-
-def documented(doc: str, names: Collection[str]) -> set[str]:
-    """Which of the names a docstring has a line for."""
-    return {n for line in _items_by_line(doc, names) for n in _item(line, names) or ()}
-
-
-def _items_by_line(doc: str, names: Collection[str]) -> list[str]:
-    """The lines of a docstring, with a line break before 'a, b: ' where it follows a sentence."""
-    text = inspect.cleandoc(doc)
-    if names:
-        name = '|'.join(names)
-        text = re.sub(rf'[.;]\s+((?:{name})(?:,\s+(?:{name}))*): ',
-                      lambda found: '.\n' + ' '.join(found[1].split()) + ': ', text)
-    return text.splitlines()
-
-
-def _item(line: str, names: Collection[str]) -> list[str] | None:
-    """The names that a line 'a, b: meaning' is about, if all of them are among `names`."""
-    match = re.match(r'([a-z_0-9]+(?:, [a-z_0-9]+)*): ', line)
-    found = match[1].split(', ') if match else []
-    return found if found and set(found) <= set(names) else None
+    return (f'### {name}\n\n{prose(module.__doc__)}\n\n**{FORM[form].capitalize()}.** {given}\n\n'
+            f'**Needs and takes.**\n\n{facts}\n')
 
 
 def _facts(name: str) -> list[str]:
@@ -150,13 +105,13 @@ def _facts(name: str) -> list[str]:
     module, form, chosen = registry.method(name), registry.form(name), registry.options(name)
     needs = registry.needs(name, chosen)
     facts = [f'Paper: {module.PAPER}. Kind: {module.KIND}. Cost: {module.COST}.',
-             f'Reads {_code(needs) if needs else "no statistics"}.']
+             f'Reads {code_list(needs) if needs else "no statistics"}.']
     facts += _further(name, needs)
     asked = registry.observe_options(name)
     call = ', '.join(f'{key}={value!r}' for key, value in asked.items())
     if needs:
         facts.append(f'Observe with `{call}`.' if call else 'Observe with the default options.')
-    facts.append(f'Amounts: {_code(AMOUNTS[form])}. Spreads: {_code(SPREADS[form])}'
+    facts.append(f'Amounts: {code_list(AMOUNTS[form])}. Spreads: {code_list(SPREADS[form])}'
                  + (f', by default `{module.SPREAD}`.' if hasattr(module, 'SPREAD') else '.'))
     applies = ', '.join(f'`{key}`' for key in (*WITH[form], *EVERY))
     facts.append(f'Also takes {applies}.'
@@ -176,29 +131,29 @@ def _further(name: str, needs: Collection[str]) -> list[str]:
             more = [n for n in registry.needs(name, chosen | {key: value}) if n not in needs]
             if more:
                 how = '; '.join(dict.fromkeys(filter(None, map(option, more))))
-                facts.append(f'`{key}={value!r}` also reads {_code(more)}'
+                facts.append(f'`{key}={value!r}` also reads {code_list(more)}'
                              + (f' (observe with `{how}`).' if how else '.'))
     return facts
 
 
 def _common() -> str:
     """The sections on what methods share."""
-    forms = [(text, _code(AMOUNTS[form]), _code(SPREADS[form]), _code(WITH[form]) or '–')
+    forms = [(text, *(code_list(of[form]) or '–' for of in (AMOUNTS, SPREADS, WITH)))
              for form, text in FORM.items()]
     names = [p.name for p in inspect.signature(planner.plan).parameters.values()
              if p.kind is p.KEYWORD_ONLY]
     fields = list(budget.Budget.__dataclass_fields__)
-    pooled = [f"- `'{how}'`: {_line(f)}" for how, f in spread.POOLED.items()]
-    kinds = [f"- `'{kind}'`{_reads(routers.ROUTER_NEEDS[kind])}: {_line(f, 1)}"
+    pooled = [f"- `'{how}'`: {one_line(f)}" for how, f in spread.POOLED.items()]
+    kinds = [f"- `'{kind}'`{reads(routers.ROUTER_NEEDS[kind])}: {one_line(f, 1)}"
              for kind, f in routers.ROUTERS.items()]
     return '\n\n'.join([
         '## Common options', prose(planner.plan.__doc__, names),
-        _table(('a method that', 'amounts', 'spreads', 'takes'), forms).rstrip(),
-        f'All take {_code(EVERY)}.',
+        markdown_table(('a method that', 'amounts', 'spreads', 'takes'), forms).rstrip(),
+        f'All take {code_list(EVERY)}.',
         'What these options read beside the method:\n\n' + '\n'.join(_option_needs()),
         '## Budgets and spreads', prose(budget.__doc__), prose(budget.Budget.__doc__, fields),
         'By what a spread compares two layers, and what an amount in `mass` keeps:',
-        '\n'.join([*pooled, f'- `mass=`: {_line(spread.covering)}']), '## Gates and replacement',
+        '\n'.join([*pooled, f'- `mass=`: {one_line(spread.covering)}']), '## Gates and replacement',
         prose(keep.__doc__), prose(keep.drop.__doc__),
         '## What is exact and what is rescaled', _exact(), '## Protection',
         prose(protect.__doc__), prose(protect.super_experts.__doc__),
@@ -212,7 +167,7 @@ def _option_needs() -> list[str]:
     """One line for each value of a common option that reads statistics."""
     tables = {'replace': keep.REPLACE_NEEDS, 'protect': request.PROTECT_NEEDS,
               'first_layer': request.FIRST_NEEDS, 'spread': budget.NEEDS}
-    return [f'- `{key}={value!r}`{_reads(needs)}' for key, values in tables.items()
+    return [f'- `{key}={value!r}`{reads(needs)}' for key, values in tables.items()
             for value, needs in values.items() if needs]
 
 
@@ -226,25 +181,4 @@ def _exact() -> str:
             ('slice', 'none'), ('preserve_mass', 'none'), ('slice', 'mean')))))
     text = 'What a plan notes about the gates of the experts that stay, by convention of the model:'
     columns = ('gate', "gates='slice'", "gates='preserve_mass'", "replace='mean'")
-    return f'{text}\n\n{_table(columns, made).rstrip()}'
-
-
-def _reads(needs: Collection[str]) -> str:
-    how = '; '.join(dict.fromkeys(filter(None, map(option, needs))))
-    return (f' (reads {_code(needs)}' + (f'; observe with `{how}`' if how else '') + ')'
-            if needs else '')
-
-
-def _line(function: Callable[..., Any], most: int | None = None) -> str:
-    """The first paragraphs of a docstring (default: all) in one line."""
-    paragraphs = inspect.cleandoc(function.__doc__).split('\n\n')[:most]
-    return ' '.join(' '.join(paragraphs).split())
-
-
-def _code(names: Collection[str]) -> str:
-    return ', '.join(f'`{name}`' for name in names)
-
-
-def _table(columns: Collection[str], lines: Collection[Collection[str]]) -> str:
-    out = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
-    return '\n'.join(out + ['| ' + ' | '.join(line) + ' |' for line in lines]) + '\n'
+    return f'{text}\n\n{markdown_table(columns, made).rstrip()}'

@@ -77,7 +77,7 @@ def plan_layerwise(
         return block, config_of(small, one)
 
     wish = registry.observe_options(name, reservoir=reservoir, **chosen)
-    new, _, stats = layerwise(cfg, params, _of_group(batches, asked.group), compress,
+    new, _, stats = layerwise(cfg, params, of_group(batches, asked.group), compress,
                               targets=targets, progress=progress, tokenizer=tokenizer, **wish)
     whole = Plan(
         method=name, layers=found, experts=cfg.experts, width=cfg.width,
@@ -103,8 +103,8 @@ def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **option
     return asked
 
 
-def _of_group(batches: Iterable[Mapping[str, Any]], group: str | None
-              ) -> Iterator[Mapping[str, Any]]:
+def of_group(batches: Iterable[Mapping[str, Any]], group: str | None
+             ) -> Iterator[Mapping[str, Any]]:
     """All batches; ValueError once they are read if none is of the group that is asked for."""
     seen = set()
     for batch in batches:

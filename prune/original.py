@@ -16,7 +16,12 @@ def check_original(cfg: Config, params: Mapping[str, Any], stats: Stats | None) 
             f'router rows of layers {shared} already share experts or stand for dropped ones; plan '
             "from the model before that, or with router_init, gates and replace that keep no rows"
         )
-    check_params(cfg, params, 'prune.plan', only='/moe/')
+    check_model(cfg, params, stats, 'prune.plan')
+
+
+def check_model(cfg: Config, params: Mapping[str, Any], stats: Stats | None, where: str) -> None:
+    """Refuse, with ValueError, params of another config and statistics of another model."""
+    check_params(cfg, params, where, only='/moe/')
     if stats is not None and differs(stats.fingerprint, params, cfg):
         raise ValueError('these statistics were taken from another model (its routers differ); '
                          'observe this one')

@@ -12,11 +12,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from moe_jax import ffn
 from moe_jax.config import Config
 from moe_jax.fingerprint import fingerprint
+from prune.masks import matrix, zero_share
 from prune.plan_checks import (
     check_alias,
     check_groups,
+    check_masks,
     check_mix,
     check_perms,
     check_router,
@@ -25,6 +28,7 @@ from prune.plan_checks import (
 )
 
 ARRAYS = ('mix', 'perms', 'router', 'router_shift', 'alias', 'constants')
+MATRICES = ('masks', 'weights')  # by leaf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +48,13 @@ class LayerPlan:
     constants [J, D] float32, optional: vectors that take the place of experts.
     rank: if not 0, every merged matrix is projected on the first `rank` left singular directions of
       its members' matrices side by side (`prune.subspace`).
+    masks: of 'gate', 'up', 'down': which weights of the experts AFTER mixing stay, a packed uint8
+      [G, ceil(in * out / 8)] each (`prune.masks`); the rest become exactly zero.
+    weights: of masked matrices, float32 [G, in, out]: values in place of those that mixing gives.
     notes: diagnostics for reports (arrays, strings, numbers); nothing is computed from them.
+
+    A layer with masks alone has mix [E, E] one and neither router nor fresh: experts, router rows,
+    alias and constants stay as they are (`masks_only`).
 
     Raises ValueError for wrong shapes, values that are not finite, and ids out of range.
     """
@@ -57,6 +67,8 @@ class LayerPlan:
     alias: np.ndarray | None = None
     constants: np.ndarray | None = None
     rank: int = 0
+    masks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,7 +76,11 @@ class LayerPlan:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, frozen(name, value))
+        for name in MATRICES:
+            parts = {leaf: frozen(name, part) for leaf, part in getattr(self, name).items()}
+            object.__setattr__(self, name, parts)
         check_mix(self.mix)
+        check_masks(self)
         if self.perms is not None:
             check_perms(self.perms, self.before)
         check_router(self)
@@ -81,8 +97,13 @@ class LayerPlan:
         return self.mix.shape[0]
 
     @property
+    def masks_only(self) -> bool:
+        """Whether experts and router stay, and some weights of experts become zero."""
+        return self.router is None and self.fresh is None
+
+    @property
     def rows(self) -> int:
-        """R, rows the router will have."""
+        """R, rows the router will have (with `masks_only`: at least)."""
         return self.after if self.alias is None else len(self.alias)
 
 
@@ -124,6 +145,11 @@ class Plan:
                     'Make a new plan for it'
                 )
         check_groups(self.method, self.layers, cfg.groups)
+        known = ffn.shapes(cfg, cfg.expert_hidden)
+        for i, layer in self.layers.items():
+            if extra := sorted(set(layer.masks) - set(known)):
+                raise ValueError(f'layer {i}: this plan masks {extra}, and the experts of this '
+                                 f'model have {sorted(known)}')
         if self.model and self.model != fingerprint(params, cfg):
             raise ValueError(
                 'this plan was made for other weights of the same shape (the routers differ). Make '
@@ -134,14 +160,31 @@ class Plan:
         """A table for people: experts before and after, and what was noted, layer by layer."""
         lines = [' '.join([self.method, *(f'{k}={v}' for k, v in sorted(self.options.items()))])]
         for i, layer in sorted(self.layers.items()):
-            largest = int((layer.mix != 0).sum(axis=1).max())
             unused = np.asarray(layer.notes.get('zero_traffic', ())).tolist()
             lines.append(
-                f'layer {i}: {layer.before} -> {layer.after} experts, {layer.rows} router rows, '
-                f'at most {largest} merged into one, without traffic: {unused or "none"}'
+                f'layer {i}: {self._changes(layer)}, without traffic: {unused or "none"}'
                 + (f'; {layer.notes["gates"]}' if 'gates' in layer.notes else '')
             )
         return '\n'.join(lines)
+
+    def _changes(self, layer: LayerPlan) -> str:
+        zeros = [f'{leaf} {zero_share(bits, matrix(leaf, self.width, self.expert_hidden)):.2%}'
+                 for leaf, bits in layer.masks.items()]
+        share = f'zero weights {", ".join(zeros)}'
+        if layer.masks_only:
+            return f'{layer.after} experts, {share}'
+        largest = int((layer.mix != 0).sum(axis=1).max())
+        return (f'{layer.before} -> {layer.after} experts, {layer.rows} router rows, '
+                f'at most {largest} merged into one' + (f', {share}' if zeros else ''))
+
+    def then(self, second: Self) -> Self:
+        """This plan and then `second`, made for its outcome, as one (`prune.compose`).
+
+        One of them must be masks alone; ValueError says what cannot be joined.
+        """
+        from prune import compose
+
+        return compose.then(self, second)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to one npz file (no pickle): arrays, and a JSON header; visible only when whole."""

@@ -3,12 +3,14 @@
 Letters: E experts before, G experts after, R router rows after, J constants, D model width.
 """
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moe_jax.config import CLOSED
+from prune.masks import LEAVES, matrix
 
 if TYPE_CHECKING:
     from prune.plan import LayerPlan
@@ -19,7 +21,7 @@ INTEGERS = ('perms', 'alias')
 def check_groups(method: str, layers: Mapping[int, 'LayerPlan'], groups: int) -> None:
     """Refuse, with ValueError, a plan that carries experts from one router group into another."""
     for i, layer in layers.items():
-        if groups == 1 or layer.fresh is not None:
+        if groups == 1 or layer.fresh is not None or layer.masks_only:
             continue
         new, old = np.nonzero(layer.router)
         if layer.rows % groups or (
@@ -37,6 +39,9 @@ def frozen(name: str, value: Any) -> np.ndarray:
         if array.dtype.kind not in 'iu':
             raise ValueError(f'plan {name}: ids must be integers, got {array.dtype}')
         array = array.astype(np.int32)
+    elif name == 'masks':
+        if array.dtype != np.uint8:
+            raise ValueError(f'plan masks: packed bits must be uint8, got {array.dtype}')
     else:
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
@@ -62,7 +67,15 @@ def check_perms(perms: np.ndarray, experts: int) -> None:
 
 
 def check_router(layer: 'LayerPlan') -> None:
-    if (layer.router is None) == (layer.fresh is None):
+    if layer.masks_only:
+        changed = [name for name in ('perms', 'router_shift', 'alias', 'constants')
+                   if getattr(layer, name) is not None]
+        if (not layer.masks or changed or layer.rank
+                or not np.array_equal(layer.mix, np.eye(layer.before))):
+            raise ValueError('plan router: give either router [R, E] or a seed `fresh`; only a '
+                             'plan of masks over unchanged experts has neither')
+        return
+    if layer.router is not None and layer.fresh is not None:
         raise ValueError('plan router: give either router [R, E] or a seed `fresh`, not both')
     if layer.router is not None and layer.router.shape != (layer.rows, layer.before):
         raise ValueError(
@@ -75,6 +88,35 @@ def check_router(layer: 'LayerPlan') -> None:
         )
 
 
+def check_masks(layer: 'LayerPlan') -> None:
+    for name, part in ((n, p) for n in ('masks', 'weights') for p in getattr(layer, n).items()):
+        leaf, array = part
+        if leaf not in LEAVES:
+            raise ValueError(f'plan {name}: {leaf!r} is no matrix of an expert; there are '
+                             f'{", ".join(LEAVES)}')
+        rank = 2 if name == 'masks' else 3
+        if array.ndim != rank or len(array) != layer.after:
+            raise ValueError(f'plan {name}: {leaf} has shape {array.shape}, must have {rank} axes, '
+                             f'the first G={layer.after} experts')
+    if extra := sorted(set(layer.weights) - set(layer.masks)):
+        raise ValueError(f'plan weights: {extra} have values and no mask')
+
+
+def _check_matrices(where: str, layer: 'LayerPlan', width: int, hidden: int) -> None:
+    for leaf, packed in layer.masks.items():
+        shape = matrix(leaf, width, hidden)
+        size = math.prod(shape)
+        if packed.shape[1] != -(-size // 8):
+            raise ValueError(f'{where}: mask of {leaf} has {packed.shape[1]} bytes an expert, and '
+                             f'{shape} weights take {-(-size // 8)}')
+        if size % 8 and (packed[:, -1] & (0xFF >> size % 8)).any():
+            raise ValueError(f'{where}: mask of {leaf} has bits behind its last weight')
+        values = layer.weights.get(leaf)
+        if values is not None and values.shape[1:] != shape:
+            raise ValueError(f'{where}: weights of {leaf} have shape {values.shape}, not '
+                             f'{(layer.after, *shape)}')
+
+
 def check_sizes(where: str, layer: 'LayerPlan', experts: int, width: int, hidden: int) -> None:
     if layer.before != experts:
         raise ValueError(f'{where}: mix has {layer.before} columns, the layer {experts} experts')
@@ -82,6 +124,7 @@ def check_sizes(where: str, layer: 'LayerPlan', experts: int, width: int, hidden
         raise ValueError(f'{where}: perms of {layer.perms.shape[1]} hidden units, not F={hidden}')
     if (shift := layer.router_shift) is not None and shift.shape[1] != width:
         raise ValueError(f'{where}: router_shift of width {shift.shape[1]}, not D={width}')
+    _check_matrices(where, layer, width, hidden)
 
 
 def check_alias(layer: 'LayerPlan') -> None:

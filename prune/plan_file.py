@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from moe_jax.data.cache import replacing
-from prune.plan import ARRAYS, LayerPlan, Plan
+from prune.plan import ARRAYS, MATRICES, LayerPlan, Plan
 
-FORMAT = 'moe-jax plan 2'
+FORMAT = 'moe-jax plan 3'
+BEFORE = 'moe-jax plan 2'  # the same without masks
 HEADER = ('format', 'method', 'options', 'experts', 'width', 'expert_hidden', 'model', 'data',
           'clamp')
 
@@ -25,6 +26,8 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> Path:
     header['layers'] = {}
     for i, layer in plan.layers.items():
         arrays |= {f'{i}/{n}': a for n in ARRAYS if (a := getattr(layer, n)) is not None}
+        arrays |= {f'{i}/{kind}/{leaf}': a for kind in MATRICES
+                   for leaf, a in getattr(layer, kind).items()}
         plain = {}
         for name, value in layer.notes.items():
             if isinstance(value, np.ndarray):
@@ -44,7 +47,7 @@ def load(path: str | os.PathLike[str]) -> Plan:
     arrays = _read_npz(Path(path))
     try:
         header = json.loads(arrays.pop('header').tobytes())
-        if header['format'] != FORMAT:
+        if header['format'] not in (FORMAT, BEFORE):
             raise ValueError(f'format {header["format"]!r}, this version reads {FORMAT!r}')
         layers = {
             int(i): _layer_from(f'{i}/', arrays, meta) for i, meta in header['layers'].items()
@@ -59,9 +62,13 @@ def load(path: str | os.PathLike[str]) -> Plan:
 def _layer_from(
     prefix: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
 ) -> LayerPlan:
-    noted = prefix + 'notes/'
-    notes = {k.removeprefix(noted): a for k, a in arrays.items() if k.startswith(noted)}
+    def under(kind: str) -> dict[str, np.ndarray]:
+        start = f'{prefix}{kind}/'
+        return {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
+
+    notes = under('notes')
     parts = {name: arrays.get(prefix + name) for name in ARRAYS}
+    parts |= {kind: under(kind) for kind in MATRICES}
     return LayerPlan(**parts, fresh=meta['fresh'], rank=meta['rank'], notes=meta['notes'] | notes)
 
 

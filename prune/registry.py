@@ -4,7 +4,7 @@
 import inspect
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -51,7 +51,11 @@ def form(name: str) -> str:
 
 def options(name: str) -> dict[str, Any]:
     """The options of a method and their defaults; ValueError for an unknown method."""
-    function = getattr(method(name), form(name))
+    return options_of(getattr(method(name), form(name)))
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only options of a method's function, and their defaults."""
     keywords = inspect.signature(function, eval_str=True).parameters.values()
     return {p.name: p.default for p in keywords if p.kind is p.KEYWORD_ONLY}
 
@@ -80,7 +84,13 @@ def observe_options(*names: str, reservoir: int = 8192, **method_options: Any) -
 
 def check_options(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The method's options, given or default, each checked; ValueError with the nearest name."""
-    chosen, hints = options(name), typing.get_type_hints(getattr(method(name), form(name)))
+    return checked_options(name, getattr(method(name), form(name)), given)
+
+
+def checked_options(name: str, function: Callable[..., Any], given: Mapping[str, Any]
+                    ) -> dict[str, Any]:
+    """As `check_options`, of any method's function."""
+    chosen, hints = options_of(function), typing.get_type_hints(function)
     for key, value in given.items():
         if key not in chosen:
             known = nearest(key, list(chosen)) if chosen else 'it has none'

@@ -32,14 +32,24 @@ def fetch(
         raise ValueError(f'method {method!r} needs the statistics {list(needs)}; see '
                          'moe_jax.observe')
     check_groups(stats, cfg, group)
-    found: Layers = {}
-    for i in cfg.moe_layers:
-        names = {*needs, *welcome, 'tokens'}
-        layer = stats.layer(i, group, names)
-        wanted = [*needs, *(n for n in welcome if n in layer and n not in needs)]
-        found[i] = {n: _checked(method, cfg, i, n, layer.get(n)) for n in wanted}
-        if 'tokens' in layer and layer['tokens'] <= 0:
-            raise ValueError(f'statistics of layer {i} saw no token; observe some batches first')
+    return {i: fetch_layer(method, stats, cfg, i, group, needs, welcome) for i in cfg.moe_layers}
+
+
+def fetch_layer(
+    method: str,
+    stats: Stats,
+    cfg: Config,
+    index: int,
+    group: str | None,
+    needs: Sequence[str],
+    welcome: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """One layer of `fetch`, of statistics whose groups are checked."""
+    layer = stats.layer(index, group, {*needs, *welcome, 'tokens'})
+    wanted = [*needs, *(n for n in welcome if n in layer and n not in needs)]
+    found = {n: _checked(method, cfg, index, n, layer.get(n)) for n in wanted}
+    if 'tokens' in layer and layer['tokens'] <= 0:
+        raise ValueError(f'statistics of layer {index} saw no token; observe some batches first')
     return found
 
 
@@ -68,7 +78,7 @@ def _checked(method: str, cfg: Config, layer: int, name: str, value: np.ndarray 
             f'observe again{how}'
         )
     value = np.asarray(value)
-    sizes = {'R': cfg.experts[layer], 'D': cfg.width, 'F': cfg.expert_hidden, 'B': BINS,
+    sizes = {'R': cfg.router_rows(layer), 'D': cfg.width, 'F': cfg.expert_hidden, 'B': BINS,
              'k': cfg.topk_in(layer) - 1}
     shape = tuple(sizes.get(s, s) for s in about.shape)
     fits = value.ndim == len(shape) and all(

@@ -9,9 +9,10 @@ from moe_jax.config import Config
 from moe_jax.data import batches
 from train.live import Report
 from train.loop import Callback, Evaluate, History, fit
+from train.objective import Objective
 from train.options import TrainOptions
-
-ROUTERS = r'moe/router'
+from train.state import TrainState
+from train.trainable import TRAINABLE
 
 
 def finetune(
@@ -24,11 +25,16 @@ def finetune(
     progress: Report | None = None,
     evaluate: Evaluate | None = None,
     callback: Callback | None = None,
+    objective: Objective | None = None,
+    start: TrainState | None = None,
 ) -> tuple[Any, History]:
-    """Train on packed rows {'tokens', 'segments', 'weights'} [rows, T]; (params, history)."""
+    """Train on packed rows {'tokens', 'segments', 'weights'} [rows, T]; (params, history).
+
+    Everything else as in `fit`.
+    """
     stream = functools.partial(batches.stream, packed, options.batch, options.seed)
     return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate,
-               callback=callback)
+               callback=callback, objective=objective, start=start)
 
 
 def warm_routers(
@@ -42,7 +48,7 @@ def warm_routers(
     evaluate: Evaluate | None = None,
 ) -> tuple[Any, History]:
     """`finetune` with everything but the routers frozen, whatever `options.trainable` says."""
-    options = dataclasses.replace(options, trainable=ROUTERS)
+    options = dataclasses.replace(options, trainable=TRAINABLE['routers'])
     return finetune(
         cfg, params, packed, options, out=out, progress=progress, evaluate=evaluate
     )

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import checkpoint
+from moe_jax import checkpoint, processes, sharding
 from moe_jax.config import Config
 from moe_jax.tree import leaves_with_paths
-from train import live, signals, store
+from train import feed, live, signals, store
+from train.feed import Batches
+from train.objective import LANGUAGE_MODEL, Objective
 from train.options import TrainOptions
-from train.state import TrainState, init_state, restore_dtypes
-from train.step import Batch, Diverged, Metrics, Step, make_step, subtree_norms
+from train.state import TrainState, begin, params_of, restore_dtypes
+from train.step import Diverged, Metrics, Step, make_step, subtree_norms
 
 History = list[dict[str, Any]]
-Batches = Callable[[int], Iterator[Batch]]
 Evaluate = Callable[[Any], Mapping[str, float]]
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ def fit(
     progress: live.Report | None = None,
     evaluate: Evaluate | None = None,
     callback: Callback | None = None,
+    objective: Objective | None = None,
+    start: TrainState | None = None,
 ) -> tuple[Any, History]:
     """Train `params` (left untouched); returns the new params, in their dtypes, and the history.
 
@@ -60,29 +62,36 @@ def fit(
     folder `out` the run is saved there and the same call resumes it, with the same losses and
     weights, bit for bit on the same machine. `progress(step, steps, metrics)` is called after each
     step; `evaluate(params) -> {name: value}` every `evaluate_every` steps and after the last, its
-    values logged as 'eval_' + name; `callback` may change the state after each. History and
+    values logged as 'eval_' + name; `callback` may change the state after each. `objective` is what
+    to minimise (None: the language model's loss; `Objective`). With `start`, a state of this model
+    such as `carry` gives, the run goes on from there, its steps counted and left alone. History and
     metrics.jsonl hold one dict per logged step.
     Raises Diverged when the loss or gradient is not finite, Interrupted after SIGTERM or Ctrl-C,
-    DiskFull. One process, any number of its devices: params and batches may be sharded arrays.
+    DiskFull. Where params lie on a mesh (`moe_jax.sharding`) the run does, in as many processes as
+    the mesh spans: batches may then hold all rows or those of `feed.own_rows`, and out is a folder
+    that all processes see.
     """
     with contextlib.ExitStack() as stack:
+        mesh = stack.enter_context(sharding.on_mesh(params))
+        _check_mesh(mesh, options)
         stop = stack.enter_context(signals.watch())
-        name = callback and callback.name
-        folder = stack.enter_context(store.opened(out, cfg, params, options, name)) if out else None
-        state, seen, history = init_state(params, options), '', []
+        names = {'callback': callback and callback.name, 'objective': objective and objective.name,
+                 'from': start and f'step {int(start.step)}'}
+        folder = out and stack.enter_context(store.opened(out, cfg, params, options, names))
+        state, seen, history = begin(params, options, start), '', []
         carry = _first_carry(callback, cfg, state)
         if folder:
             state, carry, seen, history = store.restore(folder, state, carry)
-        start = int(state.step)
-        report = stack.enter_context(live.reporter(progress, start, options.steps))
-        step = make_step(cfg, options, experts=callback is not None)
-        run = _Run(options, step, callback, folder, report, evaluate, history, stop)
-        if start < options.steps:
-            stream = _stream(batches, options, start, seen)
+        first, objective = int(state.step), objective or LANGUAGE_MODEL
+        report = stack.enter_context(live.reporter(progress, first, options.steps))
+        step = make_step(cfg, options, experts=callback is not None, objective=objective)
+        run = _Run(options, step, objective, callback, folder, report, evaluate, history, stop)
+        if first < options.steps:
+            stream = feed.stream(batches, options, mesh, first, seen, objective.reads)
             state = run.train(state, carry, stack.enter_context(contextlib.closing(stream)))
-        new = restore_dtypes(state.params, params)
+        new = restore_dtypes(params_of(state, options), params)
         if folder:
-            _save_model(folder.out / 'model', cfg, new, options, finished_before=start)
+            _save_model(folder.out / 'model', cfg, new, options, finished_before=first)
         if stop.name:  # a signal during the last save: the caller still has to hear of it
             raise run.interrupted(options.steps)
     return new, history
@@ -94,6 +103,7 @@ class _Run:
 
     options: TrainOptions
     step: Step
+    objective: Objective
     callback: Callback | None
     folder: store.Store | None
     report: live.Report | None
@@ -101,23 +111,25 @@ class _Run:
     history: History
     stop: signals.Stop
 
-    def train(self, state: TrainState, carry: Any, stream: Iterator[Batch]) -> TrainState:
+    def train(self, state: TrainState, carry: Any, stream: Iterator[Any]) -> TrainState:
         """Run to the last step; reads a step's metrics while the next one computes."""
-        steps, waiting = self.options.steps, None
+        steps, waiting, any_process = self.options.steps, None, processes.poll()
         for step in range(int(state.step) + 1, steps + 1):
-            batch = next(stream)
-            state, metrics = self.step(state, batch)
+            batch, digest = next(stream)
+            prepare = self.objective.prepare
+            state, metrics = self.step(state, prepare(batch) if prepare else batch)
             if self.callback:
                 state, metrics, carry = self.callback.after(step, state, metrics, carry)
             if waiting:
                 self.settle(state, *waiting)
             waiting = (step, metrics)
-            if self.stop.name or self.due(step):
+            stopping = any_process(self.stop.name is not None)
+            if stopping or self.due(step):
                 self.settle(state, *waiting)
                 waiting = None
-            if self.folder and (self.stop.name or self.save_due(step)):
-                store.save(self.folder, step, state, store.batch_digest(batch), carry)
-            if self.stop.name:
+            if self.folder and (stopping or self.save_due(step)):
+                store.save(self.folder, step, state, digest(), carry)
+            if stopping:
                 raise self.interrupted(step)
         return state
 
@@ -144,7 +156,7 @@ class _Run:
         if self.report:
             self.report(step, self.options.steps, line)
         if evaluated:
-            values = self.evaluate(state.params)
+            values = self.evaluate(params_of(state, self.options))
             line |= {f'eval_{name}': float(value) for name, value in values.items()}
         if logged or evaluated:
             self.history.append(line)
@@ -168,51 +180,17 @@ class _Run:
     def interrupted(self, step: int) -> signals.Interrupted:
         kept = f'saved in {self.folder.out}; the same call goes on from there' if self.folder \
             else 'nothing was saved: the run has no folder'
-        message = f'stopped by {self.stop.name} after step {step} of {self.options.steps}; {kept}'
+        signal = self.stop.name or 'a signal to another process'
+        message = f'stopped by {signal} after step {step} of {self.options.steps}; {kept}'
         log.warning(message)
         return signals.Interrupted(message, step)
 
 
-def _stream(batches: Batches, options: TrainOptions, start: int, seen: str) -> Iterator[Batch]:
-    """One batch [A, batch, length] per step from step `start` on.
-
-    On a resume the last batch the state has seen is read again and compared: a stream that does not
-    continue where it stopped would train on other data without a sign.
-    """
-    first = start - 1 if seen else start
-    with contextlib.ExitStack() as stack:
-        source = iter(batches(first * options.accumulate))
-        if hasattr(source, 'close'):  # a generator may hold a prefetching thread
-            stack.callback(source.close)
-        for step in range(first, options.steps):
-            rows = [_checked(source, options, step) for _ in range(options.accumulate)]
-            batch = jax.tree.map(_stack, *rows)
-            if step >= start:
-                yield batch
-            elif store.batch_digest(batch) != seen:
-                raise ValueError(
-                    f'batches({step * options.accumulate}): not the batch that step {start} '
-                    'trained on before the interruption; resume with the same data'
-                )
-
-
-def _checked(source: Iterator[Batch], options: TrainOptions, step: int) -> Batch:
-    batch = next(source, None)
-    if batch is None:
-        raise ValueError(
-            f'batches ended at step {step} of {options.steps}; a step takes '
-            f'accumulate={options.accumulate} of them: repeat the data or lower steps'
-        )
-    wanted = (options.batch, options.length)
-    shapes = {name: np.shape(batch.get(name)) for name in ('tokens', 'segments', 'weights')}
-    if set(shapes.values()) != {wanted}:
-        raise ValueError(f'step {step}: batch has shapes {shapes}; options say [batch, length] = '
-                         f'{list(wanted)}')
-    return {name: batch[name] for name in shapes}
-
-
-def _stack(*rows: Any) -> Any:
-    return jnp.stack(rows) if isinstance(rows[0], jax.Array) else np.stack(rows)
+def _check_mesh(mesh: Any, options: TrainOptions) -> None:
+    if mesh is None and processes.several():
+        raise ValueError('several processes, and params that lie on no mesh: lay them out with '
+                         'sharding.place(params, sharding.make_mesh(...)) over all devices')
+    feed.check_rows(mesh, options)
 
 
 def _first_carry(callback: Callback | None, cfg: Config, state: TrainState) -> Any:
@@ -242,5 +220,6 @@ def _save_model(path: Path, cfg: Config, params: Any, options: TrainOptions, *,
     """Write the final weights, unless the run was already complete and they are there."""
     if finished_before == options.steps and path.exists():
         return
-    lineage = {'steps': options.steps, 'seed': options.seed, 'trainable': options.trainable}
+    trained = dataclasses.asdict(options)['trainable']
+    lineage = {'steps': options.steps, 'seed': options.seed, 'trainable': trained}
     checkpoint.save(path, cfg, params, {'train': lineage}, overwrite=True)

@@ -1,7 +1,6 @@
-"""Which leaves train, how fast, and how: path selection, schedules, clipped AdamW.
+"""How fast what trains moves, and how: schedules, clipped AdamW.
 
-Trainable leaves live in a flat dict path -> array while an update is computed, so that optimizer
-state exists for them alone and frozen leaves cost neither gradient nor memory.
+What trains lies in a flat dict name -> array (`trainable`) while an update is computed.
 """
 
 import re
@@ -12,31 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moe_jax.tree import leaves_with_paths, map_with_path
-
-Leaves = dict[str, jax.Array]
+from train.trainable import Chosen, Leaves, kept
 
 NO_DECAY = re.compile(r'(^|/)(bias|\w+_bias|scale|positions)$')
-
-
-def select(params: Any, trainable: str | None) -> Leaves:
-    """The leaves that train, by path: those in whose path the expression `trainable` is found."""
-    leaves = dict(leaves_with_paths(params))
-    if trainable is None:
-        return leaves
-    chosen = {path: leaf for path, leaf in leaves.items() if re.search(trainable, path)}
-    if not chosen:
-        some = ', '.join(list(leaves)[:8])
-        raise ValueError(
-            f'trainable={trainable!r} matches none of the {len(leaves)} parameter paths, '
-            f'such as {some}'
-        )
-    return chosen
-
-
-def put(params: Any, leaves: Leaves) -> Any:
-    """`params` with the leaves at the given paths replaced."""
-    return map_with_path(lambda path, leaf: leaves.get(path, leaf), params)
 
 
 def decays(leaves: Leaves) -> dict[str, bool]:
@@ -89,11 +66,12 @@ def learning_rate(
 class Recipe(NamedTuple):
     """The part of TrainOptions that is compiled into the step."""
 
-    trainable: str | None
+    trainable: Chosen
     schedule: str
     b1: float
     b2: float
     eps: float
+    keep_zeros: str | None = None
 
 
 class Scalars(NamedTuple):
@@ -117,6 +95,31 @@ def adamw(
     )
 
 
+def without_zeros(recipe: Recipe, values: Leaves, leaves: Leaves) -> Leaves:
+    """`values` with 0 where a leaf is exactly 0 and is to keep its zeros.
+
+    Of gradients it keeps the moments at 0 there, of an update the weights: the zeros are their own
+    mask, so an entry that training itself brings to exactly 0 stays there as well.
+    """
+    return {name: jnp.where(leaves[name] != 0, value, 0.0) if kept(name, recipe.keep_zeros)
+            else value for name, value in values.items()}
+
+
+def moments(opt_state: Any) -> optax.ScaleByAdamState:
+    """The part of an optimizer state that has count, mu and nu."""
+    return next(filter(_is_adam, jax.tree.leaves(opt_state, is_leaf=_is_adam)))
+
+
+def with_moments(opt_state: Any, adam: optax.ScaleByAdamState) -> Any:
+    """The optimizer state with that part replaced."""
+    return jax.tree.map(lambda state: adam if _is_adam(state) else state, opt_state,
+                        is_leaf=_is_adam)
+
+
+def _is_adam(state: Any) -> bool:
+    return isinstance(state, optax.ScaleByAdamState)
+
+
 def update(
     recipe: Recipe, scalars: Scalars, rate: jax.Array, grads: Leaves, opt_state: Any, leaves: Leaves
 ) -> tuple[Leaves, Any]:
@@ -125,4 +128,4 @@ def update(
     # optax raises a float to an int32 count, which strict promotion refuses.
     with jax.numpy_dtype_promotion('standard'):
         changes, opt_state = optimizer.update(grads, opt_state, leaves)
-        return optax.apply_updates(leaves, changes), opt_state
+        return without_zeros(recipe, optax.apply_updates(leaves, changes), leaves), opt_state

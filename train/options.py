@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import re
 
 from moe_jax.config import nearest
 from train.optim import SCHEDULES
+from train.trainable import Chosen, Trainable, check_expression
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,10 @@ class TrainOptions:
     One step averages the gradient over `accumulate` batches of `batch` rows of `length` tokens.
     The learning rate rises linearly to `peak_lr` over `warmup` steps, then follows `schedule` down
     to 0 at `steps`. `trainable` is a regular expression searched in leaf paths such as
-    'layer_0/moe/router/kernel'; the leaves it does not match are frozen (None: all train).
+    'layer_0/moe/router/kernel' (`train.TRAINABLE` has common ones), or a `Trainable` for some
+    experts and low-rank adapters; what it does not name is frozen (None: all train). Where
+    `keep_zeros` is found in the path of what trains, weights that are exactly 0 stay so, as pruned
+    ones should.
     `clip` bounds the global gradient norm of the leaves that train (None: no bound).
     Every `log_every` steps (and after the last) a line of metrics is kept; every `evaluate_every`
     the caller's evaluation runs; every `checkpoint_every` the state is saved if there is a folder
@@ -35,7 +38,8 @@ class TrainOptions:
     clip: float | None = 1.0
     accumulate: int = 1
     seed: int = 0
-    trainable: str | None = None
+    trainable: Chosen = None
+    keep_zeros: str | None = None
     log_every: int = 10
     evaluate_every: int = 0
     checkpoint_every: int = 1000
@@ -79,10 +83,6 @@ def _check_optimiser(options: TrainOptions) -> None:
         raise ValueError(
             f'TrainOptions.schedule={options.schedule!r}; {nearest(options.schedule, known)}'
         )
-    if options.trainable is not None:
-        try:
-            re.compile(options.trainable)
-        except re.error as error:
-            raise ValueError(
-                f'TrainOptions.trainable={options.trainable!r} is not a regular expression: {error}'
-            ) from None
+    if not isinstance(options.trainable, Trainable):
+        check_expression('TrainOptions.trainable', options.trainable)
+    check_expression('TrainOptions.keep_zeros', options.keep_zeros)

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model import init
+from moe_jax.model import init, shapes
+from train import feed
 from train.live import Report
 from train.loop import Evaluate, History, fit
 from train.options import TrainOptions
@@ -23,11 +25,19 @@ def pretrain(
     out: str | Path | None = None,
     progress: Report | None = None,
     evaluate: Evaluate | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Any, History]:
     """Train a fresh model on packed sets mixed by weight; weights and data follow `options.seed`.
 
-    Returns (params, history) as `fit` does.
+    mesh: what to train on (None: one device); the fresh weights are the same on every mesh, and no
+    device makes more than its share of them. Returns (params, history) as `fit` does.
     """
-    params = init(cfg, jax.random.key(options.seed))
-    stream = functools.partial(batches.mixture, sets, options.batch, options.seed)
+    key = jax.random.key(options.seed)
+    if mesh is None:
+        params = init(cfg, key)
+    else:
+        where = sharding.shardings(shapes(cfg), mesh)
+        params = jax.jit(init, static_argnums=0, out_shardings=where)(cfg, key)
+    stream = functools.partial(batches.mixture, sets, options.batch, options.seed,
+                               rows=feed.own_rows(mesh, options.batch))
     return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate)

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 
 from moe_jax.config import Config
-from moe_jax.model import forward
-from train import losses, optim
+from train import optim
+from train.objective import LANGUAGE_MODEL, Batch, Loss, Objective, Share, share_of
 from train.options import TrainOptions
-from train.state import TrainState, recipe
+from train.state import TrainState, recipe, trained_leaves
+from train.trainable import effective, put
 
-Batch = dict[str, Any]
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -33,16 +33,20 @@ class Diverged(FloatingPointError):
         self.step, self.norms, self.grad_norms = step, norms, grad_norms
 
 
-def make_step(cfg: Config, options: TrainOptions, *, experts: bool = False) -> Step:
+def make_step(
+    cfg: Config, options: TrainOptions, *, experts: bool = False,
+    objective: Objective = LANGUAGE_MODEL,
+) -> Step:
     """The jitted step `(state, batch) -> (state, metrics)`; it takes over (donates) the state.
 
     batch: 'tokens', 'segments' int32 and 'weights' float32, each [A, B, T]: A micro-batches whose
     gradients are averaged by weight, as if they were one batch of A*B rows (the balance and z
-    losses are means over micro-batches). metrics: scalars 'loss', 'ce' (nats per weighted token),
-    'balance', 'zloss', 'grad_norm' (before clipping), 'lr', 'load_max' and 'load_mean' (busiest
-    expert over mean, over layers), 'dropped' (share of choices), 'tokens' (weight total), 'finite';
-    and 'grad_norms' by subtree; with `experts` also 'experts', {'hits', 'mass'} by layer as
-    `forward` gives them, summed over the batch. Where `finite` is false the update was not made.
+    losses are means over micro-batches), and what else the objective reads, also [A, B, T, ...].
+    metrics: scalars 'loss', the objective's terms ('ce', nats per weighted token), 'balance',
+    'zloss', 'grad_norm' (before clipping), 'lr', 'load_max' and 'load_mean' (busiest expert over
+    mean, over layers), 'dropped' (share of choices), 'tokens' (weight total), 'finite'; and
+    'grad_norms' by subtree; with `experts` also 'experts', {'hits', 'mass'} by layer as `forward`
+    gives them, summed over the batch. Where `finite` is false the update was not made.
     """
     clip = np.inf if options.clip is None else options.clip
     scalars = optim.Scalars(
@@ -54,19 +58,22 @@ def make_step(cfg: Config, options: TrainOptions, *, experts: bool = False) -> S
         seed=jnp.asarray(options.seed, jnp.int32),
     )
     return functools.partial(train_step, scalars=scalars, cfg=cfg, recipe=recipe(options),
-                             experts=experts)
+                             experts=experts, loss=objective.loss, extra=objective.extra)
 
 
 @functools.partial(
-    jax.jit, static_argnames=('cfg', 'recipe', 'experts'), donate_argnames=('state',)
+    jax.jit, static_argnames=('cfg', 'recipe', 'experts', 'loss'), donate_argnames=('state',)
 )
 def train_step(
     state: TrainState, batch: Batch, *, scalars: optim.Scalars, cfg: Config, recipe: optim.Recipe,
-    experts: bool = False,
+    loss: Loss, extra: Any, experts: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """The step behind `make_step`; its jit cache is shared by every run of the process."""
-    leaves = optim.select(state.params, recipe.trainable)
-    grads, metrics = _gradients(cfg, state, leaves, batch, scalars.seed)
+    leaves = trained_leaves(state, recipe.trainable)
+    one = functools.partial(_value, loss, cfg, recipe, state.params, extra)
+    grads, metrics = _gradients(one, leaves, batch, jax.random.fold_in(
+        jax.random.key(scalars.seed), state.step))
+    grads = optim.without_zeros(recipe, grads, leaves)
     norms = subtree_norms(grads)
     total = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
     rate = optim.learning_rate(
@@ -81,7 +88,8 @@ def train_step(
     if not experts:
         del metrics['experts']
     metrics |= {'grad_norm': total, 'grad_norms': norms, 'lr': rate, 'finite': finite}
-    return TrainState(state.step + 1, optim.put(state.params, leaves), opt_state), metrics
+    parts = {name: leaves.pop(name) for name in state.parts}
+    return TrainState(state.step + 1, put(state.params, leaves), opt_state, parts), metrics
 
 
 def subtree_norms(leaves: optim.Leaves) -> dict[str, jax.Array]:
@@ -92,46 +100,45 @@ def subtree_norms(leaves: optim.Leaves) -> dict[str, jax.Array]:
     return {name: optax.tree.norm(group) for name, group in groups.items()}
 
 
+def _value(
+    loss: Loss, cfg: Config, recipe: optim.Recipe, params: Any, extra: Any, leaves: optim.Leaves,
+    rows: Batch, key: jax.Array, share: Share,
+) -> tuple[jax.Array, Metrics]:
+    """What one micro-batch adds to the loss, and to the metrics."""
+    params = effective(params, leaves, recipe.trainable, recipe.keep_zeros)
+    value, terms, out = loss(cfg, params, rows, extra, key, share)
+    kept = {name: out[name] for name in ('balance', 'zloss', 'load', 'dropped', 'hits', 'mass')}
+    return value, kept | {'terms': {'loss': value} | terms}
+
+
 def _gradients(
-    cfg: Config, state: TrainState, leaves: optim.Leaves, batch: Batch, seed: jax.Array
+    one: Callable[..., tuple[jax.Array, Metrics]], leaves: optim.Leaves, batch: Batch,
+    key: jax.Array,
 ) -> tuple[optim.Leaves, Metrics]:
     """Gradient of the loss over all A micro-batches, and its metrics."""
     micro = batch['tokens'].shape[0]
-    weight = batch['weights'][:, :, 1:].sum()
-    scale = 1.0 / jnp.where(weight > 0, weight, 1.0)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-    def loss(leaves: optim.Leaves, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits, out = forward(
-            cfg, optim.put(state.params, leaves), rows['tokens'], rows['segments'],
-            train=True, key=key,
-        )
-        nats, _ = losses.cross_entropy(logits, rows['tokens'], rows['weights'])
-        value = nats * scale + losses.auxiliary(out) / micro
-        return value, {'loss': value, 'ce': nats * scale, **out}
-
-    gradient = jax.grad(loss, has_aux=True)
+    share = share_of(batch)
+    gradient = jax.grad(one, has_aux=True)
     if micro == 1:
-        grads, parts = gradient(leaves, jax.tree.map(lambda x: x[0], batch), key)
+        grads, parts = gradient(leaves, jax.tree.map(lambda x: x[0], batch), key, share)
         parts = jax.tree.map(lambda x: x[None], parts)
     else:
         def add(total: optim.Leaves, inputs: Any) -> tuple[optim.Leaves, Metrics]:
             index, rows = inputs
-            grads, parts = gradient(leaves, rows, jax.random.fold_in(key, index))
+            grads, parts = gradient(leaves, rows, jax.random.fold_in(key, index), share)
             return jax.tree.map(jnp.add, total, grads), parts
 
         zeros = jax.tree.map(jnp.zeros_like, leaves)
         grads, parts = jax.lax.scan(add, zeros, (jnp.arange(micro), batch))
-    return grads, _summary(parts) | {'tokens': weight}
+    return grads, _summary(parts) | {
+        'tokens': batch['weights'][:, :, 1:].sum()}
 
 
 def _summary(parts: Metrics) -> Metrics:
     """Metrics of the whole batch from those of its micro-batches, stacked on axis 0."""
     load, dropped = parts['load'], parts['dropped']
     count = max(load.size, 1)  # 0 in a model without experts
-    return {
-        'loss': parts['loss'].sum(),
-        'ce': parts['ce'].sum(),
+    return {name: values.sum() for name, values in parts['terms'].items()} | {
         'balance': parts['balance'].mean(),
         'zloss': parts['zloss'].mean(),
         'load_max': load.max(initial=0.0),

@@ -10,24 +10,25 @@ lock           held by the process that works here; the system frees it when tha
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moe_jax import checkpoint
+from moe_jax import checkpoint, processes
 from moe_jax.config import Config
 from moe_jax.tree import count_bytes, leaves_with_paths
 from train.options import TrainOptions
 from train.state import TrainState
 
+PROBED = 2**16  # numbers of a leaf that its probe reads
 FREE = ('log_every', 'evaluate_every', 'checkpoint_every', 'keep')  # may change on resume
 
 
@@ -49,22 +50,15 @@ class Store:
 
 @contextlib.contextmanager
 def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
-           callback: str | None = None) -> Iterator[Store]:
+           names: Mapping[str, Any] | None = None) -> Iterator[Store]:
     """Create or reopen a run folder for exactly this run, alone in it.
 
-    callback: the name of what runs after each step.
+    names: what else makes it this run: that of its callback and of its objective, if it has them.
     """
     out = Path(out).absolute()
-    _check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / 'lock', 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f'{out}: another process is training in this folder') from None
-        _check_identity(out / 'run.json', _identity(cfg, params, options, callback))
-        # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
-        _sweep(out / 'checkpoints')
+    identity = _identity(cfg, params, options, names or {})
+    lock = processes.first(lambda: _claimed(out, identity))
+    try:
         manager = ocp.CheckpointManager(
             out / 'checkpoints',
             options=ocp.CheckpointManagerOptions(
@@ -78,6 +72,26 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
             yield Store(out, manager)
         finally:
             manager.close()
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _claimed(out: Path, identity: dict[str, Any]) -> IO[str]:
+    """The lock of a run's folder, which is made or found to be of this very run."""
+    _check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(open(out / 'lock', 'w'))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f'{out}: another process is training in this folder') from None
+        _check_identity(out / 'run.json', identity)
+        # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
+        _sweep(out / 'checkpoints')
+        stack.pop_all()
+    return lock
 
 
 def save(store: Store, step: int, state: TrainState, data: str, carry: Any = None) -> None:
@@ -94,7 +108,7 @@ def save(store: Store, step: int, state: TrainState, data: str, carry: Any = Non
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data}), **kept
     )
-    _sync(store.metrics)
+    processes.first(lambda: _sync(store.metrics))
     try:
         with checkpoint.guard_space(folder, count_bytes((state, carry)), what):
             store.manager.save(step, args=items)
@@ -120,7 +134,7 @@ def restore(
     step = store.latest()
     history = _read_metrics(store.metrics, step)
     text = ''.join(json.dumps(line) + '\n' for line in history)
-    _write(store.metrics, text)
+    processes.first(lambda: _write(store.metrics, text))
     if not step:
         return template, carry, '', history
     state, kept = jax.tree.map(
@@ -135,19 +149,28 @@ def restore(
     return items['state'], carry, items['data']['batch'], history
 
 
+def newest(out: str | Path, template: TrainState) -> TrainState:
+    """The state of the newest checkpoint in a run's folder, laid out as the template is."""
+    folder = Path(out).absolute() / 'checkpoints'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{out}: not the folder of a run, or without checkpoints')
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), template
+    )
+    with ocp.CheckpointManager(folder) as manager:
+        if (step := manager.latest_step()) is None:
+            raise FileNotFoundError(f'{folder}: no checkpoint is complete yet')
+        items = manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes)))
+    return items['state']
+
+
 def append(store: Store, line: dict[str, Any]) -> None:
-    """Add one line to metrics.jsonl."""
+    """Add one line to metrics.jsonl, in the first process."""
+    if not processes.is_first():
+        return
     with open(store.metrics, 'a') as file:
         file.write(json.dumps(line) + '\n')
-
-
-def batch_digest(batch: dict[str, Any]) -> str:
-    """16 hex digits of a batch's content."""
-    digest = hashlib.sha256()
-    for name in sorted(batch):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(batch[name]).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_folder(out: Path) -> None:
@@ -157,19 +180,25 @@ def _check_folder(out: Path) -> None:
 
 
 def _identity(
-    cfg: Config, params: Any, options: TrainOptions, callback: str | None
+    cfg: Config, params: Any, options: TrainOptions, names: Mapping[str, Any]
 ) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
     kept = {name: value for name, value in fields.items() if name not in FREE}
     probes = {path: _probe(leaf) for path, leaf in leaves_with_paths(params)}
     identity = {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
-    return identity if callback is None else identity | {'callback': callback}
+    identity |= {name: value for name, value in names.items() if value is not None}
+    return json.loads(json.dumps(identity))  # as it will be read: tuples are lists
 
 
 def _probe(leaf: Any) -> float:
     """A number that differs between weights but not between machines that made the same ones."""
-    flat = np.asarray(leaf).ravel()
-    flat = flat[:: max(1, flat.size >> 16)].astype(np.float64)
+    # Along the axes, from the largest: of an array that is spread out little travels.
+    steps = [1] * leaf.ndim
+    for axis in np.argsort(leaf.shape)[::-1]:
+        left = math.prod(-(-size // step) for size, step in zip(leaf.shape, steps, strict=True))
+        steps[axis] = min(leaf.shape[axis], -(-left // PROBED)) or 1
+    flat = processes.fetch(leaf[tuple(slice(None, None, step) for step in steps)])
+    flat = flat.ravel().astype(np.float64)
     return float(flat @ np.cos(np.arange(flat.size)) / (np.linalg.norm(flat) or 1.0))
 
 
@@ -183,9 +212,9 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
         for part in ('config', 'options') for name, value in identity[part].items()
         if before[part].get(name) != value
     ]
-    if before.get('callback') != identity.get('callback'):
-        faults.append(f'callback was {before.get("callback")} and is now '
-                      f'{identity.get("callback")}')
+    faults += [f'{name} was {before.get(name)} and is now {identity.get(name)}'
+               for name in ('callback', 'objective', 'from')
+               if before.get(name) != identity.get(name)]
     if not faults:
         was, now = before['start'], identity['start']
         same = was.keys() == now.keys() and np.allclose(

@@ -21,9 +21,9 @@ from moe_jax.tree import at, take
 from train.finetune import finetune
 from train.live import Report
 from train.loop import Callback, History
-from train.optim import select
 from train.options import TrainOptions
 from train.state import TrainState, replicated
+from train.trainable import check, rule_of
 
 # Of a dropped row's logit and of its rank. exp() of it is exactly 0, an update of AdamW is below
 # its rounding, and its square is finite, unlike that of an infinity or of 1e30.
@@ -88,7 +88,7 @@ def tsep(
     leaves it out.
     """
     rule = _resolved(cfg, options, rule)
-    select(params, options.trainable)  # refuses an expression that matches no leaf of the caller's
+    check(params, options.trainable)  # refuses what matches no leaf of the caller's
     wide, masked = mask(cfg, params)
 
     def small(params: Any) -> Mapping[str, float]:
@@ -227,10 +227,15 @@ def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
     if not (added := [name for name in MASK if not own[name]]):
         return options
     # Flags may stand at the very start of an expression alone, or enclose what they are for.
-    told = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', options.trainable or '', flags=re.S)
+    rule = rule_of(options.trainable)
+    if rule.leaves is None:
+        return options
+    told = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', rule.leaves, flags=re.S)
     rest = f'.*(?:{told})' if told else ''
-    return dataclasses.replace(
-        options, trainable=f'^(?!.*moe/router/(?:{"|".join(added)})$){rest}')
+    leaves = f'^(?!.*moe/router/(?:{"|".join(added)})$){rest}'
+    if rule is options.trainable:
+        return dataclasses.replace(options, trainable=dataclasses.replace(rule, leaves=leaves))
+    return dataclasses.replace(options, trainable=leaves)
 
 
 def _resolved(cfg: Config, options: TrainOptions, rule: Tsep) -> Tsep:

@@ -20,27 +20,30 @@ T = TypeVar('T')
 SLOTS = 4096  # the resolution of mixture weights
 
 
-def stream(packed: Packed, batch: int, seed: int, start: int = 0) -> Iterator[Batch]:
+def stream(packed: Packed, batch: int, seed: int, start: int = 0, *,
+           rows: Sequence[int] | None = None) -> Iterator[Batch]:
     """Yields batches start, start+1, ... without end; every epoch is a new seeded permutation.
 
     Each batch is {'tokens', 'segments', 'weights'} [B, T]; a batch may straddle two epochs, so no
-    row is ever left out.
+    row is ever left out. rows: the rows of each batch to make, of B (None: all).
     """
-    return mixture([(packed, 1.0)], batch, seed, start)
+    return mixture([(packed, 1.0)], batch, seed, start, rows=rows)
 
 
 def mixture(sets: Sequence[tuple[Packed, float]], batch: int, seed: int,
-            start: int = 0) -> Iterator[Batch]:
+            start: int = 0, *, rows: Sequence[int] | None = None) -> Iterator[Batch]:
     """Yields batches whose rows come from several packed sets in proportion to positive weights.
 
     The sets alternate evenly (weights rounded to 1/4096), so every batch is as balanced as its
-    size allows; each set goes through its own epochs. Raises ValueError for what cannot be mixed.
+    size allows; each set goes through its own epochs. rows: as in `stream`, so that each of several
+    processes reads its share. Raises ValueError for what cannot be mixed.
     """
     _check_sets(sets, batch)
     if start < 0:
         raise ValueError(f'batches: start={start} is negative')
     schedule = _schedule(tuple(weight for _, weight in sets))
-    return (_batch(sets, schedule, batch, seed, k) for k in itertools.count(start))
+    mine = np.arange(batch) if rows is None else np.asarray(rows)
+    return (_batch(sets, schedule, k * batch + mine, seed) for k in itertools.count(start))
 
 
 def heldout(packed: Packed, batch: int) -> list[Batch]:
@@ -124,9 +127,10 @@ def _permutation(seed: int, which: int, epoch: int, rows: int) -> np.ndarray:
     return np.argsort(np.random.PCG64([seed, which, epoch]).random_raw(rows), kind='stable')
 
 
-def _batch(sets: Sequence[tuple[Packed, float]], schedule: _Schedule, batch: int, seed: int,
-           k: int) -> Batch:
-    cycles, slots = np.divmod(np.arange(k * batch, (k + 1) * batch), len(schedule.set_M))
+def _batch(sets: Sequence[tuple[Packed, float]], schedule: _Schedule, numbers: np.ndarray,
+           seed: int) -> Batch:
+    """The rows of these numbers in the endless sequence of rows."""
+    cycles, slots = np.divmod(numbers, len(schedule.set_M))
     drawn = schedule.set_M[slots]
     position = cycles * schedule.per_cycle_S[drawn] + schedule.before_M[slots]
     rows = []

@@ -95,6 +95,8 @@ def _method(method: Method | None, seed: int) -> dict[str, Any] | None:
 def _options(options: TrainOptions) -> dict[str, Any]:
     """What decides the result of a run: how often it logs or saves does not."""
     fields = dataclasses.asdict(options)
+    if options.keep_zeros is None:  # runs from before there was such an option stay what they are
+        del fields['keep_zeros']
     return {name: value for name, value in fields.items() if name not in FREE}
 
 

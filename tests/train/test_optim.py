@@ -8,7 +8,7 @@ import pytest
 from train_tiny import CFG, params
 
 from moe_jax.tree import leaves_with_paths
-from train import optim
+from train import optim, trainable
 
 
 def rates(schedule, steps, warmup, peak=1.0):
@@ -81,7 +81,7 @@ def test_adamw_equals_numpy(clip):
 
 
 def test_only_matrices_and_token_embeddings_decay():
-    decayed = {path for path, yes in optim.decays(optim.select(params(), None)).items() if yes}
+    decayed = {path for path, yes in optim.decays(trainable.select(params(), None)).items() if yes}
     assert decayed == {
         'embed/tokens', 'layer_0/moe/router/kernel', 'layer_0/moe/experts/up',
         'layer_0/moe/experts/down', 'layer_1/mlp/up', 'layer_1/mlp/down',
@@ -91,11 +91,11 @@ def test_only_matrices_and_token_embeddings_decay():
 
 def test_select_and_put_are_inverse():
     tree = params(CFG)
-    chosen = optim.select(tree, r'moe/router|norm_final')
+    chosen = trainable.select(tree, r'moe/router|norm_final')
     assert sorted(chosen) == [
         'layer_0/moe/router/kernel', 'norm_final/bias', 'norm_final/scale'
     ]
-    changed = optim.put(tree, {path: leaf + 1.0 for path, leaf in chosen.items()})
+    changed = trainable.put(tree, {path: leaf + 1.0 for path, leaf in chosen.items()})
     for (path, old), (_, new) in zip(leaves_with_paths(tree), leaves_with_paths(changed),
                                      strict=True):
         np.testing.assert_array_equal(new, old + 1.0 if path in chosen else old)
@@ -104,4 +104,4 @@ def test_select_and_put_are_inverse():
 
 def test_an_expression_that_matches_nothing_says_what_there_is():
     with pytest.raises(ValueError, match=r"'moe/gate' matches none of the .* such as embed/"):
-        optim.select(params(), 'moe/gate')
+        trainable.select(params(), 'moe/gate')

@@ -15,8 +15,8 @@ from train_tiny import CFG, OPTIONS, batch, equal, stream
 import moe_jax.checkpoint
 from moe_jax import model, routing
 from train import Callback, Interrupted, Tsep, finetune, fit, losses, tsep
-from train.optim import select
 from train.step import train_step
+from train.trainable import select
 from train.tsep import DEAD, _without_mask, drop, finish, mask, survivors
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))

@@ -1,0 +1,174 @@
+"""Several processes that run one program: who they are, what only the first does, how they agree.
+
+All functions do nothing special where there is one process.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+log = logging.getLogger('moe_jax')
+T = TypeVar('T')
+
+# A process that is not heard of for so long is dead, and the others end with an error.
+HEARTBEAT_SECONDS = 60
+PLAIN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+TEXT = 2000  # bytes of an error that the first process tells the others
+
+
+def start(environment: Mapping[str, str] = os.environ) -> bool:
+    """Join the other processes of this run, if the environment says that there are any.
+
+    Read are, in this order: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; a Slurm job step of several tasks; the hosts of a TPU pod. To be called before
+    any computation. Returns whether there are several processes. Raises ValueError for variables
+    that contradict each other.
+    """
+    given = _given(environment)
+    if given is None:
+        return False
+    jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
+             jax.local_device_count(), jax.device_count())
+    return True
+
+
+def _given(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of jax.distributed.initialize by the environment; None where this is all of it."""
+    named = {name: environment[name] for name in PLAIN if environment.get(name)}
+    if named and len(named) < len(PLAIN):
+        missing = ', '.join(name for name in PLAIN if name not in named)
+        raise ValueError(f'{", ".join(named)} is set and {missing} is not: several processes need '
+                         'all three')
+    if named:
+        try:
+            count, index = int(named[PLAIN[1]]), int(named[PLAIN[2]])
+        except ValueError:
+            count, index = 0, 0
+        if not 0 <= index < count:
+            raise ValueError(f'{PLAIN[1]}={named[PLAIN[1]]!r}, {PLAIN[2]}={named[PLAIN[2]]!r}: give '
+                             'a number of processes, and the number of this one, from 0')
+        return {'coordinator_address': named[PLAIN[0]], 'num_processes': count,
+                'process_id': index} if count > 1 else None
+    # Of a job step alone: in an allocation without srun SLURM_NTASKS is set, and there is one task.
+    if int(environment.get('SLURM_STEP_NUM_TASKS', '1')) > 1 and 'SLURM_PROCID' in environment:
+        return {'cluster_detection_method': 'slurm'}
+    if ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
+        return {}
+    return None
+
+
+def several() -> bool:
+    """Whether more than one process takes part."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Until all processes are here."""
+    if several():
+        multihost_utils.sync_global_devices(name)
+
+
+def first(action: Callable[[], T]) -> T | None:
+    """Do something in the first process alone; what it raises is raised in all, once it is known.
+
+    The others wait, and get None. They raise RuntimeError with the text of the first one's error.
+    """
+    if not several():
+        return action()
+    result, error = None, None
+    if is_first():
+        try:
+            result = action()
+        except Exception as caught:  # the others must hear of it before it goes on
+            error = caught
+    text = '' if error is None else f'{type(error).__name__}: {error}'
+    told = np.zeros(TEXT, np.uint8)
+    encoded = np.frombuffer(text.encode()[:TEXT], np.uint8)
+    told[:len(encoded)] = encoded
+    heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b'\0')
+    if error is not None:
+        raise error
+    if heard:
+        raise RuntimeError(f'process 0 failed: {heard.decode(errors="replace")}')
+    return result
+
+
+def same_text(text: str) -> str:
+    """The first process's text (at most 64 bytes), in all."""
+    if not several():
+        return text
+    told = np.zeros(64, np.uint8)
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    told[:len(encoded)] = encoded
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b'\0').decode()
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays in numpy, also those of which this process holds a part only; all must call it."""
+    def one(leaf: Any) -> np.ndarray:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or (
+                leaf.is_fully_replicated):
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)
+
+
+def largest(values: np.ndarray) -> np.ndarray:
+    """The elementwise maximum over processes, of uint32 or float32."""
+    if not several():
+        return values
+    return np.asarray(multihost_utils.process_allgather(values)).max(axis=0)
+
+
+def poll() -> Callable[[bool], bool]:
+    """A question to all processes that is asked again and again: whether any says yes.
+
+    Where there are several, the answer is that of the round before, the same in all.
+    """
+    before: Callable[[], bool] = lambda: False  # noqa: E731
+
+    def ask(flag: bool) -> bool:
+        nonlocal before
+        if not several():
+            return flag
+        heard, before = before(), vote(flag)
+        return heard
+
+    return ask
+
+
+def vote(flag: bool) -> Callable[[], bool]:
+    """Ask all processes; the function returned waits for whether any said yes, the same in all.
+
+    The asking itself does not wait, so that it costs nothing beside a training step.
+    """
+    if not several():
+        return lambda: flag
+    where, any_of = _polling()
+    votes = jax.make_array_from_callback((jax.device_count(),), where,
+                                         lambda _: np.array([flag], np.int32))
+    found = any_of(votes)
+    return lambda: bool(np.asarray(found))
+
+
+@functools.cache
+def _polling() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """Where votes lie, one per device, and the compiled question whether any is yes."""
+    mesh = jax.make_mesh((jax.device_count(),), ('all',), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, P('all')), jax.jit(lambda votes: votes.max(),
+                                                  out_shardings=NamedSharding(mesh, P()))

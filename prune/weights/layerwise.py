@@ -1,0 +1,76 @@
+"""Sparsify layer by layer: every layer is observed on what the sparse ones before it give."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from moe_jax.config import Config
+from moe_jax.fingerprint import fingerprint
+from moe_jax.layerwise import layerwise
+from moe_jax.stats import Stats
+from moe_jax.tree import at
+from prune.apply import apply_layer, config_of
+from prune.layerwise import Layerwise, of_group
+from prune.original import check_model
+from prune.plan import LayerPlan, Plan
+from prune.weights.registry import weight_observe_options
+from prune.weights.request import WeightRequest, weight_request
+from prune.weights.sparsify import sparsify
+
+
+def sparsify_layerwise(
+    method: str,
+    params: Mapping[str, Any],
+    cfg: Config,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    tokenizer: str = '',
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Layerwise:
+    """As `prune.sparsify`, but from the first layer to the last, each on the sparse ones before it.
+
+    So a layer is pruned for the inputs it will have in the sparse model, as Wanda, SparseGPT and
+    MoE-Pruner do, and one layer at a time is on the device. Returns the plan, the sparse model it
+    makes (already made) and the statistics it was made from; `prune.apply` of the plan on the
+    original gives that model again.
+
+    batches as for `moe_jax.observe`, read once. options: those of `prune.sparsify`; its scope
+    'global', which compares layers, is refused, and so are methods that read gradients or nothing.
+    progress(done, layers) is called after each layer.
+    """
+    asked = layerwise_weight_request(method, cfg, **options)
+    check_model(cfg, params, None, 'prune.sparsify_layerwise')
+    found: dict[int, LayerPlan] = {}
+    rest = {'scope': asked.scope, 'leaves': asked.leaves, 'group': asked.group, **asked.chosen}
+    amount = ({'sparsity': asked.sparsity} if asked.pattern is None
+              else {'pattern': asked.pattern})
+
+    def compress(i: int, one: Config, layer: Mapping[str, Any], stats: Stats):
+        part = sparsify(method, stats, {'layer_0': layer}, one, **amount, **rest)
+        found[i] = part.layers[0]
+        return at(layer, 'moe', lambda moe: apply_layer(moe, found[i], one, i)), one
+
+    new, _, stats = layerwise(cfg, params, of_group(batches, asked.group), compress,
+                              progress=progress, tokenizer=tokenizer,
+                              **weight_observe_options(method, **asked.chosen))
+    whole = Plan(
+        method=method, layers=found, experts=cfg.experts, width=cfg.width,
+        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,
+        options=asked.record() | {'layerwise': True},
+    )
+    return Layerwise(whole, new, config_of(whole, cfg).fit(new), stats)
+
+
+def layerwise_weight_request(method: str, cfg: Config, **options: Any) -> WeightRequest:
+    """The keywords of `sparsify_layerwise`, checked: ValueError for what it cannot do."""
+    asked = weight_request(method, cfg, **options)
+    if asked.scope == 'global':
+        raise ValueError(f"scope='global' of {method!r} compares layers, and layer by layer fixes "
+                         "beforehand what each loses; give scope='layer', 'matrix' or 'output'")
+    if not asked.needs:
+        raise ValueError(f'{method!r} reads no statistics, so the layers before one do not matter; '
+                         'sparsify at once')
+    if any(name.startswith('grad_') for name in asked.needs):
+        raise ValueError(f'{method!r} reads gradients, which need the whole model; use '
+                         'moe_jax.observe with gradients=True, and prune.sparsify')
+    return asked

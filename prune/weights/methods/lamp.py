@@ -1,0 +1,39 @@
+"""LAMP: magnitudes as shares of what is left of their matrix, so that all can be compared.
+
+Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021. Score of a
+weight: w^2 over the sum of v^2 of all weights with |v| >= |w| in its unit. The single largest
+weight of a unit scores 1, so none is emptied before all others are down to one; within a unit the
+order is that of magnitudes, so the scope must be wider than that for a difference.
+
+Deviation: equal weights count each other, and so score the same; the code gives them different
+scores by their place.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from prune.weights.stack import Stack
+
+PAPER = 'LAMP, ICLR 2021'
+NEEDS = {'gate': (), 'up': (), 'down': ()}
+COST = 'weights only'
+SCOPE = 'global'
+
+
+def scores(stack: Stack, *, unit: Literal['expert', 'layer'] = 'expert') -> np.ndarray:
+    """w^2 / sum of v^2 over |v| >= |w|, [E, in, out] in [0, 1].
+
+    unit: every expert's matrix by itself ('expert'), so that no expert is emptied, or the matrices
+      of all experts of a layer together ('layer'), so that weak experts lose more.
+    """
+    squares = np.square(stack.weights, dtype=np.float64)
+    rows = squares.reshape(len(squares) if unit == 'expert' else 1, -1)
+    return np.stack([_shares(row) for row in rows]).reshape(squares.shape)
+
+
+def _shares(squares: np.ndarray) -> np.ndarray:
+    """Each of the squares [n] over the sum of those that are not smaller; 0 for 0."""
+    order = np.sort(squares)
+    rest = np.cumsum(order[::-1])[::-1][np.searchsorted(order, squares)]
+    return np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0).astype(np.float32)

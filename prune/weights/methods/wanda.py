@@ -1,0 +1,30 @@
+"""Wanda: small weights on quiet inputs go.
+
+Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024,
+and its released code. Score: |W_ij| |x_i|_2, the norm of input channel i over the tokens that were
+routed to the expert (the hidden layer's for down), compared within each output.
+
+Deviations: norms are plain sums over tokens, where the code averages over bundles of tokens of
+unequal size. An expert that no token reached is pruned by magnitude, and few tokens are helped out
+by the layer's average.
+"""
+
+import numpy as np
+
+from prune.weights.stack import MIN_TOKENS, Stack, channel_norms
+
+PAPER = 'Wanda, ICLR 2024'
+NEEDS = {'gate': ('input_square',), 'up': ('input_square',), 'down': ('hidden_square',)}
+COST = 'one pass'
+SCOPE = 'output'
+
+
+def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
+    """|W| times the norm of its input channel [E, in, out].
+
+    min_tokens: an expert with n tokens, fewer than this, is given the missing ones as average
+      tokens of its layer, scaled back to n.
+    """
+    squares = stack.stats[NEEDS[stack.leaf][0]]
+    norms = channel_norms(squares, stack.stats['evaluated'], min_tokens)
+    return np.abs(stack.weights) * norms[:, :, None]

@@ -1,0 +1,184 @@
+"""What is asked of a plan of masks, checked before anything runs.
+
+E experts, D model width, F expert hidden width.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from types import ModuleType
+from typing import Any, get_args
+
+import numpy as np
+
+from moe_jax import ffn
+from moe_jax.config import Config, nearest
+from moe_jax.stats import Stats
+from moe_jax.tree import host
+from prune import statistics
+from prune.masks import LEAVES, matrix
+from prune.weights import registry
+from prune.weights.cut import WITHIN, Pattern, Scope, per_pattern
+from prune.weights.stack import Stack, by_expert
+
+SPARSITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightRequest:
+    """A criterion, its options (given or default), how much of what goes, and from which leaves."""
+
+    name: str
+    module: ModuleType
+    chosen: Mapping[str, Any]
+    sparsity: float
+    scope: Scope
+    pattern: Pattern | None
+    leaves: tuple[str, ...]
+    group: str | None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that are read."""
+        return registry.weight_needs(self.name, self.chosen, self.leaves)
+
+    def check_statistics(self, stats: Stats | None, cfg: Config) -> None:
+        """Raise ValueError for statistics that are missing, of other shapes, or not finite."""
+        if not self.needs:
+            if self.group is not None:
+                raise ValueError(f'group={self.group!r}: {self.name!r} reads no statistics')
+            return
+        if stats is None:
+            asked = registry.weight_observe_options(self.name, **self.chosen)
+            how = ', '.join(f'{key}={value!r}' for key, value in asked.items())
+            raise ValueError(
+                f'method {self.name!r} needs the statistics {list(self.needs)}; see '
+                f'moe_jax.observe{f", with {how}" if how else ""}')
+        statistics.check_groups(stats, cfg, self.group)
+        for i in cfg.moe_layers:
+            self.statistics(stats, cfg, i)
+
+    def statistics(self, stats: Stats | None, cfg: Config, layer: int) -> dict[str, np.ndarray]:
+        """The statistics of one layer's experts, [E, ...] (`Stack.stats`)."""
+        if not self.needs:
+            return {}
+        seen = by_expert(statistics.fetch_layer(self.name, stats, cfg, layer, self.group,
+                                                self.needs), cfg, layer)
+        for name in (n for n in seen if n.startswith('grad_')):
+            shape = matrix(name.partition('/')[2], cfg.width, cfg.expert_hidden)
+            if seen[name].shape != (cfg.experts[layer], *shape):
+                raise ValueError(f'statistic {name!r} of layer {layer} has shape '
+                                 f'{seen[name].shape}, not {(cfg.experts[layer], *shape)}; observe '
+                                 'this model')
+        return seen
+
+    def traffic(self, stats: Stats, cfg: Config, layer: int) -> np.ndarray:
+        """Tokens that each expert of a layer was evaluated for, [E]."""
+        seen = statistics.fetch_layer(self.name, stats, cfg, layer, self.group,
+                                      (registry.TRAFFIC,))
+        return by_expert(seen, cfg, layer)['evaluated']
+
+    def stacks(self, stats: Stats | None, params: Mapping[str, Any], cfg: Config, layer: int
+               ) -> Iterator[Stack]:
+        """The matrices of one layer, one after the other."""
+        seen = self.statistics(stats, cfg, layer)
+        experts = params[f'layer_{layer}']['moe']['experts']
+        for leaf in self.leaves:
+            yield Stack(layer, leaf, host(experts[leaf]).astype(np.float32), seen)
+
+    def scores(self, stack: Stack) -> np.ndarray:
+        """float32 [E, in, out]; ValueError where they cannot be compared."""
+        found = self.module.scores(stack, **self.chosen)
+        if not np.isfinite(found).all():
+            raise ValueError(f'scores of layer {stack.layer}, {stack.leaf}, are not finite; look '
+                             'for NaN in the model')
+        return found
+
+    def cut(self, scores: np.ndarray) -> np.ndarray:
+        """The mask [E, in, out] of one matrix, where no other decides with it."""
+        if self.pattern is not None:
+            return per_pattern(scores, self.pattern)
+        return WITHIN[self.scope](scores, self.sparsity)
+
+    def record(self) -> dict[str, Any]:
+        """Every option with the value it had, for a plan's record."""
+        pattern = None if self.pattern is None else '{}:{}'.format(*self.pattern)
+        return {**self.chosen, 'sparsity': self.sparsity, 'scope': self.scope, 'pattern': pattern,
+                'leaves': ' '.join(self.leaves), 'group': self.group}
+
+
+def weight_request(
+    name: str,
+    cfg: Config,
+    *,
+    sparsity: float | None = None,
+    scope: Scope | None = None,
+    pattern: Pattern | None = None,
+    leaves: Collection[str] | None = None,
+    group: str | None = None,
+    **options: Any,
+) -> WeightRequest:
+    """The keywords of `prune.sparsify` as a request.
+
+    Raises ValueError for an unknown method, option, scope or leaf (with the nearest name), a
+    sparsity out of range, a pattern that does not fit, and a dense model.
+    """
+    module = registry.weight_method(name)
+    if not cfg.moe_layers:
+        raise ValueError('no layer of this model has experts; there is nothing to sparsify')
+    chosen = registry.check_weight_options(name, options)
+    scope = _scope(name, module, scope, pattern)
+    found = _leaves(name, cfg, leaves)
+    if pattern is not None:
+        pattern = _pattern(name, cfg, pattern, found)
+    return WeightRequest(name, module, chosen, _sparsity(name, sparsity, pattern), scope, pattern,
+                         found, group)
+
+
+def _scope(name: str, module: ModuleType, scope: Scope | None, pattern: Any) -> Scope:
+    if scope is not None and scope not in (known := get_args(Scope)):
+        raise ValueError(f'{name}: scope={scope!r}; {nearest(str(scope), known)}')
+    if pattern is not None and scope not in (None, 'output'):
+        raise ValueError(f'{name}: a pattern compares the inputs of each output in small groups; '
+                         f'leave out scope={scope!r}')
+    if registry.form(name) == 'solve' and scope not in (None, 'output'):
+        raise ValueError(f'{name}: scope={scope!r}: it prunes every output by itself; leave the '
+                         "scope out, or choose a method that ranks weights, such as 'wanda'")
+    return 'output' if pattern is not None else scope or module.SCOPE
+
+
+def _leaves(name: str, cfg: Config, leaves: Collection[str] | None) -> tuple[str, ...]:
+    known = [leaf for leaf in LEAVES if leaf in ffn.shapes(cfg, cfg.expert_hidden)]
+    if leaves is None:
+        return tuple(known)
+    if isinstance(leaves, str) or not leaves:
+        raise ValueError(f'{name}: leaves={leaves!r}: give a list of {", ".join(known)}')
+    for leaf in leaves:
+        if leaf not in known:
+            raise ValueError(f'{name}: leaf {leaf!r}; {nearest(str(leaf), known)}')
+    return tuple(leaf for leaf in known if leaf in leaves)
+
+
+def _pattern(name: str, cfg: Config, pattern: Any, leaves: Collection[str]) -> Pattern:
+    n, m = pattern if isinstance(pattern, tuple | list) and len(pattern) == 2 else (0, 0)
+    if not (isinstance(n, int) and isinstance(m, int) and 1 <= n < m):
+        raise ValueError(f'{name}: pattern={pattern!r}: give (n, m), n weights that stay of m '
+                         'consecutive inputs, 1 <= n < m, such as (2, 4)')
+    for leaf in leaves:
+        if (inputs := matrix(leaf, cfg.width, cfg.expert_hidden)[0]) % m:
+            raise ValueError(f'{name}: pattern={n}:{m}: {leaf} has {inputs} inputs, which do not '
+                             f'divide by {m}; choose another pattern, or leave the leaf out')
+    return n, m
+
+
+def _sparsity(name: str, sparsity: float | None, pattern: Pattern | None) -> float:
+    if sparsity is not None and (isinstance(sparsity, bool) or not isinstance(sparsity, int | float)
+                                 or not 0 <= sparsity < 1):
+        raise ValueError(f'{name}: sparsity={sparsity!r}: the share of weights to set to zero, in '
+                         '[0, 1)')
+    if pattern is None:
+        return SPARSITY if sparsity is None else float(sparsity)
+    share = 1 - pattern[0] / pattern[1]
+    if sparsity is not None and abs(sparsity - share) > 1e-9:
+        raise ValueError(f'{name}: pattern={pattern[0]}:{pattern[1]} sets a share of {share:g} to '
+                         f'zero, not sparsity={sparsity:g}; give one of them')
+    return share

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from moe_jax import commands, commands_curve, commands_hf, commands_sparsify
+from moe_jax import commands, commands_curve, commands_hf, commands_sparsify, commands_train
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
@@ -19,6 +19,7 @@ FAILED, INTERRUPTED = 1, 130
 app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
 
+app.command(name='train')(commands_train.train_model)
 app.command(name='observe')(commands.observe)
 app.command(name='prune')(commands.prune_model)
 app.command(name='sparsify')(commands_sparsify.sparsify_model)
@@ -54,13 +55,13 @@ def study(
         raise ValueError(f'--seeds {seeds}: at least 1')
     from rich.console import Console
 
-    from moe_jax.study import estimate, runner, spec
+    from moe_jax.study import kinds, runner, spec
 
     chosen = spec.load(config, 'smoke' if smoke else 'config')
     if seeds is not None:
         chosen = chosen.replace(seeds=tuple(range(seeds)))
     if cost:
-        Console().print(estimate.table(chosen))
+        Console().print(kinds.kind_of(chosen).cost(chosen))
         return
     commands.use_compilation_cache()
     folder = out or Path('runs') / chosen.name

@@ -56,12 +56,14 @@ def sparsify_model(
         to: the format of the new folder: native, or hf for transformers, vLLM and others.
         dtype: cast the weights.
     """
+    import prune
     from moe_jax import storage
     from moe_jax.stats import Stats
 
     absent(out)
+    own = prune.check_weight_options(method, dict(map(option, options)))
     keywords = {'sparsity': sparsity, 'scope': scope, 'pattern': _pattern(pattern),
-                'leaves': leaves or None, 'group': group, **dict(map(option, options))}
+                'leaves': leaves or None, 'group': group, **own}
     text = {name: value for name, value in (('tasks', tasks), ('tokens', tokens), ('data', data))
             if value is not None and value != ()}
     request = Request(method, keywords, text if layerwise else None)
@@ -98,8 +100,6 @@ def _pattern(text: str | None) -> tuple[int, int] | None:
 def _check(request: Request, model: Path, seen: Any, to: str, origin: Path | None) -> None:
     """Raise ValueError, from config and statistics alone, for what would be refused later."""
     from moe_jax import storage
-    from moe_jax.model import shapes
-    from prune.original import check_model
     from prune.weights.layerwise import layerwise_weight_request
     from prune.weights.request import weight_request
 
@@ -113,7 +113,6 @@ def _check(request: Request, model: Path, seen: Any, to: str, origin: Path | Non
         if asked.group is not None and asked.group not in request.text['tasks']:
             raise ValueError(f'--group {asked.group}: is not among --tasks '
                              f'{" ".join(request.text["tasks"])}')
-    check_model(cfg, shapes(cfg), None, 'sparsify')
     if to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')
     if to == 'hf' and (shared := [i for i in cfg.moe_layers if cfg.alias(i) is not None]):

@@ -18,30 +18,30 @@ from jax.sharding import PartitionSpec as P
 log = logging.getLogger('moe_jax')
 T = TypeVar('T')
 
-# A process that is not heard of for so long is dead, and the others end with an error.
-HEARTBEAT_SECONDS = 60
+HEARTBEAT = 60  # seconds
 PLAIN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 TEXT = 2000  # bytes of an error that the first process tells the others
 
 
-def start(environment: Mapping[str, str] = os.environ) -> bool:
+def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEARTBEAT) -> bool:
     """Join the other processes of this run, if the environment says that there are any.
 
     Read are, in this order: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID; a Slurm job step of several tasks; the hosts of a TPU pod. To be called before
-    any computation. Returns whether there are several processes. Raises ValueError for variables
+    any computation. Returns whether there are several processes. A process that is not heard of for
+    `heartbeat` seconds is dead, and the others end with an error. Raises ValueError for variables
     that contradict each other.
     """
-    given = _given(environment)
-    if given is None:
+    found = given(environment)
+    if found is None:
         return False
-    jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    jax.distributed.initialize(**found, heartbeat_timeout_seconds=heartbeat)
     log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
              jax.local_device_count(), jax.device_count())
     return True
 
 
-def _given(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def given(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Arguments of jax.distributed.initialize by the environment; None where this is all of it."""
     named = {name: environment[name] for name in PLAIN if environment.get(name)}
     if named and len(named) < len(PLAIN):

@@ -31,6 +31,5 @@ from prune.weights.sparsify import sparsify
 __all__ = ['Evolved', 'Foreign', 'LayerPlan', 'Layerwise', 'Leaf', 'Plan', 'Safety', 'apply',
            'apply_moments', 'check_options', 'check_weight_options', 'evolve', 'methods',
            'observe_options', 'options', 'plan', 'plan_layerwise', 'safe_sparsity', 'scores',
-           'select_experts', 'sensitivity', 'sparsify', 'sparsify_layerwise', 'sparsity', 'stands_for',
-           'super_experts',
-           'weight_methods', 'weight_options']
+           'select_experts', 'sensitivity', 'sparsify', 'sparsify_layerwise', 'sparsity',
+           'stands_for', 'super_experts', 'weight_methods', 'weight_options']

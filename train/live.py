@@ -9,12 +9,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moe_jax import processes
+
 Report = Callable[[int, int, dict[str, Any]], None]
 
 
 @contextlib.contextmanager
 def reporter(progress: Report | None, start: int, steps: int) -> Iterator[Report | None]:
-    """The caller's callback, one that draws a live line if stderr is a terminal, or None."""
+    """The caller's callback, one that draws a live line if stderr is a terminal, or None.
+
+    None in every process but the first.
+    """
+    if not processes.is_first():
+        yield None
+        return
     if progress is not None or not sys.stderr.isatty():
         yield progress
         return

@@ -77,7 +77,7 @@ def begin(params: Any, options: TrainOptions, start: TrainState | None) -> Train
     check(params, options.trainable, options.keep_zeros)
     ours = _shapes(start.params) | {f'moments of {name}': shape for name, shape in _shapes(
         moments(start.opt_state).mu).items()}
-    theirs = _shapes(params) | {f'moments of {name}': shape for name, shape in _trained_shapes(
+    theirs = _shapes(params) | {f'moments of {name}': shape for name, shape in trained_shapes(
         params, options).items()}
     if odd := sorted(name for name in ours.keys() | theirs.keys()
                      if ours.get(name) != theirs.get(name)):
@@ -128,7 +128,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(tree)}
 
 
-def _trained_shapes(params: Any, options: TrainOptions) -> dict[str, tuple[int, ...]]:
+def trained_shapes(params: Any, options: TrainOptions) -> dict[str, tuple[int, ...]]:
     """The shape of all that trains, by name."""
     shapes, chosen = _shapes(params), options.trainable
     found = _shapes(select(params, chosen))

@@ -44,6 +44,15 @@ def train(texts: Iterable[str], vocab: int, path: str | os.PathLike) -> Tokenize
     return load(path)
 
 
+def of_corpus(corpus: Corpus, vocab: int) -> Path:
+    """Where the tokenizer trained on a corpus is: in the cache, by what it was trained on."""
+    identity = hashlib.sha256('\0'.join((corpus.fingerprint, str(vocab))).encode()).hexdigest()
+    path = cache.root() / 'tokenizers' / f'{identity[:16]}.json'
+    if not path.exists():
+        train(sample(corpus), vocab, path)
+    return path
+
+
 def load(path: str | os.PathLike) -> Tokenizer:
     """Reads a saved tokenizer; '<|end|>' written in a text encodes as plain characters."""
     if not Path(path).is_file():

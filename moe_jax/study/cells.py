@@ -8,6 +8,7 @@ from typing import Any
 
 import prune
 from moe_jax.study.material import Material
+from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
 from train.store import FREE
@@ -37,6 +38,8 @@ class Cell:
         shrunk = f'{a["experts"]}->{a["keep"]}' if 'keep' in a else a.get('experts', '')
         if self.kind == 'score':
             what = f'{a["method"]} {shrunk}' if a['method'] != 'none' else f'scratch {a["keep"]}'
+        elif 'recipe' in a:
+            what = f'{self.kind} {a["shrink"]}, {a["recipe"]}'
         else:
             what = f'{self.kind} {shrunk}'.strip()
         task = f' on {a["task"]}' if 'task' in a else ''
@@ -53,7 +56,7 @@ def cells(study: Study, material: Material) -> list[Cell]:
     """Every cell of a study, in the order to run them: what others need comes first."""
     found = []
     for seed in study.seeds:
-        models = {z: _pretrain(study, material, z, seed) for z in study.experts}
+        models = {z: pretrain_cell(study, material, z, seed) for z in study.experts}
         found += models.values()
         found += [_usage(study, material, models[z], seed) for z in study.experts]
         if seed == study.seeds[0]:
@@ -92,7 +95,7 @@ def _method(method: Method | None, seed: int) -> dict[str, Any] | None:
     return {'name': method.name, 'options': method_options(method, seed)}
 
 
-def _options(options: TrainOptions) -> dict[str, Any]:
+def deciding(options: TrainOptions) -> dict[str, Any]:
     """What decides the result of a run: how often it logs or saves does not."""
     fields = dataclasses.asdict(options)
     if options.keep_zeros is None:  # runs from before there was such an option stay what they are
@@ -100,15 +103,17 @@ def _options(options: TrainOptions) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in FREE}
 
 
-def _pretrain(study: Study, material: Material, experts: int, seed: int) -> Cell:
+def pretrain_cell(study: Study | RecoveryStudy, material: Material, experts: int, seed: int
+                  ) -> Cell:
+    """The pretraining of one model; the same in every kind of study."""
     options = dataclasses.replace(study.pretrain, seed=seed)
     return Cell(
         'pretrain',
         {'model': json.loads(study.model_with(experts).to_json()), 'data': material.digest,
-         'options': _options(options), 'capacity': study.capacity,
+         'options': deciding(options), 'capacity': study.capacity,
          'rows': study.score_rows},
         {'experts': experts, 'seed': seed},
-        _tokens(options),
+        tokens(options),
     )
 
 
@@ -145,17 +150,18 @@ def _score(study: Study, material: Material, model: Cell, task: str, z: int, g: 
         'model': model.id, 'keep': g, 'method': _method(method, seed), 'data': material.digest,
         'task': material.tasks[task].digest, 'capacity': study.capacity,
         'others': {n: m.digest for n, m in sorted(material.tasks.items()) if n != task},
-        'stages': {name: _options(options) for name, options in stages.items()},
+        'stages': {name: deciding(options) for name, options in stages.items()},
         'text_share': study.recovery.text_share, 'tokens': study.observe_tokens,
         'rows': study.score_rows,
     }
-    work = _tokens(stages['warm']) * ROUTER_ONLY
-    work += _tokens(stages['prefinetune']) + _tokens(stages['finetune'])
+    work = tokens(stages['warm']) * ROUTER_ONLY
+    work += tokens(stages['prefinetune']) + tokens(stages['finetune'])
     work += SCORED * study.heldout_tokens * (len(stages) + 1 + len(material.heldout))
     label = 'none' if method is None else method.label
     about = {'experts': z, 'keep': g, 'method': label, 'task': task, 'seed': seed}
     return Cell('score', inputs, about, work)
 
 
-def _tokens(options: TrainOptions) -> float:
+def tokens(options: TrainOptions) -> float:
+    """How many tokens a run of training takes."""
     return float(options.steps * options.accumulate * options.batch * options.length)

@@ -6,7 +6,11 @@ from pathlib import Path
 import prune
 from moe_jax.data import fetch, folder, tasks, tokenizer
 from moe_jax.data.tasks import local, superglue
+from moe_jax.study.recovery.spec import Drop, RecoveryStudy, Sparsify
 from moe_jax.study.spec import Study
+
+# What refuses a method or an option that a way of shrinking does not know.
+CHECKS = {Drop: prune.check_options, Sparsify: prune.check_weight_options}
 
 
 def check(study: Study, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -19,6 +23,21 @@ def check(study: Study, data_dir: str | os.PathLike[str] | None = None) -> None:
             prune.check_options(method.name, dict(method.options))
         except ValueError as error:
             raise ValueError(f'study {study.name}: method {method.label!r}: {error}') from error
+    check_data(study, data_dir)
+
+
+def check_recovery(study: RecoveryStudy, data_dir: str | os.PathLike[str] | None = None) -> None:
+    """`check` for a recovery study."""
+    for shrink in study.shrinks:
+        try:
+            CHECKS[type(shrink)](shrink.name, dict(shrink.options))
+        except ValueError as error:
+            raise ValueError(f'study {study.name}: shrink {shrink.label!r}: {error}') from error
+    check_data(study, data_dir)
+
+
+def check_data(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | None) -> None:
+    """Raise for a vocabulary, data folder or task that no study can use."""
     if study.model.vocab < tokenizer.SMALLEST:
         raise ValueError(f'study {study.name}: vocab={study.model.vocab}: byte-level BPE needs at '
                          f'least {tokenizer.SMALLEST}')

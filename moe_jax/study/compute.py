@@ -24,6 +24,7 @@ from moe_jax.observe import observe
 from moe_jax.stats import Stats
 from moe_jax.study.cells import Cell, method_options, stage_options
 from moe_jax.study.material import Material
+from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Method, Study
 from train.options import TrainOptions
 
@@ -40,7 +41,7 @@ class Workshop:
     It holds one pretrained model, the one asked for last, and the statistics of all it observed.
     """
 
-    study: Study
+    study: Study | RecoveryStudy
     material: Material
     folder: Path
     pretrained: dict[tuple[int, int], Cell]
@@ -98,12 +99,12 @@ def pretrain(shop: Workshop, cell: Cell) -> Outputs:
     cfg = study.model_with(experts)
     params, history = train.pretrain(
         cfg, sets, options, out=shop.cell_folder(cell),
-        progress=_reporting(shop, cell.title, options),
+        progress=reporting(shop, cell.title, options),
     )
     _publish(shop, cell, f'{experts}-experts-seed-{seed}')
     every = max(1, len(history) // 60)
     return {
-        'domains': _domains(shop, shop.after_pretraining(cfg), params),
+        'domains': domain_losses(shop, shop.after_pretraining(cfg), params),
         'parameters': cost.count(cfg).total,
         'active': cost.count(cfg).active,
         'tokens': options.steps * options.accumulate * options.batch * options.length,
@@ -128,8 +129,8 @@ def score(shop: Workshop, cell: Cell) -> Outputs:
         stages.append(_stage({'warm': 'warmed'}.get(name, f'{name}d'), step, results))
     return {
         'stages': stages,
-        'examples': _examples(results),
-        'domains': _domains(shop, cfg, params),
+        'examples': examples(results),
+        'domains': domain_losses(shop, cfg, params),
         'router_rows': [cfg.router_rows(i) for i in cfg.moe_layers],
     }
 
@@ -210,7 +211,7 @@ def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, c
                  params: Params) -> Params:
     """One stage of recovery; every model sees the same rows in the same order."""
     task = shop.material.tasks[cell.about['task']]
-    report = _reporting(shop, cell.title, options)
+    report = reporting(shop, cell.title, options)
     if name == 'warm':
         return train.warm_routers(cfg, params, task.train, options, progress=report)[0]
     if name == 'finetune':
@@ -226,7 +227,8 @@ def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, c
     )[0]
 
 
-def _reporting(shop: Workshop, title: str, options: TrainOptions):
+def reporting(shop: Workshop, title: str, options: TrainOptions):
+    """What a training loop calls after each step: it moves the study's progress."""
     per_step = options.accumulate * options.batch * options.length
     seen: int | None = None
 
@@ -240,7 +242,7 @@ def _reporting(shop: Workshop, title: str, options: TrainOptions):
     return report
 
 
-def _domains(shop: Workshop, cfg: Config, params: Params) -> dict[str, float]:
+def domain_losses(shop: Workshop, cfg: Config, params: Params) -> dict[str, float]:
     """Held-out loss of each domain, nats per token."""
     rows = shop.study.score_rows
     return {
@@ -255,7 +257,8 @@ def _stage(name: str, step: int, scores: Scores) -> dict[str, Any]:
             'accuracy': accuracy}
 
 
-def _examples(scores: Scores) -> dict[str, Any]:
+def examples(scores: Scores) -> dict[str, Any]:
+    """Results of single examples, for records."""
     return {
         'id': list(scores.ids), 'group': list(scores.groups),
         'log_likelihood': scores.log_likelihood.round(5).tolist(),

@@ -1,63 +1,88 @@
 """What a study costs, from shapes alone, before it starts."""
 
+from typing import NamedTuple
+
 from rich.table import Table
 
 from moe_jax import cost
 from moe_jax.describe import human
-from moe_jax.study.cells import compared, stage_options
+from moe_jax.study.cells import compared, stage_options, tokens
+from moe_jax.study.recovery.cells import recovered
+from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Study
+from train.forecast import duration
 
 # float32 parameter, gradient and two Adam moments
 STATE_BYTES = 16
 H100_FLOPS, SHARE = 990e12, 0.3  # dense bf16 peak by the vendor's datasheet; a usual share of it
 
 
-def flops(study: Study) -> dict[str, float]:
-    """Training FLOPs (3 x forward) by part: 'pretrain Z' for each count, and 'recovery'."""
-    seeds = len(study.seeds)
-    rows = study.pretrain
-    found = {
-        f'pretrain {z}': 3.0 * seeds * _tokens(rows) * cost.count(study.model_with(z),
-                                                                  rows.length).flops
-        for z in study.experts
-    }
-    stages = stage_options(study, 0).values()
-    each = sum(3.0 * _tokens(s) * cost.count(study.model, s.length).flops for s in stages)
-    return found | {'recovery': each * seeds * len(compared(study)) * len(study.tasks)}
+class Part(NamedTuple):
+    """A part of a study: its name, parameters of a model it trains, tokens and training FLOPs."""
+
+    name: str
+    parameters: int | None
+    tokens: float
+    flops: float
 
 
 def table(study: Study) -> Table:
-    """Parameters, training state and FLOPs of every part of a study, and their sum."""
-    parts, seeds = flops(study), len(study.seeds)
-    out = Table(title=f'{study.name}: cost of {seeds} seed{"s" * (seeds > 1)}',
+    """Parameters, training state and FLOPs of every part of an expert-count study."""
+    seeds, models = len(study.seeds), len(compared(study))
+    stages, count = stage_options(study, 0).values(), models * len(study.tasks) * seeds
+    each = sum(3.0 * tokens(s) * cost.count(study.model, s.length).flops for s in stages)
+    parts = [*(_pretrained(study, z) for z in study.experts),
+             Part(f'recovery of {models} models on {len(study.tasks)} tasks', None,
+                  count * sum(tokens(s) for s in stages), count * each)]
+    return _sheet(study.name, seeds, parts)
+
+
+def recovery_table(study: RecoveryStudy) -> Table:
+    """Parameters, training state and FLOPs of every part of a recovery study.
+
+    A recipe with a teacher costs a forward pass of it more; none is counted as cheaper for training
+    less.
+    """
+    seeds, tasks = len(study.seeds), len(study.tasks)
+    each = tokens(study.recover)
+    flops = cost.count(study.model_with(study.experts), study.recover.length).flops
+    recipes = [recipe for _, recipe in recovered(study) if recipe is not None]
+    passes = sum(4.0 if recipe.distill else 3.0 for recipe in recipes)
+    tried = len(study.rates) * tasks
+    parts = [
+        _pretrained(study, study.experts),
+        Part(f'{len(recipes)} searches among {len(study.rates)} rates on {tasks} tasks', None,
+             tried * len(recipes) * each, tried * passes * each * flops),
+        Part(f'{len(recipes)} recoveries on {tasks} tasks', None,
+             seeds * tasks * len(recipes) * each, seeds * tasks * passes * each * flops),
+    ]
+    return _sheet(study.name, seeds, parts)
+
+
+def _pretrained(study: Study | RecoveryStudy, experts: int) -> Part:
+    """Pretraining with a number of experts, over all seeds: 3 x forward."""
+    taken, cfg = tokens(study.pretrain) * len(study.seeds), study.model_with(experts)
+    return Part(f'pretrain {experts} experts', cost.count(cfg).total, taken,
+                3.0 * taken * cost.count(cfg, study.pretrain.length).flops)
+
+
+def _sheet(name: str, seeds: int, parts: list[Part]) -> Table:
+    total = sum(part.flops for part in parts)
+    out = Table(title=f'{name}: cost of {seeds} seed{"s" * (seeds > 1)}',
                 title_justify='left', show_footer=True)
     out.add_column('part', footer='total')
     out.add_column('parameters', justify='right')
     out.add_column('training state', justify='right')
     out.add_column('tokens', justify='right')
-    out.add_column('FLOPs', justify='right', footer=f'{sum(parts.values()):.2g}')
-    for z in study.experts:
-        total = cost.count(study.model_with(z)).total
-        out.add_row(f'pretrain {z} experts', human(total), f'{total * STATE_BYTES / 1e9:.3g} GB',
-                    human(_tokens(study.pretrain) * seeds), f'{parts[f"pretrain {z}"]:.2g}')
-    models, tasks = len(compared(study)), len(study.tasks)
-    tokens = sum(_tokens(s) for s in stage_options(study, 0).values()) * models * tasks * seeds
-    out.add_row(f'recovery of {models} models on {tasks} tasks', '', '', human(tokens),
-                f'{parts["recovery"]:.2g}')
-    took = duration(sum(parts.values()) / (H100_FLOPS * SHARE))
+    out.add_column('FLOPs', justify='right', footer=f'{total:.2g}')
+    for part in parts:
+        size, state = '', ''
+        if part.parameters is not None:
+            size = human(part.parameters)
+            state = f'{part.parameters * STATE_BYTES / 1e9:.3g} GB'
+        out.add_row(part.name, size, state, human(int(part.tokens)), f'{part.flops:.2g}')
+    took = duration(total / (H100_FLOPS * SHARE))
     out.caption = (f'At {SHARE:.0%} of the bf16 peak of an H100 (990 TFLOP/s) the arithmetic takes '
                    f'{took} of one GPU. Router, softmax and norms are not counted.')
     out.caption_justify = 'left'
     return out
-
-
-def duration(seconds: float) -> str:
-    """A rough time in its own unit: '0.1 seconds', '5.8 minutes', '402 hours'."""
-    for unit, size in (('hours', 3600.0), ('minutes', 60.0)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:,.3g} {unit}'
-    return f'{seconds:.2g} seconds'
-
-
-def _tokens(options) -> int:
-    return options.steps * options.accumulate * options.batch * options.length

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 from tokenizers import Tokenizer
 
-from moe_jax.data import cache, corpus, tokenizer
+from moe_jax.data import corpus, tokenizer
 from moe_jax.data import tasks as task_sources
-from moe_jax.data.documents import Corpus
 from moe_jax.data.encode import encode_part
 from moe_jax.data.packing import pack
 from moe_jax.evals import perplexity
 from moe_jax.evals.tasks import EncodedTask, digest_of, encode_task, texts
+from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Study
 
 Packed = Mapping[str, np.ndarray]
@@ -37,16 +37,17 @@ class Material:
     source: str
 
 
-def prepare(study: Study, data_dir: str | os.PathLike[str] | None = None) -> Material:
+def prepare(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | None = None
+            ) -> Material:
     """Fetch what is missing and encode everything; a repeat reads the cache."""
     text = corpus.load(data_dir, cap=study.corpus_characters)
     # All tasks are read before any text is encoded: what one lacks is told early.
     sources = {name: task_sources.load(name, corpus=text, data_dir=data_dir, limit=study.task_limit)
                for name in study.tasks}
-    path = _tokenizer(text, study.model.vocab)
+    path = tokenizer.of_corpus(text, study.model.vocab)
     encoder = tokenizer.load(path)
     tokenizer.check(encoder, study.model.vocab)
-    length, tuned = study.pretrain.length, study.recovery.finetune.length
+    length, tuned = study.pretrain.length, study.tuned_length
     encoded = {d: encode_part(text, d, 'train', path) for d in text.domains}
     train = {d: pack(found, length) for d, found in encoded.items()}
     mixed = train if tuned == length else {d: pack(found, tuned) for d, found in encoded.items()}
@@ -57,14 +58,6 @@ def prepare(study: Study, data_dir: str | os.PathLike[str] | None = None) -> Mat
              for name, task in sources.items()}
     digest = _sha(*(d + digest_of(train[d], heldout[d]) for d in text.domains))
     return Material(encoder, train, mixed, heldout, tasks, digest, text.source)
-
-
-def _tokenizer(text: Corpus, vocab: int):
-    """The tokenizer trained on a corpus, kept in the cache by what it was trained on."""
-    path = cache.root() / 'tokenizers' / f'{_sha(text.fingerprint, str(vocab))}.json'
-    if not path.exists():
-        tokenizer.train(tokenizer.sample(text), vocab, path)
-    return path
 
 
 def _sha(*parts: str) -> str:

@@ -3,29 +3,27 @@
 import contextlib
 import json
 import os
-import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from moe_jax.study import estimate, material, records
-from moe_jax.study.cells import Cell, cells, stage_options
-from moe_jax.study.check import check
-from moe_jax.study.compute import COMPUTE, Workshop
+from moe_jax.study import material, records
+from moe_jax.study.cells import Cell
+from moe_jax.study.compute import Workshop
+from moe_jax.study.kinds import kind_of
 from moe_jax.study.progress import Display
+from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Study
 from train import Interrupted
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
 # different models filled them. What took long to compile comes back from the cache on disk.
 PROGRAMS_OF = 32
-PACKAGES = ('moe-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy', 'tokenizers')
 
 
 class OtherStudy(ValueError):
@@ -33,7 +31,8 @@ class OtherStudy(ValueError):
 
 
 def run(
-    study: Study, folder: str | Path, *, data_dir: str | os.PathLike[str] | None = None
+    study: Study | RecoveryStudy, folder: str | Path, *,
+    data_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Compute every cell that `folder` does not hold yet; returns the path of the records.
 
@@ -43,17 +42,18 @@ def run(
     all before anything is fetched. SIGTERM and Ctrl-C raise Interrupted with the state saved where
     a model trains, else SIGTERM raises it, and Ctrl-C KeyboardInterrupt, at once.
     """
-    check(study, data_dir)
+    kind = kind_of(study)
+    kind.check(study, data_dir)
     folder = Path(folder).expanduser().absolute()
     _refuse_files(folder)
     with records.locked(folder), Display(study.name) as display, _stoppable(display) as check_stop:
         done = records.read(folder)
         _refuse_other(folder, done, study.name)
-        display.console.print(estimate.table(study))
+        display.console.print(kind.cost(study))
         display.say('fetching and encoding text')
         stuff = material.prepare(study, data_dir)
-        todo = cells(study, stuff)
-        _append_if_new(folder, done, description(study, stuff, todo))
+        todo = kind.cells(study, stuff)
+        _append_if_new(folder, done, kind.description(study, stuff, todo))
 
         def advance(title: str, work: float, found: float, metrics: dict[str, Any]) -> None:
             check_stop()
@@ -138,38 +138,6 @@ def _stoppable(display: Display) -> Iterator[Callable[[], None]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def description(study: Study, stuff: material.Material, todo: list[Cell]) -> dict[str, Any]:
-    """The record that tells a report what the study is; 'cells' are the ids that belong to it."""
-    keep: dict[str, list[int]] = {}
-    for z, g in study.pairs:
-        keep.setdefault(str(z), []).append(g)
-    stages = {'pretrain': study.pretrain} | stage_options(study, 0)
-    per_step = {n: s.accumulate * s.batch * s.length for n, s in stages.items()}
-    return {'id': 'study', 'kind': 'study', 'outputs': {
-        'name': study.name,
-        'description': study.description,
-        'experts': list(study.experts),
-        'keep': keep,
-        'tasks': list(study.tasks),
-        'task_notes': {name: task.note for name, task in stuff.tasks.items()},
-        'methods': [method.label for method in study.methods()],
-        'seeds': list(study.seeds),
-        'steps': {n: s.steps for n, s in stages.items()},
-        'tokens': {n: s.steps * per_step[n] for n, s in stages.items()},
-        'model': json.loads(study.model.to_json()),
-        'data': {'corpus': stuff.source, 'digest': stuff.digest},
-        'machine': machine(),
-        'versions': {name: metadata.version(name) for name in PACKAGES},
-        'cells': [cell.id for cell in todo],
-    }}
-
-
-def machine() -> dict[str, Any]:
-    """Where the numbers come from, without names of hosts or users."""
-    return {'devices': [d.device_kind for d in jax.devices()], 'cores': os.cpu_count(),
-            'processor': platform.machine(), 'python': platform.python_version()}
-
-
 def _append_if_new(folder: Path, done: Mapping[str, Any], record: dict[str, Any]) -> None:
     if done.get(record['id']) != json.loads(json.dumps(record)):
         records.append(folder, record)
@@ -179,7 +147,7 @@ def _compute(shop: Workshop, cell: Cell, display: Display) -> None:
     display.begin(cell.title, cell.work)
     start = time.perf_counter()
     try:
-        outputs = COMPUTE[cell.kind](shop, cell)
+        outputs = kind_of(shop.study).compute[cell.kind](shop, cell)
         seconds = round(time.perf_counter() - start, 2)
         records.append(shop.folder, {'id': cell.id, 'kind': cell.kind, **cell.about,
                                      'seconds': seconds, 'outputs': outputs})

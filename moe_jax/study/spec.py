@@ -4,15 +4,17 @@ Letters: Z experts pretrained with, G experts left.
 """
 
 import dataclasses
-import importlib.util
-import re
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from moe_jax.config import Config, nearest
+from moe_jax import config_file
+from moe_jax.config import Config
+from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Sparsify
+from moe_jax.study.spec_checks import check_common, check_labels, check_lengths
+from train.distill import Distill
 from train.options import TrainOptions
+from train.trainable import Trainable
 
 COUNTS = (
     'corpus_characters', 'task_limit', 'validation_limit', 'observe_tokens', 'heldout_tokens',
@@ -88,32 +90,20 @@ class Study:
     def methods(self) -> tuple[Method, ...]:
         return (self.main, *self.rivals)
 
+    @property
+    def tuned_length(self) -> int:
+        """Tokens in a row of the tasks."""
+        return self.recovery.finetune.length
+
 
 def _check(study: Study) -> None:
-    _check_counts(study)
+    check_common(study, COUNTS)
     _check_pairs(study)
     _check_names(study)
     if not 0 < study.recovery.text_share <= 1:
         raise ValueError(f'study {study.name}: text_share={study.recovery.text_share}: in (0, 1]')
     stages = {'pretrain': study.pretrain, **_stages(study.recovery)}
-    lengths = {name: stage.length for name, stage in stages.items()}
-    tuned = {length for name, length in lengths.items() if name != 'pretrain'}
-    if len(tuned) > 1 or max(lengths.values()) > study.model.positions:
-        raise ValueError(f'study {study.name}: rows of {lengths} tokens: the stages after '
-                         'pretraining share rows, so one length for them, and none above the '
-                         f'{study.model.positions} positions of the model')
-
-
-def _check_counts(study: Study) -> None:
-    for name in COUNTS:
-        value = getattr(study, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'study {study.name}: {name}={value!r}: must be a positive integer')
-    if not study.seeds or len(set(study.seeds)) < len(study.seeds):
-        raise ValueError(f'study {study.name}: seeds={study.seeds}: at least one, each once')
-    if study.capacity is not None and not study.capacity > 0:
-        raise ValueError(f'study {study.name}: capacity={study.capacity}: positive, or None for '
-                         'dropless')
+    check_lengths(study, stages)
 
 
 def _check_pairs(study: Study) -> None:
@@ -139,13 +129,7 @@ def _check_pairs(study: Study) -> None:
 
 
 def _check_names(study: Study) -> None:
-    if not study.name or study.name != Path(study.name).name:
-        raise ValueError(f'study name {study.name!r}: must do as the name of a folder')
-    if not study.tasks or len(set(study.tasks)) < len(study.tasks):
-        raise ValueError(f'study {study.name}: tasks={study.tasks}: at least one, each once')
-    labels = [method.label for method in study.methods()]
-    if len(set(labels)) < len(labels) or 'none' in labels:
-        raise ValueError(f'study {study.name}: method labels {labels} must differ, and not be none')
+    check_labels(study.name, [method.label for method in study.methods()], 'method')
     for i, method in enumerate(study.methods()):
         for other in study.methods()[:i]:
             if (method.name, dict(method.options)) == (other.name, dict(other.options)):
@@ -157,47 +141,14 @@ def _stages(recovery: Recovery) -> Mapping[str, TrainOptions]:
     return {name: getattr(recovery, name) for name in ('warm', 'prefinetune', 'finetune')}
 
 
-def load(path: str | Path, variant: str = 'config') -> Study:
+# What a config is made of, so that a misspelt field can be answered with the nearest one.
+KINDS = (Study, Recovery, Method, RecoveryStudy, Drop, Sparsify, Recipe, Distill, Trainable, Config,
+         TrainOptions)
+
+
+def load(path: str | Path, variant: str = 'config') -> Study | RecoveryStudy:
     """Run a config file's function `variant` ('config', 'smoke') and return its study.
 
     Whatever the file raises becomes a ValueError that names the file, the line and the fault.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: no such config file; those that come with the library '
-                                'are in configs/')
-    spec = importlib.util.spec_from_file_location(f'moe_jax_config_{path.stem}', path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f'{path}: a config is a Python file (.py)')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if callable(getattr(module, variant, None)):
-            study = getattr(module, variant)()
-    except Exception as error:
-        raise ValueError(_fault(path, error)) from error
-    if not callable(getattr(module, variant, None)):
-        have = [name for name in ('config', 'smoke') if callable(getattr(module, name, None))]
-        known = nearest(variant, have) if have else 'it must have config(), which returns a Study'
-        raise ValueError(f'{path} has no function {variant}(); {known}')
-    if not isinstance(study, Study):
-        raise ValueError(f'{path}: {variant}() returned {type(study).__name__}; it must return a '
-                         'moe_jax.study.spec.Study')
-    return study
-
-
-def _fault(path: Path, error: Exception) -> str:
-    """Where in the config something was raised, and what; a misspelt field with the nearest one."""
-    if isinstance(error, SyntaxError):
-        return f'{path}:{error.lineno}: {error.msg}'
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if Path(frame.filename).resolve() == path.resolve()]
-    where = f'{path}:{lines[-1]}' if lines else str(path)
-    misspelt = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'",
-                         str(error))
-    kinds = {kind.__name__: kind for kind in (Study, Recovery, Method, Config, TrainOptions)}
-    if misspelt and misspelt[1] in kinds:
-        known = [field.name for field in dataclasses.fields(kinds[misspelt[1]])]
-        return f'{where}: {misspelt[1]} has no field {misspelt[2]!r}; {nearest(misspelt[2], known)}'
-    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
-    return f'{where}: {kind}{error}'
+    return config_file.load(path, variant, (Study, RecoveryStudy), KINDS)

@@ -10,6 +10,9 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ('--xla_force_host_platform_device_count=8 '
                            '--xla_backend_optimization_level=0')
 
+import pathlib
+import shutil
+import tempfile
 from functools import partial
 
 import jax
@@ -20,14 +23,14 @@ import moe_jax
 import prune
 import train
 from moe_jax import Config, expert_parallel, experts, ffn, model, sharding
+from moe_jax.data import batches as data
+from train import store
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hidden=24,
              experts=(4, 0, 4), topk=2, capacity_train=None, capacity_eval=None, zloss=0.001)
-MESHES = ({'data': 2}, {'expert': 4}, {'data': 2, 'expert': 4}, {'fsdp': 2, 'expert': 2, 'model': 2},
-          {'data': 8})
 
 
 def arrays(shapes, seed=0, scale=0.5):
@@ -64,8 +67,8 @@ def layer() -> None:
         run = lambda evaluate: jax.jit(jax.value_and_grad(  # noqa: E731
             partial(value, evaluate), argnums=(0, 1, 2), has_aux=True))
         one = run(experts.dropless)(weights, x, gates)
-        for axes in MESHES:
-            for form in (None, 'gather') if axes.get('expert', 1) > 1 and count == 8 else (None,):
+        for axes in ({'data': 2, 'expert': 4}, {'fsdp': 2, 'expert': 2, 'model': 2}):
+            for form in (None, 'gather') if topk == 2 and count == 8 else (None,):
                 mesh = sharding.make_mesh(**axes)
                 with jax.set_mesh(mesh):
                     placed = sharding.place({'moe': {'experts': weights}}, mesh)['moe']['experts']
@@ -116,23 +119,52 @@ def pruning() -> None:
 
 
 def training() -> None:
-    """The loss after 20 steps, capacity and router jitter included, and the weights."""
-    cfg = CFG.replace(capacity_train=1.2, jitter=0.01, balance=0.01)
-    options = train.TrainOptions(steps=20, batch=8, length=12, peak_lr=3e-3, warmup=2, log_every=5,
-                                 accumulate=2)
+    """20 steps on one device; the same on 8, killed after 12 and resumed on 1, 2, 4 and 8.
+
+    With a capacity, router jitter and a balance loss, which see the tokens of all devices.
+    """
+    cfg = CFG.replace(experts=(4, 0), capacity_train=1.2, jitter=0.01, balance=0.01)
+    options = train.TrainOptions(steps=20, batch=8, length=12, peak_lr=3e-3, warmup=2, log_every=1,
+                                 checkpoint_every=6)
     rng = np.random.default_rng(0)
     rows = {'tokens': rng.integers(0, 24, (40, 12)).astype(np.int32),
             'segments': np.ones((40, 12), np.int32), 'weights': np.ones((40, 12), np.float32)}
-    one, told = train.pretrain(cfg, [(rows, 1.0)], options)
-    for axes in MESHES:
-        mesh = sharding.make_mesh(**axes)
-        many, found = train.pretrain(cfg, [(rows, 1.0)], options, mesh=mesh)
-        for a, b in zip(told, found, strict=True):
-            np.testing.assert_allclose(b['loss'], a['loss'], rtol=1e-4, err_msg=str(axes))
-        assert sharding.mesh_of(many) == mesh
-        last = [float(jnp.linalg.norm(jnp.asarray(np.asarray(x)) - y)) for x, y in zip(
-            jax.tree.leaves(many), jax.tree.leaves(one), strict=True)]
-        assert max(last) < 1e-2, (axes, max(last))
+    stream = partial(data.stream, rows, 8, 0)
+    params = arrays(model.shapes(cfg), scale=0.1)
+
+    def dying(start):
+        for k, batch in enumerate(stream(start), start):
+            if k == 14:
+                raise RuntimeError('died')
+            yield batch
+
+    def on(axes):
+        return params if axes is None else sharding.place(params, sharding.make_mesh(**axes))
+
+    wide, states = {'data': 2, 'expert': 4}, []
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder)
+        one, unbroken = train.fit(cfg, params, stream, options)
+        try:
+            train.fit(cfg, on(wide), dying, options, out=out / 'eight')
+            raise AssertionError('was to be interrupted')
+        except RuntimeError as error:
+            assert str(error) == 'died'
+        for axes in (wide, None, {'expert': 2}, {'fsdp': 2, 'model': 2}):
+            run, placed = out / str(axes), on(axes)
+            shutil.copytree(out / 'eight', run)
+            with store.opened(run, cfg, placed, options) as opened:
+                state, *_ = store.restore(opened, train.init_state(placed, options))
+            assert sharding.mesh_of(state.params) == sharding.mesh_of(placed)
+            states.append(jax.tree.map(np.asarray, state))
+            last, found = train.fit(cfg, placed, stream, options, out=run)
+            for a, b in zip(unbroken, found, strict=True):
+                np.testing.assert_allclose(b['loss'], a['loss'], rtol=1e-4, err_msg=str(axes))
+            for a, b in zip(*map(jax.tree.leaves, (one, last)), strict=True):
+                np.testing.assert_allclose(b, a, rtol=0, atol=1e-3, err_msg=str(axes))
+    for state in states:
+        assert int(state.step) == 12
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, states[0], state)))
 
 
 CHECKS = {f.__name__: f for f in (layer, forward, pruning, training)}

@@ -7,7 +7,8 @@ import pytest
 
 import prune
 from moe_jax.cli import main
-from prune import describe, registry
+from prune import describe, docstrings, registry
+from prune.weights import registry as weights
 
 PAGE = Path(__file__).parents[2] / 'docs/methods.md'
 NAMES = [row.name for row in prune.methods()]
@@ -36,6 +37,22 @@ def test_every_method_has_a_section_with_all_its_options(name):
         assert f'{key}={value!r}' in section
 
 
+@pytest.mark.parametrize('row', prune.weight_methods(), ids=lambda row: row.name)
+def test_every_criterion_for_weights_has_a_section_with_all_its_options(row):
+    page = PAGE.read_text()
+    head, _, rest = page.partition('\n## Weights inside experts\n')
+    assert f'[{row.name}](#{row.name})' not in head and f'| [{row.name}](#{row.name}) |' in rest
+    section = rest.partition(f'\n### {row.name}\n')[2].partition('\n### ')[0]
+    assert weights.weight_method(row.name).__doc__.splitlines()[0] in section
+    for option, default in prune.weight_options(row.name).items():
+        assert section.count(f'`{option}` = `{default!r}`') == 1
+    for statistic in row.needs:
+        assert f'`{statistic}`' in section
+    for key, value in prune.observe_options(row.name).items():
+        assert f'{key}={value!r}' in section
+    assert describe.section(row.name).strip() == f'### {row.name}\n{section}'.strip()
+
+
 def test_a_docstring_becomes_paragraphs_and_a_list():
     doc = """One line; a: no item, as it is no known name.
 
@@ -46,12 +63,12 @@ def test_a_docstring_becomes_paragraphs_and_a_list():
 
     other: this too.
     """
-    assert describe.prose(doc, ['size', 'seed', 'rank'], str.upper).splitlines() == [
+    assert docstrings.prose(doc, ['size', 'seed', 'rank'], str.upper).splitlines() == [
         'One line; a: no item, as it is no known name.', '',
         '- SIZE, SEED: of the first, over', '  two lines; and so on.',
         '- RANK: of the third,', '  which goes on here.', '', 'This is a paragraph.', '',
         'other: this too.']
-    assert describe.documented(doc, ['size', 'rank', 'other', 'few']) == {'rank', 'other'}
+    assert docstrings.documented(doc, ['size', 'rank', 'other', 'few']) == {'rank', 'other'}
 
 
 @pytest.mark.parametrize('form', list(PLAIN))

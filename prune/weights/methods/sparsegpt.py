@@ -61,7 +61,7 @@ def solve(
         kept[e], made[e] = _solved(start, upper, sparsity, pattern, block)
     if fallback:
         kept[fallback] = _wanda(stack, fallback, sparsity, pattern, min_tokens)
-    return kept, made, np.array(fallback, int)
+    return kept, np.where(kept, made, np.float32(0)), np.array(fallback, int)
 
 
 def _solved(weights, upper, sparsity: float, pattern: Pattern | None, block: int):

@@ -1,0 +1,32 @@
+"""The kinds of study: what each is checked by, made of, computed with and described as."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from moe_jax.study import cells, check, compute, description, estimate
+from moe_jax.study.recovery import cells as recovery_cells
+from moe_jax.study.recovery import compute as recovery_compute
+from moe_jax.study.recovery.spec import RecoveryStudy
+from moe_jax.study.spec import Study
+
+
+class Kind(NamedTuple):
+    """What the runner and the command ask of a kind of study; each takes the study first."""
+
+    check: Callable[..., None]
+    cells: Callable[..., list[cells.Cell]]
+    compute: Mapping[str, Callable[..., dict[str, Any]]]
+    description: Callable[..., dict[str, Any]]
+    cost: Callable[..., Any]
+
+
+KINDS: dict[type, Kind] = {
+    Study: Kind(check.check, cells.cells, compute.COMPUTE, description.expert_count,
+                estimate.table),
+    RecoveryStudy: Kind(check.check_recovery, recovery_cells.cells, recovery_compute.COMPUTE,
+                        description.recovery, estimate.recovery_table),
+}
+
+
+def kind_of(study: Study | RecoveryStudy) -> Kind:
+    return KINDS[type(study)]

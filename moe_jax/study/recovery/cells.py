@@ -1,0 +1,104 @@
+"""The cells of a recovery study: pretraining, the search for each recipe's rate, the recoveries."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import prune
+from moe_jax.study.cells import SCORED, Cell, deciding, pretrain_cell, tokens
+from moe_jax.study.material import Material
+from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Shrink, Sparsify
+
+NONE = 'none'  # no shrinking, or no recovery
+DISTILLED = 1.6  # work of a token that a teacher reads too, for the time estimate only
+# The options that a way of shrinking knows, and their defaults.
+OPTIONS: dict[type[Shrink], Callable[[str], dict[str, Any]]] = {
+    Drop: prune.options, Sparsify: prune.weight_options,
+}
+
+
+def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
+    """Every cell of a study, in the order to run them; ValueError for a task with too few rows."""
+    _check_rows(study, material)
+    found, tuned = [], {}
+    for seed in study.seeds:
+        model = pretrain_cell(study, material, study.experts, seed)
+        found.append(model)
+        for task in study.tasks:
+            for shrink, recipe in recovered(study):
+                key = task, label(shrink), label(recipe)
+                if recipe is not None and key not in tuned:
+                    tuned[key] = _tune(study, material, model, task, shrink, recipe, seed)
+                    found.append(tuned[key])
+                found.append(_recover(study, material, model, task, shrink, recipe, seed,
+                                      tuned.get(key)))
+    return found
+
+
+def recovered(study: RecoveryStudy) -> list[tuple[Shrink | None, Recipe | None]]:
+    """What is scored: the unshrunk model as it is and recovered, and each shrunk one likewise."""
+    ceiling = study.recipe(study.ceiling)
+    return [(None, None), (None, ceiling),
+            *((shrink, recipe) for shrink in study.shrinks for recipe in (None, *study.recipes))]
+
+
+def label(chosen: Shrink | Recipe | None) -> str:
+    return NONE if chosen is None else chosen.label
+
+
+def shrink_options(shrink: Shrink, seed: int) -> dict[str, Any]:
+    """The options of a method in one run: its own seed, where it has one, is the run's."""
+    seeded = {'seed': seed} if 'seed' in OPTIONS[type(shrink)](shrink.name) else {}
+    return seeded | dict(shrink.options)
+
+
+def _check_rows(study: RecoveryStudy, material: Material) -> None:
+    for task in study.tasks:
+        rows = len(material.tasks[task].train['tokens'])
+        if rows < study.tuning_rows + study.recover.batch:
+            raise ValueError(f'study {study.name}: task {task!r} has {rows} rows to train on, fewer '
+                             f'than tuning_rows={study.tuning_rows} and a batch of '
+                             f'{study.recover.batch}; give fewer tuning_rows, or more text')
+
+
+def _inputs(study: RecoveryStudy, material: Material, model: Cell, task: str,
+            shrink: Shrink | None, seed: int) -> dict[str, Any]:
+    how = None
+    if shrink is not None:
+        how = {name: value for name, value in dataclasses.asdict(shrink).items() if name != 'label'}
+        how |= {'kind': type(shrink).__name__, 'options': shrink_options(shrink, seed)}
+    return {'model': model.id, 'shrink': how, 'task': material.tasks[task].digest,
+            'tuning_rows': study.tuning_rows, 'tokens': study.observe_tokens,
+            'capacity': study.capacity, 'rows': study.score_rows}
+
+
+def _training(study: RecoveryStudy, recipe: Recipe, seed: int) -> dict[str, Any]:
+    options = dataclasses.replace(study.recover, seed=seed)
+    how = {name: value for name, value in dataclasses.asdict(recipe).items() if name != 'label'}
+    deciders = {name: value for name, value in deciding(options).items() if name != 'peak_lr'}
+    return {'recipe': how, 'options': deciders}
+
+
+def _work(study: RecoveryStudy, recipe: Recipe) -> float:
+    return tokens(study.recover) * (DISTILLED if recipe.distill else 1.0)
+
+
+def _tune(study: RecoveryStudy, material: Material, model: Cell, task: str, shrink: Shrink | None,
+          recipe: Recipe, seed: int) -> Cell:
+    inputs = _inputs(study, material, model, task, shrink, seed)
+    inputs |= _training(study, recipe, seed) | {'rates': list(study.rates)}
+    about = {'experts': study.experts, 'shrink': label(shrink), 'recipe': recipe.label,
+             'task': task, 'seed': seed}
+    return Cell('tune', inputs, about, len(study.rates) * _work(study, recipe))
+
+
+def _recover(study: RecoveryStudy, material: Material, model: Cell, task: str,
+             shrink: Shrink | None, recipe: Recipe | None, seed: int, tuned: Cell | None) -> Cell:
+    inputs = _inputs(study, material, model, task, shrink, seed) | {'data': material.digest}
+    work = SCORED * study.heldout_tokens * (1 + len(material.heldout))
+    if recipe is not None:
+        inputs |= _training(study, recipe, seed) | {'tuned': tuned.id}
+        work += _work(study, recipe)
+    about = {'experts': study.experts, 'shrink': label(shrink), 'recipe': label(recipe),
+             'task': task, 'seed': seed}
+    return Cell('recover', inputs, about, work)

@@ -1,0 +1,182 @@
+"""What the cells of a recovery study compute: from a cell to JSON outputs.
+
+Letters: N rows, T tokens of a row.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import prune
+import train
+from moe_jax.config import Config
+from moe_jax.data import batches
+from moe_jax.evals.tasks import evaluate
+from moe_jax.model import Params
+from moe_jax.observe import observe
+from moe_jax.score import score
+from moe_jax.study import records
+from moe_jax.study.cells import Cell
+from moe_jax.study.compute import Outputs, Workshop, domain_losses, examples, pretrain, reporting
+from moe_jax.study.recovery.cells import label, shrink_options
+from moe_jax.study.recovery.spec import Drop, Recipe, Shrink, Sparsify
+from train.options import TrainOptions
+from train.state import trained_shapes
+
+INSIDE = 'moe/experts/'  # whose zeros a sparse model keeps while it trains
+Rows = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A model to recover and, where it was shrunk, the plan that made it."""
+
+    cfg: Config
+    params: Params
+    plan: prune.Plan | None
+
+
+def tune(shop: Workshop, cell: Cell) -> Outputs:
+    """Train once at every rate; the rate with the lowest loss on the rows kept back is chosen.
+
+    A rate at which training diverges has no loss. Raises ValueError where none has one.
+    """
+    study, about = shop.study, cell.about
+    recipe, shrunk = study.recipe(about['recipe']), _shrunk(shop, cell)
+    kept = _tuning_rows(shop, about['task'])
+    losses = []
+    for rate in study.rates:
+        try:
+            params, _, _ = _train(shop, cell, recipe, shrunk, rate)
+        except train.Diverged:
+            losses.append(None)
+            continue
+        found = rows_loss(shrunk.cfg, params, kept, study.score_rows)
+        losses.append(round(found, 6) if math.isfinite(found) else None)
+    found = [(loss, rate) for loss, rate in zip(losses, study.rates, strict=True)
+             if loss is not None]
+    if not found:
+        raise ValueError(f'no rate of {study.rates} trains without diverging; give lower ones')
+    return {'rates': list(study.rates), 'losses': losses, 'rate': min(found)[1]}
+
+
+def recover(shop: Workshop, cell: Cell) -> Outputs:
+    """Shrink (or not), train by the recipe (or not), and score."""
+    study, about = shop.study, cell.about
+    shrunk = _shrunk(shop, cell)
+    params, seconds, trained, rate = shrunk.params, 0.0, 0, None
+    if 'tuned' in cell.inputs:
+        rate = records.read(shop.folder)[cell.inputs['tuned']]['outputs']['rate']
+        recipe = study.recipe(about['recipe'])
+        params, seconds, trained = _train(shop, cell, recipe, shrunk, rate)
+    results = evaluate(shrunk.cfg, params, shop.material.tasks[about['task']].validation,
+                       study.score_rows)
+    zeros = [share for layer in prune.sparsity(params).values() for share in layer.values()]
+    return {
+        'rate': rate,
+        'loss': round(-results.mean, 6),
+        'accuracy': None if results.accuracy is None else round(results.accuracy, 6),
+        'examples': examples(results),
+        'domains': domain_losses(shop, shrunk.cfg, params),
+        'trained': trained,
+        'zeros': round(float(np.mean(zeros)), 6),
+        'train_seconds': round(seconds, 2),
+    }
+
+
+COMPUTE: dict[str, Callable[[Workshop, Cell], Outputs]] = {
+    'pretrain': pretrain, 'tune': tune, 'recover': recover,
+}
+
+
+def rows_loss(cfg: Config, params: Params, packed: Rows, rows: int) -> float:
+    """Weighted mean cross-entropy of packed rows [N, T], nats per token that is predicted."""
+    total = weight = 0.0
+    for batch in batches.heldout(packed, rows):
+        log_probs = np.asarray(score(cfg, params, batch['tokens'], batch['segments']), np.float64)
+        counted = batch['weights'][:, 1:].astype(np.float64)
+        total += float((log_probs * counted).sum())
+        weight += float(counted.sum())
+    return -total / weight
+
+
+def _plan_drop(shrink: Drop, shop: Workshop, cell: Cell, cfg: Config, params: Params) -> prune.Plan:
+    about = cell.about
+    stats = shop.stats(about['experts'], about['seed'], about['task'])
+    return prune.plan(shrink.name, stats, params, cfg, experts=shrink.experts,
+                      **shrink_options(shrink, about['seed']))
+
+
+def _plan_sparse(shrink: Sparsify, shop: Workshop, cell: Cell, cfg: Config, params: Params
+                 ) -> prune.Plan:
+    about = cell.about
+    stats = shop.stats(about['experts'], about['seed'], about['task'])
+    return prune.sparsify(shrink.name, stats, params, cfg, sparsity=shrink.sparsity,
+                          **shrink_options(shrink, about['seed']))
+
+
+PLANS: dict[type[Shrink], Callable[..., prune.Plan]] = {
+    Drop: _plan_drop, Sparsify: _plan_sparse,
+}
+
+
+def _shrunk(shop: Workshop, cell: Cell) -> Shrunk:
+    about = cell.about
+    cfg, params = shop.model(about['experts'], about['seed'])
+    shrink = next((s for s in shop.study.shrinks if label(s) == about['shrink']), None)
+    if shrink is None:
+        return Shrunk(cfg, params, None)
+    plan = PLANS[type(shrink)](shrink, shop, cell, cfg, params)
+    small, small_cfg = prune.apply(params, cfg, plan)
+    return Shrunk(small_cfg, small, plan)
+
+
+def _train(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: float
+           ) -> tuple[Params, float, int]:
+    """One run of a recipe: (params, seconds of training, how many numbers trained)."""
+    about = cell.about
+    rows = _training_rows(shop, about['task'])
+    options = _options(shop, cell, recipe, shrunk, rate)
+    count = sum(math.prod(shape) for shape in trained_shapes(shrunk.params, options).values())
+    report, start = reporting(shop, cell.title, options), time.perf_counter()
+    if recipe.distill is None:
+        params, _ = train.finetune(shrunk.cfg, shrunk.params, rows, options, progress=report)
+    else:
+        teacher = shop.model(about['experts'], about['seed'])
+        params, _ = train.distill(shrunk.cfg, shrunk.params, teacher, rows, options, recipe.distill,
+                                  stands_for=prune.stands_for(shrunk.plan), progress=report)
+    return params, time.perf_counter() - start, count
+
+
+def _options(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: float
+             ) -> TrainOptions:
+    trains = recipe.trains
+    if recipe.select is not None:
+        trains = train.Trainable(experts=_selected(shop, cell, recipe.select, shrunk))
+    options = dataclasses.replace(shop.study.recover, seed=cell.about['seed'], peak_lr=rate,
+                                  trainable=trains)
+    sparse = shrunk.plan is not None and any(p.masks for p in shrunk.plan.layers.values())
+    touched = any(re.search(INSIDE, path) for path in trained_shapes(shrunk.params, options))
+    return dataclasses.replace(options, keep_zeros=INSIDE if sparse and touched else None)
+
+
+def _selected(shop: Workshop, cell: Cell, share: float, shrunk: Shrunk) -> dict[int, np.ndarray]:
+    """The experts of a shrunk model that get a share of the task's choices."""
+    rows = shop.study.score_rows
+    packed = shop.material.tasks[cell.about['task']].train
+    limit = max(1, shop.study.observe_tokens // (rows * packed['tokens'].shape[1]))
+    stats = observe(shrunk.cfg, shrunk.params, batches.heldout(packed, rows)[:limit])
+    return prune.select_experts(stats, shrunk.cfg, by='tokens', share=share)
+
+
+def _training_rows(shop: Workshop, task: str) -> Rows:
+    return {k: v[:-shop.study.tuning_rows] for k, v in shop.material.tasks[task].train.items()}
+
+
+def _tuning_rows(shop: Workshop, task: str) -> Rows:
+    return {k: v[-shop.study.tuning_rows:] for k, v in shop.material.tasks[task].train.items()}

@@ -1,0 +1,103 @@
+"""Two real processes that train together on this machine, stopped, killed and resumed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_jax import processes
+
+PROGRAM = Path(__file__).with_name('one_of_many.py')
+STEPS = 14
+
+
+def launch(out, *, alone=False, seconds=0.0):
+    """The processes of one run, each with its share of 4 devices."""
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        port = probe.getsockname()[1]
+    started = []
+    for index in range(1 if alone else 2):
+        devices = 4 if alone else 2
+        flags = f'--xla_force_host_platform_device_count={devices} ' \
+                '--xla_backend_optimization_level=0'
+        env = os.environ | {'PYTHONPATH': str(PROGRAM.parents[2]), 'XLA_FLAGS': flags,
+                            'JAX_COMPILATION_CACHE_DIR': str(out.parent / 'compiled'),
+                            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
+        if not alone:
+            env |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
+                    'JAX_PROCESS_ID': str(index)}
+        started.append(subprocess.Popen(
+            [sys.executable, PROGRAM, out, str(STEPS), str(seconds)], env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    return started
+
+
+def wait_for_step(process, step):
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= step:
+            return
+    pytest.fail(f'ended before step {step}: {process.stderr.read()[-2000:]}')
+
+
+def losses(out):
+    return {line['step']: line['loss'] for line in map(
+        json.loads, (out / 'metrics.jsonl').read_text().splitlines())}
+
+
+def test_two_processes_stop_die_and_give_what_one_gives(tmp_path):
+    whole, run = tmp_path / 'whole', tmp_path / 'run'
+    alone, = launch(whole, alone=True)
+    # A request to stop, to one of them: both save the same step and say so by their exit code.
+    first, second = launch(run, seconds=0.2)
+    wait_for_step(first, 2)
+    second.terminate()
+    ends = [p.communicate(timeout=120) for p in (first, second)]
+    assert [p.returncode for p in (first, second)] == [75, 75], [e[1][-1500:] for e in ends]
+    steps = [p.name for p in (run / 'checkpoints').iterdir()]
+    assert len(steps) == 1 and int(steps[0]) < 8
+    # Only the first one speaks.
+    assert not any(line.strip().isdigit() for line in ends[1][0].splitlines())
+    # One is gone without a word: the other ends with an error, and the checkpoint is whole.
+    first, second = launch(run, seconds=0.2)
+    wait_for_step(first, 9)
+    second.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode not in (0, 75) and time.monotonic() - began < 120
+    second.communicate()
+    # Two go on, and end with the losses of a single process.
+    both = launch(run)
+    for process in both:
+        said, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+        assert 'processes 2' in said
+    assert alone.communicate(timeout=120) and alone.returncode == 0
+    one, two = losses(whole), losses(run)
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_which_processes_there_are_is_read_from_the_environment():
+    plain = {'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4',
+             'JAX_PROCESS_ID': '3'}
+    assert processes.given(plain) == {'coordinator_address': 'host:1234', 'num_processes': 4,
+                                      'process_id': 3}
+    assert processes.given(plain | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}) is None
+    assert processes.given({}) is None
+    slurm = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8', 'SLURM_JOB_ID': '1'}
+    assert processes.given(slurm) is None  # an allocation, and no step of several tasks
+    assert processes.given(slurm | {'SLURM_STEP_NUM_TASKS': '8'}) == {
+        'cluster_detection_method': 'slurm'}
+    assert processes.given({'TPU_WORKER_HOSTNAMES': 'a,b'}) == {}
+    assert processes.given({'TPU_WORKER_HOSTNAMES': 'localhost'}) is None
+    with pytest.raises(ValueError, match='JAX_PROCESS_ID is not'):
+        processes.given({k: v for k, v in plain.items() if k != 'JAX_PROCESS_ID'})
+    with pytest.raises(ValueError, match='number of this one, from 0'):
+        processes.given(plain | {'JAX_PROCESS_ID': '4'})

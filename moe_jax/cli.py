@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from moe_jax import commands, commands_curve, commands_hf, commands_sparsify, commands_train
+from moe_jax import (
+    commands,
+    commands_curve,
+    commands_hf,
+    commands_latency,
+    commands_sparsify,
+    commands_train,
+)
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
@@ -25,6 +32,7 @@ app.command(name='prune')(commands.prune_model)
 app.command(name='sparsify')(commands_sparsify.sparsify_model)
 app.command(name='curve')(commands_curve.curve)
 app.command(name='eval')(commands.evaluate)
+app.command(name='latency')(commands_latency.latency)
 app.command(name='convert')(commands_hf.convert)
 app.command(name='families')(commands_hf.families)
 app.command(name='lm-eval')(commands_hf.lm_eval)

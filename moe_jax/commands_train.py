@@ -3,7 +3,11 @@
 Modules are imported inside the command, so that --help and a wrong argument answer at once.
 """
 
+import dataclasses
+import functools
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -76,8 +80,6 @@ def axes_of(text: str) -> dict[str, int]:
 
 def changed(run: 'Run', mesh: str | None, batch: int | None) -> 'Run':
     """The run on another mesh, or with other micro-batches; ValueError where rows are left over."""
-    import dataclasses
-
     options, axes = run.options, run.mesh if mesh is None else axes_of(mesh)
     if batch is not None:
         rows = options.batch * options.accumulate
@@ -131,8 +133,6 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
 
 def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, say: Callable[[str], None]):
     """Train, with fresh weights or from a folder; the history."""
-    import functools
-
     import train
     from moe_jax import storage
     from moe_jax.data import batches
@@ -165,8 +165,6 @@ def _printer(is_first: bool) -> Callable[[str], None]:
 def _progress(say: Callable[[str], None]):
     """None on a terminal, where the loop draws a live line; else a line now and then, with an ETA.
     """
-    import sys
-
     if sys.stderr.isatty():
         return None
     from train import live
@@ -192,8 +190,6 @@ def _progress(say: Callable[[str], None]):
 
 def _keep_side_files(run: 'Run', stuff: 'Reading', model: Path) -> None:
     """The tokenizer beside the weights, and of a model from transformers what exporting needs."""
-    import shutil
-
     from moe_jax import storage
     from moe_jax.data.cache import replacing
     from moe_jax.hf import layout

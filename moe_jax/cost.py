@@ -6,11 +6,14 @@ D width, F hidden widths, K experts per token, E experts, T tokens in a row, V v
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.model import apply, init, shapes
 from moe_jax.tree import count_bytes, count_params, leaves_with_paths
@@ -74,18 +77,22 @@ def idle(cfg: Config, moe: Mapping[str, Any]) -> int:
 
 
 def forward_milliseconds(
-    configs: list[Config], shape: tuple[int, int], rounds: int
+    configs: list[Config],
+    shape: tuple[int, int],
+    rounds: int,
+    meshes: Sequence[Mesh | None] | None = None,
 ) -> list[list[float]]:
     """Milliseconds of `rounds` forward passes of fresh models, all models in every round.
 
-    Tokens are random, [B, T] = shape; compilation is not counted. Interleaving makes the ratios
-    hold on a machine whose speed drifts.
+    Tokens are random, [B, T] = shape; compilation is not counted. Each model lies on its mesh
+    (None: one device). Interleaving makes the ratios hold on a machine whose speed drifts.
     """
     tokens = jax.random.randint(jax.random.key(0), shape, 0, min(c.vocab for c in configs))
     runs = []
-    for cfg in configs:
-        params = jax.jit(lambda key, cfg=cfg: init(cfg, key))(jax.random.key(1))
-        run = jax.jit(lambda params, tokens, cfg=cfg: apply(cfg, params, tokens).sum())
+    for cfg, mesh in zip(configs, meshes or [None] * len(configs), strict=True):
+        where = None if mesh is None else sharding.shardings(shapes(cfg), mesh)
+        params = jax.jit(partial(init, cfg), out_shardings=where)(jax.random.key(1))
+        run = sharding.jit(lambda params, tokens, cfg=cfg: apply(cfg, params, tokens).sum())
         run(params, tokens).block_until_ready()
         runs.append((run, params))
     found: list[list[float]] = [[] for _ in configs]

@@ -112,7 +112,7 @@ def _layout(mesh: AbstractMesh, weights: Mapping[str, Any], adds_up: bool, topk:
         found = 'gather'
     else:
         found = 'exchange'
-    if form == 'gather' and found == 'exchange' or form == 'exchange' and by_expert:
+    if (form == 'gather' and found == 'exchange') or (form == 'exchange' and by_expert):
         found = form
     elif form not in (None, found):
         raise ValueError(f'form={form!r}: {experts.number_of(weights)} experts on the mesh {axes} '

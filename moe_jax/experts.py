@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from moe_jax import grouped, grouped_matmul
 from moe_jax.ffn import Ffn
+from moe_jax.gather import gather_rows
 from moe_jax.grouped import Expert, grouped_apply
 
 Weights = dict[str, Any]
@@ -47,6 +49,9 @@ def dropless(
     on sorted rows as `grouped_apply` does; count: E, where the weights at hand are not of all E.
     """
     (n, k), experts = ids.shape, number_of(weights) if count is None else count
+    how = grouped.plan(ffn, weights, x, n * k) if apply is grouped_apply else None
+    if how is not None:
+        return _dropless_at_once(ffn, how, weights, x, ids, gates)
     flat = ids.ravel()
     order = jnp.argsort(flat, stable=True).astype(jnp.int32)
     inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
@@ -55,6 +60,22 @@ def dropless(
     y = apply(ffn, weights, rows, sizes)
     kept = ids < experts
     return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
+
+
+def _dropless_at_once(ffn, how, weights, x, ids, gates):
+    """`dropless` with the rows gathered right to where grouped matrix products want them."""
+    (n, k), experts = ids.shape, number_of(weights)
+    flat = ids.ravel()
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
+    sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
+    to = grouped_matmul.align(sizes, n * k, how[1])
+    row_NK = to.place[inverse].reshape(n, k)
+    choice = order.at[to.source].get(mode='fill', fill_value=n * k)
+    rows = gather_rows(x, jnp.where(choice < n * k, choice // k, n), row_NK)
+    y = grouped.aligned_apply(ffn, how, weights, rows, to.sizes)
+    kept = ids < experts
+    return _combine(y, row_NK, choice, gates, kept, x.dtype), kept
 
 
 def capacity(
@@ -101,31 +122,6 @@ def slot_of_choice(ids: jax.Array, experts: int, slots: int) -> jax.Array:
         (position < slots) & (ranked < experts), ranked * slots + position, experts * slots
     )
     return jnp.zeros((n * k,), jnp.int32).at[order].set(row).reshape(k, n).T
-
-
-@jax.custom_vjp
-def gather_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index] with zeros where index is out of range; `inverse` makes the gradient a gather.
-
-    x [M, D], index [S], inverse [M, J]: the places of the output that read row m (out of range
-    where there are fewer than J) -> [S, D]. A scatter-add in the backward pass would be serial on
-    CPU.
-    """
-    del inverse
-    return x.at[index].get(mode='fill', fill_value=0)
-
-
-def _gather_rows_forward(x, index, inverse):
-    return gather_rows(x, index, inverse), inverse
-
-
-def _gather_rows_backward(inverse, dy):
-    dx = dy.at[inverse].get(mode='fill', fill_value=0)
-    dx = dx.astype(jnp.float32).sum(axis=1) if inverse.shape[1] > 1 else dx[:, 0]
-    return dx.astype(dy.dtype), None, None
-
-
-gather_rows.defvjp(_gather_rows_forward, _gather_rows_backward)
 
 
 def _combine(y, row_NK, choice_S, gates, kept, dtype):

@@ -54,8 +54,9 @@ def given(environment: Mapping[str, str]) -> dict[str, Any] | None:
         except ValueError:
             count, index = 0, 0
         if not 0 <= index < count:
-            raise ValueError(f'{PLAIN[1]}={named[PLAIN[1]]!r}, {PLAIN[2]}={named[PLAIN[2]]!r}: give '
-                             'a number of processes, and the number of this one, from 0')
+            said = ', '.join(f'{name}={named[name]!r}' for name in PLAIN[1:])
+            raise ValueError(f'{said}: give a number of processes, and the number of this one, '
+                             'from 0')
         return {'coordinator_address': named[PLAIN[0]], 'num_processes': count,
                 'process_id': index} if count > 1 else None
     # Of a job step alone: in an allocation without srun SLURM_NTASKS is set, and there is one task.

@@ -87,8 +87,8 @@ def fitted(axes: Mapping[str, int], path: str, shape: tuple[int, ...]) -> tuple[
     for size, rule in zip(shape, wanted, strict=False):
         names = tuple(a for a in ((rule,) if isinstance(rule, str) else rule or ())
                       if axes.get(a, 1) > 1)
-        kept = next((names[i:] for i in range(len(names) + 1)
-                     if size % math.prod(axes[a] for a in names[i:]) == 0))
+        kept = next(names[i:] for i in range(len(names) + 1)
+                    if size % math.prod(axes[a] for a in names[i:]) == 0)
         if kept != names and not note:
             note = f'{size} does not divide over {math.prod(axes[a] for a in names)} devices of ' \
                    f'axis {names[0]!r}'

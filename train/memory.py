@@ -4,6 +4,7 @@ B rows of a device, T tokens in a row, D width, E experts, K choices per token, 
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,7 @@ def of_step(cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0) 
     activations += others + max(_logits(cfg, axes, rows * options.length), on_the_way)
     sums = gradients if options.accumulate > 1 else 0  # of the micro-batches so far
     return Memory(params, 2 * gradients, gradients + sums, activations + sums,
-                  _gathered(cfg, axes, shapes), copies * gradients)
+                  _gathered(axes, shapes, trained), copies * gradients)
 
 
 def held(axes: Axes, path: str, shape: tuple[int, ...]) -> int:
@@ -158,12 +159,12 @@ def _dropless(cfg: Config, layer: int, tokens: int) -> int:
     return kept_bytes(run, leaves, jax.ShapeDtypeStruct((tokens, topk), jnp.int32))
 
 
-def _gathered(cfg: Config, axes: Axes, shapes: dict[str, tuple[int, ...]]) -> int:
-    """Leaves that 'fsdp' splits, whole, and the gradient of one layer's experts before it is."""
-    whole: dict[str, int] = {}
-    for path, shape in shapes.items():
-        if 'fsdp' in spread.split_by(axes, path, shape):
-            whole[path] = axes['fsdp'] * held(axes, path, shape)
-    layers = [sum(size for path, size in whole.items() if path.startswith(f'layer_{i}/moe/experts'))
-              for i in cfg.moe_layers]
-    return sum(whole.values()) + 2 * max(layers, default=0)
+def _gathered(axes: Axes, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, Any]) -> int:
+    """Leaves that 'fsdp' splits, whole, and the gradients of experts among them before these are.
+
+    XLA:CPU was seen to scatter the gradients of all layers' experts at the end.
+    """
+    whole = {path: axes['fsdp'] * held(axes, path, shape) for path, shape in shapes.items()
+             if 'fsdp' in spread.split_by(axes, path, shape)}
+    return sum((2 if 'moe/experts/' in path and path in trained else 1) * size
+               for path, size in whole.items())

@@ -61,7 +61,7 @@ def last_state(out: str | Path, params: Any, options: TrainOptions) -> TrainStat
 
 def _fitted(found: Leaves, zeros: Leaves, order: int) -> Leaves:
     """The moments of every leaf that trains, where the zeros lie that they replace."""
-    for name in zeros.keys() & found.keys():
+    for name in sorted(zeros.keys() & found.keys()):
         if found[name].shape != zeros[name].shape:
             raise ValueError(f'carry: move({order}, ...) gives {name} the shape '
                              f'{found[name].shape}; the new weights have {zeros[name].shape}')

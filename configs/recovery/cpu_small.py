@@ -38,9 +38,9 @@ def config() -> RecoveryStudy:
         recipes=RECIPES,
         ceiling='fine-tuning',
         tasks=('lm-code', 'lm-drama'),
-        pretrain=dataclasses.replace(base, steps=3000, peak_lr=6e-3, warmup=100),
-        recover=dataclasses.replace(base, steps=100, warmup=10, weight_decay=0.0),
-        rates=(3e-4, 1e-3, 3e-3, 1e-2),
+        pretrain=dataclasses.replace(base, steps=2000, peak_lr=6e-3, warmup=100),
+        recover=dataclasses.replace(base, steps=60, warmup=6, weight_decay=0.0),
+        rates=(1e-3, 3e-3, 1e-2),
         tuning_rows=64,
     )
 

@@ -16,6 +16,8 @@ from train.store import FREE
 FORMAT = 1  # raise it when the same inputs would give other results
 # Work of a token in units of one trained token, for the time estimate only.
 SCORED, ROUTER_ONLY = 0.35, 0.8
+# Over how many devices latency is measured and modelled, how often, and of which devices.
+DEGREES, PARALLEL_ROUNDS, MODELLED = (1, 2, 4), 9, ('h100', 'v5e')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +62,7 @@ def cells(study: Study, material: Material) -> list[Cell]:
         found += models.values()
         found += [_usage(study, material, models[z], seed) for z in study.experts]
         if seed == study.seeds[0]:
-            found.append(_latency(study, seed))
+            found += [_latency(study, seed), _parallel(study, seed)]
             found += [_embedding(study, material, models[z], z, g, seed) for z, g in study.pairs]
         for task in study.tasks:
             found += [_score(study, material, models[z], task, z, g, method, seed)
@@ -131,6 +133,12 @@ def _latency(study: Study, seed: int) -> Cell:
               'capacity': study.capacity}
     return Cell('latency', inputs, {'seed': seed},
                 SCORED * len(counts) * 15 * study.score_rows * study.pretrain.length)
+
+
+def _parallel(study: Study, seed: int) -> Cell:
+    one = _latency(study, seed)
+    inputs = one.inputs | {'degrees': DEGREES, 'rounds': PARALLEL_ROUNDS, 'devices': MODELLED}
+    return Cell('parallel', inputs, one.about, one.work)
 
 
 def _embedding(study: Study, material: Material, model: Cell, z: int, g: int, seed: int) -> Cell:

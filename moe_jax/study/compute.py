@@ -22,10 +22,12 @@ from moe_jax.evals.tasks import evaluate
 from moe_jax.model import Params
 from moe_jax.observe import observe
 from moe_jax.stats import Stats
+from moe_jax.study import parallel as devices
 from moe_jax.study.cells import Cell, method_options, stage_options
 from moe_jax.study.material import Material
 from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.spec import Method, Study
+from train.latency import forward_latency
 from train.options import TrainOptions
 
 # What runs, work done, work found done by an earlier process, metrics.
@@ -165,6 +167,24 @@ def latency(shop: Workshop, cell: Cell) -> Outputs:
     }
 
 
+def parallel(shop: Workshop, cell: Cell) -> Outputs:
+    """Milliseconds of a forward pass by expert count and over how many devices experts lie."""
+    study, asked = shop.study, cell.inputs
+    shape = (study.score_rows, study.pretrain.length)
+    configs = {n: study.model_with(n).replace(capacity_train=None, capacity_eval=None)
+               for n in asked['experts']}
+    found = devices.measured([c.to_json() for c in configs.values()], asked['degrees'], shape,
+                             asked['rounds'])
+    return {
+        'tokens': shape[0] * shape[1],
+        'milliseconds': dict(zip(map(str, configs), found, strict=True)),
+        'modelled': {name: {str(count): {
+            str(n): 1000 * forward_latency(cfg, shape, {'expert': n}, name).seconds
+            for n in asked['degrees']} for count, cfg in configs.items()}
+            for name in asked['devices']},
+    }
+
+
 def embedding(shop: Workshop, cell: Cell) -> Outputs:
     """The main method's spectral embedding and clusters of every layer's router.
 
@@ -190,6 +210,7 @@ def embedding(shop: Workshop, cell: Cell) -> Outputs:
 
 COMPUTE: dict[str, Callable[[Workshop, Cell], Outputs]] = {
     'pretrain': pretrain, 'score': score, 'usage': usage, 'latency': latency,
+    'parallel': parallel,
     'embedding': embedding,
 }
 

@@ -48,13 +48,11 @@ def recovery_table(study: RecoveryStudy) -> Table:
     flops = cost.count(study.model_with(study.experts), study.recover.length).flops
     recipes = [recipe for _, recipe in recovered(study) if recipe is not None]
     passes = sum(4.0 if recipe.distill else 3.0 for recipe in recipes)
-    tried = len(study.rates) * tasks
+    runs = (len(study.rates) + seeds - 1) * tasks
     parts = [
         _pretrained(study, study.experts),
-        Part(f'{len(recipes)} searches among {len(study.rates)} rates on {tasks} tasks', None,
-             tried * len(recipes) * each, tried * passes * each * flops),
-        Part(f'{len(recipes)} recoveries on {tasks} tasks', None,
-             seeds * tasks * len(recipes) * each, seeds * tasks * passes * each * flops),
+        Part(f'{len(recipes)} recoveries on {tasks} tasks, {len(study.rates)} rates tried', None,
+             runs * len(recipes) * each, runs * passes * each * flops),
     ]
     return _sheet(study.name, seeds, parts)
 

@@ -45,7 +45,8 @@ def config(tmp_path):
 def test_help_names_the_options(command, capsys):
     assert command('train', '--help') == 0
     said = capsys.readouterr().out
-    assert all(f'--{name}' in said for name in ('smoke', 'mesh', 'plan-only', 'peak', 'out', 'data'))
+    names = ('smoke', 'variant', 'mesh', 'batch', 'plan-only', 'peak', 'out', 'data')
+    assert all(f'--{name}' in said for name in names)
 
 
 def test_a_plan_needs_neither_devices_nor_text_and_writes_nothing(
@@ -56,7 +57,8 @@ def test_a_plan_needs_neither_devices_nor_text_and_writes_nothing(
     assert command('train', config, '--variant', 'large', '--plan-only', '--peak', 'v5p') == 0
     said = capsys.readouterr().out
     assert 'expert=64, data=2 (v5p x 128): fits' in said
-    assert all(word in said for word in ('memory: params', 'all-to-all', 'tokens per second', '40%'))
+    words = ('memory: params', 'all-to-all', 'tokens per second', '40%')
+    assert all(word in said for word in words)
     assert not list((tmp_path / 'empty').iterdir())
 
 

@@ -1,6 +1,7 @@
 """Masks in plans: what they leave alone, what a file holds, what is refused, and plans in a row."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,9 @@ def test_zeros_where_the_mask_says_and_the_rest_bit_for_bit(dtype):
             assert sparse[f'layer_{i}']['moe']['experts'][leaf].dtype == dtype
             np.testing.assert_array_equal(new[leaf], np.where(masks[leaf], old[leaf], 0))
             assert not np.signbit(new[leaf][~masks[leaf]]).any()
-            leafed = masks[leaf].mean()
-            assert prune.sparsity(sparse)[i][leaf] == pytest.approx(1 - leafed)
-            new_moe, old_moe = (p[f'layer_{i}']['moe'] for p in (sparse, params))
+            zeros = 1 - masks[leaf].mean()
+            assert prune.sparsity(sparse)[i][leaf] == pytest.approx(zeros)
+        new_moe, old_moe = (p[f'layer_{i}']['moe'] for p in (sparse, params))
         same({**new_moe, 'experts': {n: a for n, a in new_moe['experts'].items() if 'bias' in n}},
              {**old_moe, 'experts': {n: a for n, a in old_moe['experts'].items() if 'bias' in n}})
     same(sparse['layer_1'], params['layer_1'])
@@ -80,10 +81,11 @@ def test_nan_under_a_mask_does_not_survive(params):
 def test_donating_frees_what_was_masked_and_nothing_else():
     cfg = CFG.replace(ffn_bias=True)
     params = drawn(cfg)
-    want, _ = prune.apply(params, cfg, masks_for_up := plan_for({
-        i: LayerPlan(mix=np.eye(4), masks=random_masks(leaves=['up'])) for i in (0, 2)}))
+    plan = plan_for({i: LayerPlan(mix=np.eye(4), masks=random_masks(leaves=['up']))
+                     for i in (0, 2)})
+    want, _ = prune.apply(params, cfg, plan)
     experts = params['layer_0']['moe']['experts']
-    got, _ = prune.apply(params, cfg, masks_for_up, donate=True)
+    got, _ = prune.apply(params, cfg, plan, donate=True)
     same(got, want)
     assert experts['up'].is_deleted() and not experts['down'].is_deleted()
 
@@ -116,7 +118,6 @@ def test_a_file_holds_the_plan_in_one_bit_a_weight(tmp_path):
 
 
 def test_a_file_of_before_masks_is_read(tmp_path, params):
-    import json
     plan = keep_some()
     path = plan.save(tmp_path / 'plan.npz')
     with np.load(path) as file:
@@ -175,14 +176,12 @@ def test_experts_and_then_masks(params):
     assert '4 -> 2 experts' in both.describe() and 'zero weights gate' in both.describe()
 
 
-def test_stun_and_then_wanda(params):
-    """The whole way on statistics of both models, to a file and back."""
-    import tempfile
+def test_stun_and_then_wanda(params, tmp_path):
+    """The whole way, and to a file and back."""
     first = prune.plan('stun', None, params, CFG, experts=2, average_below=0)
     small, cfg = prune.apply(params, CFG, first)
     second = prune.sparsify('wanda', observed(cfg, small), small, cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        both = Plan.load(first.then(second).save(f'{folder}/plan.npz'))
+    both = Plan.load(first.then(second).save(tmp_path / 'plan.npz'))
     assert both.options['wanda.sparsity'] == 0.5 and both.options['lambda1'] == 1.0
     same(prune.apply(params, CFG, both)[0], prune.apply(small, cfg, second)[0])
 

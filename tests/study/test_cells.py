@@ -13,7 +13,7 @@ from moe_jax.study.cells import cells
 from moe_jax.study.spec import Method
 
 STUDY = study_tiny.config()
-KINDS = {'pretrain', 'usage', 'latency', 'embedding', 'score'}
+KINDS = {'pretrain', 'usage', 'latency', 'parallel', 'embedding', 'score'}
 
 
 def ids(study, stuff) -> dict[str, set[str]]:
@@ -85,12 +85,12 @@ def test_more_seeds_tasks_and_pairs_only_add_cells(stuff):
     assert all_ids(STUDY) < all_ids(STUDY.replace(seeds=(0, 1)))
     grown = STUDY.replace(experts=(2, 3, 4), pairs=((4, 2), (4, 3)))
     missing = [cell for cell in cells(STUDY, stuff) if cell.id not in all_ids(grown)]
-    assert [cell.kind for cell in missing] == ['latency']  # it measures all sizes side by side
+    assert [cell.kind for cell in missing] == ['latency', 'parallel']  # they measure all sizes side by side
 
 
 def test_one_latency_cell_and_embeddings_for_the_first_seed_only(stuff):
     kinds = [cell.kind for cell in cells(STUDY.replace(seeds=(0, 1)), stuff)]
-    assert kinds.count('latency') == kinds.count('embedding') == 1
+    assert kinds.count('latency') == kinds.count('parallel') == kinds.count('embedding') == 1
     assert kinds.count('score') == 16 and kinds.count('pretrain') == 4
 
 

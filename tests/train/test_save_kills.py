@@ -1,4 +1,4 @@
-"""kill -9 while a checkpoint is written. MOE_JAX_KILLS=50 does it more often than a suite should."""
+"""kill -9 while a checkpoint is written; MOE_JAX_KILLS=50 does it more often than a suite can."""
 
 import os
 import random

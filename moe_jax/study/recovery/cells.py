@@ -1,4 +1,7 @@
-"""The cells of a recovery study: pretraining, the search for each recipe's rate, the recoveries."""
+"""The cells of a recovery study: pretraining, then every model on every task.
+
+The cell of a recipe searches its rate with the first seed; those of other seeds take it from there.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,18 +23,17 @@ OPTIONS: dict[type[Shrink], Callable[[str], dict[str, Any]]] = {
 def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
     """Every cell of a study, in the order to run them; ValueError for a task with too few rows."""
     _check_rows(study, material)
-    found, tuned = [], {}
+    found, searched = [], {}
     for seed in study.seeds:
         model = pretrain_cell(study, material, study.experts, seed)
         found.append(model)
         for task in study.tasks:
             for shrink, recipe in recovered(study):
                 key = task, label(shrink), label(recipe)
-                if recipe is not None and key not in tuned:
-                    tuned[key] = _tune(study, material, model, task, shrink, recipe, seed)
-                    found.append(tuned[key])
-                found.append(_recover(study, material, model, task, shrink, recipe, seed,
-                                      tuned.get(key)))
+                cell = _recover(study, material, model, task, shrink, recipe, seed,
+                                searched.get(key))
+                searched.setdefault(key, cell)
+                found.append(cell)
     return found
 
 
@@ -56,8 +58,8 @@ def _check_rows(study: RecoveryStudy, material: Material) -> None:
     for task in study.tasks:
         rows = len(material.tasks[task].train['tokens'])
         if rows < study.tuning_rows + study.recover.batch:
-            raise ValueError(f'study {study.name}: task {task!r} has {rows} rows to train on, fewer '
-                             f'than tuning_rows={study.tuning_rows} and a batch of '
+            raise ValueError(f'study {study.name}: task {task!r} has {rows} rows to train on, '
+                             f'fewer than tuning_rows={study.tuning_rows} and a batch of '
                              f'{study.recover.batch}; give fewer tuning_rows, or more text')
 
 
@@ -68,8 +70,8 @@ def _inputs(study: RecoveryStudy, material: Material, model: Cell, task: str,
         how = {name: value for name, value in dataclasses.asdict(shrink).items() if name != 'label'}
         how |= {'kind': type(shrink).__name__, 'options': shrink_options(shrink, seed)}
     return {'model': model.id, 'shrink': how, 'task': material.tasks[task].digest,
-            'tuning_rows': study.tuning_rows, 'tokens': study.observe_tokens,
-            'capacity': study.capacity, 'rows': study.score_rows}
+            'data': material.digest, 'tuning_rows': study.tuning_rows, 'rows': study.score_rows,
+            'tokens': study.observe_tokens, 'capacity': study.capacity}
 
 
 def _training(study: RecoveryStudy, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -83,22 +85,15 @@ def _work(study: RecoveryStudy, recipe: Recipe) -> float:
     return tokens(study.recover) * (DISTILLED if recipe.distill else 1.0)
 
 
-def _tune(study: RecoveryStudy, material: Material, model: Cell, task: str, shrink: Shrink | None,
-          recipe: Recipe, seed: int) -> Cell:
-    inputs = _inputs(study, material, model, task, shrink, seed)
-    inputs |= _training(study, recipe, seed) | {'rates': list(study.rates)}
-    about = {'experts': study.experts, 'shrink': label(shrink), 'recipe': recipe.label,
-             'task': task, 'seed': seed}
-    return Cell('tune', inputs, about, len(study.rates) * _work(study, recipe))
-
-
 def _recover(study: RecoveryStudy, material: Material, model: Cell, task: str,
-             shrink: Shrink | None, recipe: Recipe | None, seed: int, tuned: Cell | None) -> Cell:
-    inputs = _inputs(study, material, model, task, shrink, seed) | {'data': material.digest}
+             shrink: Shrink | None, recipe: Recipe | None, seed: int, searched: Cell | None
+             ) -> Cell:
+    inputs = _inputs(study, material, model, task, shrink, seed)
     work = SCORED * study.heldout_tokens * (1 + len(material.heldout))
     if recipe is not None:
-        inputs |= _training(study, recipe, seed) | {'tuned': tuned.id}
-        work += _work(study, recipe)
+        inputs |= _training(study, recipe, seed)
+        inputs |= {'rates': list(study.rates)} if searched is None else {'searched': searched.id}
+        work += _work(study, recipe) * (len(study.rates) if searched is None else 1)
     about = {'experts': study.experts, 'shrink': label(shrink), 'recipe': label(recipe),
              'task': task, 'seed': seed}
     return Cell('recover', inputs, about, work)

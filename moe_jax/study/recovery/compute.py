@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,15 @@ INSIDE = 'moe/experts/'  # whose zeros a sparse model keeps while it trains
 Rows = Mapping[str, np.ndarray]
 
 
+class Run(NamedTuple):
+    """A model as a recipe left it, at which rate, in how many seconds, and how much it trained."""
+
+    params: Params
+    rate: float | None = None
+    seconds: float = 0.0
+    trained: int = 0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shrunk:
     """A model to recover and, where it was shrunk, the plan that made it."""
@@ -41,56 +50,29 @@ class Shrunk:
     plan: prune.Plan | None
 
 
-def tune(shop: Workshop, cell: Cell) -> Outputs:
-    """Train once at every rate; the rate with the lowest loss on the rows kept back is chosen.
-
-    A rate at which training diverges has no loss. Raises ValueError where none has one.
-    """
-    study, about = shop.study, cell.about
-    recipe, shrunk = study.recipe(about['recipe']), _shrunk(shop, cell)
-    kept = _tuning_rows(shop, about['task'])
-    losses = []
-    for rate in study.rates:
-        try:
-            params, _, _ = _train(shop, cell, recipe, shrunk, rate)
-        except train.Diverged:
-            losses.append(None)
-            continue
-        found = rows_loss(shrunk.cfg, params, kept, study.score_rows)
-        losses.append(round(found, 6) if math.isfinite(found) else None)
-    found = [(loss, rate) for loss, rate in zip(losses, study.rates, strict=True)
-             if loss is not None]
-    if not found:
-        raise ValueError(f'no rate of {study.rates} trains without diverging; give lower ones')
-    return {'rates': list(study.rates), 'losses': losses, 'rate': min(found)[1]}
-
-
 def recover(shop: Workshop, cell: Cell) -> Outputs:
     """Shrink (or not), train by the recipe (or not), and score."""
     study, about = shop.study, cell.about
     shrunk = _shrunk(shop, cell)
-    params, seconds, trained, rate = shrunk.params, 0.0, 0, None
-    if 'tuned' in cell.inputs:
-        rate = records.read(shop.folder)[cell.inputs['tuned']]['outputs']['rate']
-        recipe = study.recipe(about['recipe'])
-        params, seconds, trained = _train(shop, cell, recipe, shrunk, rate)
-    results = evaluate(shrunk.cfg, params, shop.material.tasks[about['task']].validation,
+    run, losses = _recovered(shop, cell, shrunk)
+    results = evaluate(shrunk.cfg, run.params, shop.material.tasks[about['task']].validation,
                        study.score_rows)
-    zeros = [share for layer in prune.sparsity(params).values() for share in layer.values()]
+    zeros = [share for layer in prune.sparsity(run.params).values() for share in layer.values()]
     return {
-        'rate': rate,
+        'rate': run.rate,
+        'search': {'rates': list(study.rates), 'losses': losses} if losses else None,
         'loss': round(-results.mean, 6),
         'accuracy': None if results.accuracy is None else round(results.accuracy, 6),
         'examples': examples(results),
-        'domains': domain_losses(shop, shrunk.cfg, params),
-        'trained': trained,
+        'domains': domain_losses(shop, shrunk.cfg, run.params),
+        'trained': run.trained,
         'zeros': round(float(np.mean(zeros)), 6),
-        'train_seconds': round(seconds, 2),
+        'train_seconds': round(run.seconds, 2),
     }
 
 
 COMPUTE: dict[str, Callable[[Workshop, Cell], Outputs]] = {
-    'pretrain': pretrain, 'tune': tune, 'recover': recover,
+    'pretrain': pretrain, 'recover': recover,
 }
 
 
@@ -136,11 +118,41 @@ def _shrunk(shop: Workshop, cell: Cell) -> Shrunk:
     return Shrunk(small_cfg, small, plan)
 
 
-def _train(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: float
-           ) -> tuple[Params, float, int]:
-    """One run of a recipe: (params, seconds of training, how many numbers trained)."""
+def _recovered(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float | None]]:
+    """The run of a cell, and the losses of a search if it makes one."""
+    if 'rates' in cell.inputs:
+        return _search(shop, cell, shrunk)
+    if 'searched' in cell.inputs:
+        rate = records.read(shop.folder)[cell.inputs['searched']]['outputs']['rate']
+        return _train(shop, cell, shrunk, rate), []
+    return Run(shrunk.params), []
+
+
+def _search(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float | None]]:
+    """Train once at every rate: the run with the lowest loss on the rows kept back, and all losses.
+
+    A rate at which training diverges has none. Raises ValueError where all do.
+    """
+    study, kept = shop.study, _tuning_rows(shop, cell.about['task'])
+    best, least, losses = None, math.inf, []
+    for rate in study.rates:
+        try:
+            run = _train(shop, cell, shrunk, rate)
+            loss = rows_loss(shrunk.cfg, run.params, kept, study.score_rows)
+        except train.Diverged:
+            run, loss = None, math.nan
+        losses.append(round(loss, 6) if math.isfinite(loss) else None)
+        if loss < least:
+            best, least = run, loss
+    if best is None:
+        raise ValueError(f'no rate of {study.rates} trains without diverging; give lower ones')
+    return best, losses
+
+
+def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, rate: float) -> Run:
+    """One run of a cell's recipe."""
     about = cell.about
-    rows = _training_rows(shop, about['task'])
+    recipe, rows = shop.study.recipe(about['recipe']), _training_rows(shop, about['task'])
     options = _options(shop, cell, recipe, shrunk, rate)
     count = sum(math.prod(shape) for shape in trained_shapes(shrunk.params, options).values())
     report, start = reporting(shop, cell.title, options), time.perf_counter()
@@ -150,7 +162,7 @@ def _train(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: flo
         teacher = shop.model(about['experts'], about['seed'])
         params, _ = train.distill(shrunk.cfg, shrunk.params, teacher, rows, options, recipe.distill,
                                   stands_for=prune.stands_for(shrunk.plan), progress=report)
-    return params, time.perf_counter() - start, count
+    return Run(params, rate, time.perf_counter() - start, count)
 
 
 def _options(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: float

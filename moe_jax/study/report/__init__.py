@@ -1,35 +1,26 @@
 """Everything a reader sees of a study, made from its records alone: words, tables, figures, page.
 
-`write` makes files, `show` prints; half a study reports too, with '–' for what is missing.
+`write` makes files, `show` prints; half a study reports too, with '–' for what is missing. The
+records say which kind of study they are of: expert counts (here) or recovery.
 """
 
-import os
-import secrets
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
-from moe_jax.study.report import background, html, markdown, tables
-from moe_jax.study.report import console as terminal
-from moe_jax.study.report.document import (
-    Block,
-    Bullets,
-    Figure,
-    Heading,
-    Paragraph,
-    Table,
-)
-from moe_jax.study.report.load import load
+from moe_jax.study.report import background, page, parallel, raw, recovery, tables
+from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
+from moe_jax.study.report.load import gather, load
 from moe_jax.study.report.methods import SIDE_BY_SIDE
+from moe_jax.study.report.page import Page
 from moe_jax.study.report.values import Records
 from moe_jax.study.report.verdict import Verdict, verdict
 from moe_jax.study.report.words import Section, words
 
 __all__ = ['Report', 'build', 'load', 'show', 'verdict', 'words', 'write']
-
-NO_PLOT = "Figures were not drawn: matplotlib is not installed (pip install 'moe-jax[plot]')."
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +37,13 @@ class Report:
 
 
 def _figures(records: Records, found: Verdict) -> tuple[tuple[Figure, ...], str]:
-    # Imported here because matplotlib is an extra: without it tables and words must still work.
-    try:
-        from moe_jax.study.report.figures import draw
-    except ModuleNotFoundError as error:
-        if (error.name or '').split('.')[0] != 'matplotlib':
-            raise
-        return (), NO_PLOT
-    return draw(records, found), ''
+    def draw() -> tuple[Figure, ...]:
+        # Imported here because matplotlib is an extra: tables and words must work without it.
+        from moe_jax.study.report import figures
+
+        return figures.draw(records, found)
+
+    return page.drawn(draw)
 
 
 def build(records: Records, *, figures: bool = True) -> Report:
@@ -67,6 +57,7 @@ def build(records: Records, *, figures: bool = True) -> Report:
         'pretrained': background.pretrained(records),
         'heldout': background.heldout(records),
         'timings': background.timings(records),
+        'parallel': parallel.table(records),
     }
     made |= {f'methods from {z}': table for z, table in tables.methods(found).items()}
     drawn, notice = _figures(records, found) if figures else ((), '')
@@ -74,25 +65,11 @@ def build(records: Records, *, figures: bool = True) -> Report:
     return Report(records, found, words(found, records), kept, drawn, notice)
 
 
-def _setup(records: Records) -> list[Block]:
-    items = []
-    for part, values in sorted(records.study.setup.items()):
-        listed = ', '.join(f'{key} {values[key]}' for key in sorted(values))
-        items.append(f'{part}: {listed}')
-    return [Heading(2, 'Setup'), Bullets(tuple(items))] if items else []
-
-
-def _said(section: Section) -> list[Block]:
-    blocks: list[Block] = [Heading(2, section.title)]
-    blocks += [Paragraph(text) for text in section.paragraphs]
-    return [*blocks, Bullets(section.bullets)] if section.bullets else blocks
-
-
 def blocks(report: Report) -> tuple[Block, ...]:
     """The whole document in reading order: answer, threshold, methods, tables, background."""
     study = report.records.study
     drawn = {figure.name: figure for figure in report.figures}
-    said = {section.title: _said(section) for section in report.sections}
+    said = {section.title: page.said(section) for section in report.sections}
 
     def pictures(*wanted: str) -> list[Block]:
         return [drawn[name] for name in wanted if name in drawn]
@@ -114,9 +91,9 @@ def blocks(report: Report) -> tuple[Block, ...]:
     inside = pictures('usage', 'embedding')
     if inside or 'pretrained' in report.tables:
         out += [Heading(2, 'Pretrained models'), *grids('pretrained', 'heldout'), *inside]
-    out += _setup(report.records)
+    out += page.setup(report.records.study.setup)
     if 'timings' in report.tables:
-        out += [Heading(2, 'Timings'), *pictures('latency'), *grids('timings')]
+        out += [Heading(2, 'Timings'), *pictures('latency'), *grids('timings', 'parallel')]
     return tuple(out)
 
 
@@ -129,51 +106,43 @@ def _main(report: Report) -> list[str]:
     return [name for name in wanted if name in report.tables]
 
 
-def _replace(path: Path, data: bytes) -> None:
-    # A reader sees the old file or the new one, never a part: a new sibling is renamed over it.
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}')
-    try:
-        with temporary.open('xb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # What a full disk raises does not name the file.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def page_of(report: Report) -> Page:
+    """What is written and printed of the report of an expert-count study."""
+    return Page(
+        title=report.records.study.name,
+        document=blocks(report),
+        main=tuple(report.tables[name] for name in _main(report)),
+        sections=report.sections,
+        figures=report.figures,
+        notice=report.notice,
+        wide=frozenset(report.tables[name].title for name in _side_by_side(report)),
+    )
 
 
-def write(records_path: str | Path, out_dir: str | Path) -> Report:
+def _expert_count(records: Iterable[dict[str, Any]], problems: Iterable[str]) -> Report:
+    return build(gather(records, problems))
+
+
+# By kind of study: from raw records and their problems to a report, and from this to its page.
+Builder = Callable[[Iterable[dict[str, Any]], Iterable[str]], Any]
+BUILD: dict[str, Builder] = {
+    raw.EXPERT_COUNT: _expert_count, recovery.ABOUT: recovery.from_records,
+}
+PAGES: dict[type, Callable[[Any], Page]] = {Report: page_of, recovery.Report: recovery.page_of}
+
+
+def write(records_path: str | Path, out_dir: str | Path) -> Report | recovery.Report:
     """Writes report.md, report.html, table.md and figures/*.png, each atomically."""
-    report = build(load(records_path))
-    folder = Path(out_dir)
-    (folder / 'figures').mkdir(parents=True, exist_ok=True)
-    for figure in report.figures:
-        _replace(folder / 'figures' / f'{figure.name}.png', figure.png)
-    main = [report.tables[name] for name in _main(report)]
-    document = blocks(report)
-    files = {
-        'table.md': markdown.render(main),
-        'report.md': markdown.render(document),
-        'report.html': html.render(report.records.study.name, document),
-    }
-    for name, text in files.items():
-        _replace(folder / name, text.encode())
-    return replace(report, folder=folder)
+    records, problems = raw.read(records_path)
+    kind = raw.about(records)
+    if kind not in BUILD:
+        raise ValueError(f'{records_path}: records of a study about {kind!r}; this version reports '
+                         f'on {", ".join(BUILD)}')
+    report = BUILD[kind](records, problems)
+    page.write(PAGES[type(report)](report), Path(out_dir))
+    return replace(report, folder=Path(out_dir))
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report | recovery.Report, console: Console) -> None:
     """Prints the answer, the main tables and the words."""
-    wide = set(_side_by_side(report))
-    for name in _main(report):
-        # Half-printed numbers of many columns say less than the words below.
-        if name not in wide or terminal.fits(report.tables[name], console.width):
-            terminal.show_table(report.tables[name], console)
-    for section in report.sections:
-        terminal.show_section(section, console)
-    if report.notice:
-        console.print(Text(report.notice))
-    if report.folder is not None:
-        console.print(Text(f'Report: {report.folder / "report.html"}'))
+    page.show(PAGES[type(report)](report), console, report.folder)

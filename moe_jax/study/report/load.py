@@ -1,12 +1,12 @@
 """Read the records of a study into values, leaving out what cannot be used and saying so."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moe_jax.study.report.raw import Kinds, read, sort_out
 from moe_jax.study.report.values import (
     SCRATCH,
     Clusters,
@@ -14,6 +14,7 @@ from moe_jax.study.report.values import (
     Examples,
     Latency,
     Model,
+    Parallel,
     Pretrain,
     Records,
     Score,
@@ -22,6 +23,8 @@ from moe_jax.study.report.values import (
     TaskNote,
     Usage,
 )
+
+SETUP = ('model', 'data', 'steps', 'tokens', 'machine', 'versions')
 
 
 def _finite(name: str, values: Any) -> np.ndarray:
@@ -32,7 +35,7 @@ def _finite(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     return float(_finite(name, value))
 
 
@@ -40,13 +43,13 @@ def _count(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def _losses(domains: dict[str, Any]) -> dict[str, float]:
-    return {str(k): _number(f'domains/{k}', v) for k, v in domains.items()}
+def losses_of(domains: dict[str, Any]) -> dict[str, float]:
+    return {str(k): number(f'domains/{k}', v) for k, v in domains.items()}
 
 
-def _study(record: dict[str, Any]) -> Study:
-    out = record['outputs']
-    notes = {
+def notes_of(out: dict[str, Any]) -> dict[str, TaskNote]:
+    """What a study says about each of its tasks."""
+    return {
         str(task): TaskNote(
             split_note=str(note.get('split_note') or ''),
             metric=note.get('metric'),
@@ -55,35 +58,43 @@ def _study(record: dict[str, Any]) -> Study:
         )
         for task, note in (out.get('task_notes') or {}).items()
     }
-    setup = ('model', 'data', 'steps', 'tokens', 'machine', 'versions')
+
+
+def setup_of(out: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a study says about its model, data, stages and machine."""
+    return {key: dict(out[key]) for key in SETUP if out.get(key)}
+
+
+def _study(record: dict[str, Any]) -> Study:
+    out = record['outputs']
     return Study(
         name=str(out.get('name', 'study')),
         description=str(out.get('description', '')),
         experts=tuple(sorted(int(n) for n in out.get('experts', ()))),
         keep={int(z): tuple(int(d) for d in ds) for z, ds in (out.get('keep') or {}).items()},
         tasks=tuple(str(task) for task in out.get('tasks', ())),
-        notes=notes,
+        notes=notes_of(out),
         methods=tuple(str(m) for m in out.get('methods', ()) if m != SCRATCH),
         seeds=tuple(int(s) for s in out.get('seeds', ())),
-        setup={key: dict(out[key]) for key in setup if out.get(key)},
+        setup=setup_of(out),
         cells=frozenset(str(i) for i in out.get('cells') or ()),
     )
 
 
-def _pretrain(record: dict[str, Any]) -> Pretrain:
+def pretrain_of(record: dict[str, Any]) -> Pretrain:
     out = record['outputs']
     return Pretrain(
         seed=int(record['seed']),
         experts=int(record['experts']),
         seconds=float(record.get('seconds') or 0.0),
-        domains=_losses(out['domains']),
+        domains=losses_of(out['domains']),
         parameters=_count(out.get('parameters')),
         active=_count(out.get('active')),
         tokens=_count(out.get('tokens')),
     )
 
 
-def _examples(out: dict[str, Any]) -> Examples:
+def examples_of(out: dict[str, Any]) -> Examples:
     values = _finite('examples/log_likelihood', out['log_likelihood'])
     weight = _finite('examples/weight', out['weight'])
     correct = out.get('correct')
@@ -106,7 +117,7 @@ def _score(record: dict[str, Any]) -> Score:
         Stage(
             name=str(stage['stage']),
             step=int(stage.get('step') or 0),
-            log_likelihood=_number('stages/log_likelihood', stage['log_likelihood']),
+            log_likelihood=number('stages/log_likelihood', stage['log_likelihood']),
             accuracy=None if stage.get('accuracy') is None else float(stage['accuracy']),
         )
         for stage in out.get('stages', ())
@@ -122,8 +133,8 @@ def _score(record: dict[str, Any]) -> Score:
         model=model,
         seconds=float(record.get('seconds') or 0.0),
         stages=stages,
-        examples=_examples(out['examples']),
-        domains=_losses(out.get('domains') or {}),
+        examples=examples_of(out['examples']),
+        domains=losses_of(out.get('domains') or {}),
     )
 
 
@@ -137,6 +148,26 @@ def _latency(record: dict[str, Any]) -> Latency:
         raise ValueError('milliseconds: no rounds')
     sizes = {int(n): int(size) for n, size in (out.get('parameters') or {}).items()}
     return Latency(int(record['seed']), rounds, _count(out.get('tokens')), sizes)
+
+
+def _parallel(record: dict[str, Any]) -> Parallel:
+    out = record['outputs']
+    measured = {
+        int(experts): {int(n): tuple(_finite(f'milliseconds/{experts}/{n}', values).tolist())
+                       for n, values in degrees.items()}
+        for experts, degrees in out['milliseconds'].items()
+    }
+    modelled = {
+        str(device): {
+            int(experts): {int(n): float(_finite(f'modelled/{device}/{experts}', value))
+                           for n, value in degrees.items()}
+            for experts, degrees in counts.items()
+        }
+        for device, counts in out['modelled'].items()
+    }
+    if not measured or not all(r for degrees in measured.values() for r in degrees.values()):
+        raise ValueError('milliseconds: no rounds')
+    return Parallel(int(record['seed']), _count(out.get('tokens')), measured, modelled)
 
 
 def _usage(record: dict[str, Any]) -> Usage:
@@ -172,91 +203,30 @@ def _embedding(record: dict[str, Any]) -> Embedding:
     )
 
 
-KINDS: dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Any], tuple]]] = {
+KINDS: Kinds = {
     'study': (_study, lambda _: ()),
-    'pretrain': (_pretrain, lambda x: (x.experts, x.seed)),
+    'pretrain': (pretrain_of, lambda x: (x.experts, x.seed)),
     'score': (_score, lambda x: (x.task, x.model, x.seed)),
     'latency': (_latency, lambda x: (x.seed,)),
+    'parallel': (_parallel, lambda x: (x.seed,)),
     'usage': (_usage, lambda x: (x.experts, x.seed)),
     'embedding': (_embedding, lambda x: (x.experts, x.keep, x.task, x.seed)),
 }
 
 
-def _lines(text: str) -> tuple[list[dict[str, Any]], list[str]]:
-    lines = text.split('\n')
-    found, torn = [], 0
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            # A torn last line is a run still writing, or killed while writing: its cell is redone.
-            torn += number < len(lines) - 1
-            continue
-        if isinstance(record, dict) and 'id' in record and 'kind' in record:
-            found.append(record)
-        else:
-            torn += 1
-    problems = [f'{torn} unreadable line(s) in the records file were left out.'] if torn else []
-    return found, problems
-
-
 def gather(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()) -> Records:
-    """Sorts raw records by kind; a later record of the same id, or of the same cell, wins.
-
-    A record that cannot be used is left out and named in `problems`, and so are, by number, records
-    that do not belong to the study's plan; kinds not known here are passed over.
-    """
-    by_id = {str(record['id']): record for record in records}
-    problems = list(problems)
-    studies, _ = _sorted_out(by_id, ('study',), problems)
-    study = studies['study'][-1] if studies['study'] else Study()
-    if study.cells:
-        strangers = [i for i, r in by_id.items() if r['kind'] != 'study' and i not in study.cells]
-        if strangers:
-            problems.append(
-                f'{len(strangers)} record(s) belong to an earlier form of the study, not to its '
-                'present plan, and were left out.'
-            )
-        by_id = {i: record for i, record in by_id.items() if i not in set(strangers)}
-    values, clashes = _sorted_out(by_id, tuple(k for k in KINDS if k != 'study'), problems)
-    if clashes:
-        problems.append(
-            f'{clashes} record(s) describe a cell that a later record describes again; the later '
-            'one counts.'
-        )
+    """The records of an expert-count study as values (`sort_out`)."""
+    study, values, problems = sort_out(records, KINDS, problems)
     return Records(
-        study=_complete(study, values['pretrain'], values['score']),
+        study=_complete(study or Study(), values['pretrain'], values['score']),
         pretrains=values['pretrain'],
         scores=values['score'],
         latencies=values['latency'],
         usages=values['usage'],
         embeddings=values['embedding'],
-        problems=tuple(sorted(problems)),
+        problems=problems,
+        parallels=values['parallel'],
     )
-
-
-def _sorted_out(
-    by_id: dict[str, dict[str, Any]], kinds: tuple[str, ...], problems: list[str]
-) -> tuple[dict[str, tuple], int]:
-    """Values of some kinds, each in the order of its cell; adds to `problems`, counts clashes."""
-    values: dict[str, dict[tuple, Any]] = {kind: {} for kind in kinds}
-    clashes = 0
-    for identity, record in by_id.items():
-        if record['kind'] not in kinds:
-            continue
-        parse, key = KINDS[record['kind']]
-        try:
-            value = parse(record)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            why = f'no {error}' if isinstance(error, KeyError) else str(error)
-            problems.append(f'{record["kind"]} record {identity} was left out: {why}.')
-            continue
-        cell = key(value)
-        clashes += cell in values[record['kind']]
-        values[record['kind']][cell] = value
-    return {kind: tuple(cells[k] for k in sorted(cells)) for kind, cells in values.items()}, clashes
 
 
 def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score, ...]) -> Study:
@@ -287,6 +257,5 @@ def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score
 
 
 def load(path: str | Path) -> Records:
-    """Reads a records file (JSON lines, possibly still being written)."""
-    text = Path(path).read_text(encoding='utf-8', errors='replace')
-    return gather(*_lines(text))
+    """The records of an expert-count study, from its file."""
+    return gather(*read(path))

@@ -114,6 +114,19 @@ class Latency:
     parameter_bytes: dict[int, int]
 
 
+@dataclass(frozen=True)
+class Parallel:
+    """Milliseconds of a forward pass over `tokens` tokens, experts of a layer over several devices.
+
+    measured: each round; modelled: by device name. Both expert count -> degree -> milliseconds.
+    """
+
+    seed: int
+    tokens: int | None
+    measured: dict[int, dict[int, tuple[float, ...]]]
+    modelled: dict[str, dict[int, dict[int, float]]]
+
+
 @dataclass(frozen=True, eq=False)
 class Usage:
     """Share of each domain's tokens that each expert gets: layer -> [domains, E]."""
@@ -155,6 +168,7 @@ class Records:
     usages: tuple[Usage, ...]
     embeddings: tuple[Embedding, ...]
     problems: tuple[str, ...]
+    parallels: tuple[Parallel, ...] = ()
 
 
 def is_choice(records: Records, task: str) -> bool:

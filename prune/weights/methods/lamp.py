@@ -34,6 +34,11 @@ def scores(stack: Stack, *, unit: Literal['expert', 'layer'] = 'expert') -> np.n
 
 def _shares(squares: np.ndarray) -> np.ndarray:
     """Each of the squares [n] over the sum of those that are not smaller; 0 for 0."""
-    order = np.sort(squares)
-    rest = np.cumsum(order[::-1])[::-1][np.searchsorted(order, squares)]
-    return np.divide(squares, rest, out=np.zeros_like(squares), where=rest > 0).astype(np.float32)
+    order = np.argsort(squares)
+    ranked = squares[order]
+    new = np.r_[True, ranked[1:] > ranked[:-1]]
+    first = np.maximum.accumulate(np.where(new, np.arange(len(ranked)), 0))  # of its equals
+    rest = np.cumsum(ranked[::-1])[::-1][first]
+    found = np.empty(len(squares), np.float32)
+    found[order] = np.divide(ranked, rest, out=np.zeros_like(ranked), where=rest > 0)
+    return found

@@ -1,0 +1,160 @@
+"""Ways to multiply rows that are sorted by expert: a table of implementations.
+
+P rows of which each expert's begin at a multiple of a block, E experts, D and F widths. Tiles of a
+kernel then have one expert each, and nothing is masked.
+
+    mosaic   kernels for NVIDIA Hopper, 16 bits (`grouped_mosaic`)
+    triton   kernels for NVIDIA GPUs (`grouped_triton`)
+    tokamax  the library of that name, 16 bits, where it is installed
+    ragged   `lax.ragged_dot`: native on TPU, where we could not run it; elsewhere XLA may expand it
+             to a dense product whose cost grows with E
+    blocks   batched products of blocks of rows (`grouped_blocks`): exact on every backend
+    loop     a loop over experts (`grouped_loop`), for CPU
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax import grouped_blocks, grouped_loop
+from moe_jax.ops import linear
+
+BLOCK = 128  # rows of a group are padded to a multiple of this
+FEW, BLOCK_OF_FEW = 128, 64  # and to this where experts have fewer rows than that on average
+HALF = (jnp.bfloat16, jnp.float16)
+
+
+class Implementation(NamedTuple):
+    """One way: groups begin at multiples of block(rows, experts); fits(block, D, F, dtype).
+
+    matmul(lhs [P, D], rhs [E, D, F], sizes, block, turned=False) -> [P, F], or with rhs [E, F, D]
+    if turned; outer(lhs [P, D], dy [P, F], sizes, block, dtype) -> [E, D, F]. Sums are float32.
+    """
+
+    block: Callable[[int, int], int]
+    fits: Callable[[int, int, int, Any], bool]
+    matmul: Callable[..., jax.Array]
+    outer: Callable[..., jax.Array]
+
+
+def implementation(name: str) -> Implementation:
+    """One way by its name.
+
+    ValueError: no such name; ImportError: it needs a package or a part of jax that is absent.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f'grouped matmul: no way {name!r}; there are {", ".join(IMPLEMENTATIONS)}')
+    return IMPLEMENTATIONS[name]()
+
+
+def _block(rows, experts):
+    return BLOCK if rows >= FEW * experts else BLOCK_OF_FEW
+
+
+def _one(rows, experts):
+    return 1
+
+
+def _any(block, d, f, dtype):
+    return True
+
+
+@lru_cache(maxsize=1)
+def _mosaic():
+    from moe_jax import grouped_mosaic as ways
+
+    def fits(block, d, f, dtype):
+        return (jnp.dtype(dtype) in HALF and d % ways.INNER == 0
+                and None not in (ways.tiles_for(block, f), ways.tiles_for(d, f)))
+
+    def outer(lhs, dy, sizes, block, dtype):
+        return ways.outer(lhs, dy, sizes, dtype)
+
+    return Implementation(_block, fits, ways.matmul, outer)
+
+
+@lru_cache(maxsize=1)
+def _triton():
+    from moe_jax import grouped_triton as ways
+
+    def fits(block, d, f, dtype):
+        return ways.tiles_for(block, f, d, dtype) is not None
+
+    return Implementation(_block, fits, ways.matmul, ways.outer)
+
+
+@lru_cache(maxsize=1)
+def _tokamax():
+    import tokamax  # an optional package
+
+    def matmul(lhs, rhs, sizes, block, *, turned):
+        rhs = rhs.swapaxes(1, 2) if turned else rhs
+        y = tokamax.ragged_dot(lhs, rhs, sizes, preferred_element_type=lhs.dtype,
+                               implementation='mosaic')
+        return _used(y, sizes)
+
+    def outer(lhs, dy, sizes, block, dtype):
+        found = tokamax.ragged_dot_general(lhs, dy, sizes, _dims(0, 0, []), preferred_element_type=dtype,
+                                           implementation='mosaic')
+        return jnp.where((sizes > 0)[:, None, None], found, jnp.zeros_like(found))
+
+    def fits(block, d, f, dtype):
+        return jnp.dtype(dtype) in HALF and d % BLOCK == 0 and f % BLOCK == 0
+
+    return Implementation(_block, fits, matmul, outer)
+
+
+def _ragged():
+    plain, turned_, summed = _dims(1, 1, [0]), _dims(1, 2, [0]), _dims(0, 0, [])
+
+    def matmul(lhs, rhs, sizes, block, *, turned):
+        y = jax.lax.ragged_dot_general(lhs, rhs, sizes, turned_ if turned else plain,
+                                       preferred_element_type=jnp.float32)
+        return _used(y.astype(lhs.dtype), sizes)
+
+    def outer(lhs, dy, sizes, block, dtype):
+        return jax.lax.ragged_dot_general(lhs, dy, sizes, summed,
+                                          preferred_element_type=jnp.float32).astype(dtype)
+
+    return Implementation(_one, _any, matmul, outer)
+
+
+def _blocks():
+    return Implementation(_block, _any, grouped_blocks.matmul, grouped_blocks.outer)
+
+
+def _loop():
+    def matmul(lhs, rhs, sizes, block, *, turned):
+        return grouped_loop.apply(_turned_linear if turned else _linear, rhs, lhs, sizes)
+
+    def outer(lhs, dy, sizes, block, dtype):
+        zeros = jnp.zeros((sizes.shape[0], lhs.shape[1], dy.shape[1]), dtype)
+        return grouped_loop.gradients(_linear, zeros, lhs, sizes, dy)[0]
+
+    return Implementation(_one, _any, matmul, outer)
+
+
+IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {
+    'mosaic': _mosaic, 'triton': _triton, 'tokamax': _tokamax, 'ragged': _ragged,
+    'blocks': _blocks, 'loop': _loop,
+}
+
+
+def _dims(lhs, rhs, group):
+    return jax.lax.RaggedDotDimensionNumbers((((lhs,), (rhs,)), ((), ())), [0], group)
+
+
+def _used(y, sizes):
+    """y with zeros past the last group."""
+    return jnp.where((jnp.arange(y.shape[0]) < sizes.sum())[:, None], y, jnp.zeros_like(y))
+
+
+def _linear(kernel, x):
+    return linear(x, kernel)
+
+
+def _turned_linear(kernel, x):
+    return linear(x, kernel.T)

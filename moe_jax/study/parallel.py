@@ -1,0 +1,62 @@
+"""Forward latency by expert count and expert-parallel degree, in a process of its own.
+
+    python -m moe_jax.study.parallel < question.json > answer.json
+
+On CPU this process makes the devices it is asked for, which share the machine's cores: what more
+devices cost can be read, not what they save. On an accelerator it takes those there are.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+FLAG = '--xla_force_host_platform_device_count='
+
+
+def measured(
+    configs: Sequence[str], degrees: Sequence[int], shape: tuple[int, int], rounds: int
+) -> list[dict[str, list[float]]]:
+    """Milliseconds of each round by degree ('1', '2', ...), of each model (a Config as JSON).
+
+    On an accelerator, which one process holds, it is measured here, and a degree of more devices
+    than there are is left out. Raises RuntimeError with what the process said if it fails.
+    """
+    import jax
+
+    question = {'configs': list(configs), 'degrees': list(degrees), 'shape': list(shape),
+                'rounds': rounds}
+    if jax.default_backend() != 'cpu':
+        return answer(question)
+    flags = f'{os.environ.get("XLA_FLAGS", "")} {FLAG}{max(degrees)}'
+    done = subprocess.run(
+        [sys.executable, '-m', 'moe_jax.study.parallel'], input=json.dumps(question), text=True,
+        env=os.environ | {'XLA_FLAGS': flags.strip()}, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f'measuring on {max(degrees)} devices failed: {done.stderr[-2000:]}')
+    return json.loads(done.stdout)
+
+
+def answer(asked: dict[str, Any]) -> list[dict[str, list[float]]]:
+    """What `measured` gives, on the devices of this process."""
+    import jax
+
+    from moe_jax import cost
+    from moe_jax.config import Config
+    from moe_jax.sharding import make_mesh
+
+    degrees = [n for n in asked['degrees'] if n <= jax.device_count()]
+    meshes = {n: None if n == 1 else make_mesh(expert=n) for n in degrees}
+    found = []
+    for text in asked['configs']:
+        cfg = Config.from_json(text)
+        times = cost.forward_milliseconds(
+            [cfg] * len(degrees), tuple(asked['shape']), asked['rounds'], list(meshes.values()))
+        found.append(dict(zip(map(str, degrees), times, strict=True)))
+    return found
+
+
+if __name__ == '__main__':
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)

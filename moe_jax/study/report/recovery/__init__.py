@@ -1,0 +1,73 @@
+"""The report of a recovery study, made from its records alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
+from moe_jax.study.report.page import Page, drawn, said, setup
+from moe_jax.study.report.recovery import tables
+from moe_jax.study.report.recovery.load import gather
+from moe_jax.study.report.recovery.standings import Finding, finding
+from moe_jax.study.report.recovery.values import Records
+from moe_jax.study.report.recovery.words import words
+from moe_jax.study.report.words import Section
+
+ABOUT = 'recovery'  # what the study's record says it is about
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A finished report and where it lies (None: not written)."""
+
+    records: Records
+    finding: Finding
+    sections: tuple[Section, ...]
+    main: tuple[Table, ...]
+    background: tuple[Table, ...]
+    figures: tuple[Figure, ...]
+    notice: str
+    folder: Path | None = None
+
+
+def build(records: Records, *, figures: bool = True) -> Report:
+    """Makes a report from records, in memory."""
+    found = finding(records)
+    main = tuple(tables.answer(r, found, records) for r in found.rankings)
+    by_task = [tables.by_task(r, records) for r in found.rankings]
+    behind = [*by_task, tables.pretrained(records), tables.rates(records)]
+    pictures, notice = drawn(lambda: _figures(records, found)) if figures else ((), '')
+    return Report(records, found, words(found, records), main,
+                  tuple(t for t in behind if t is not None), pictures, notice)
+
+
+def from_records(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()) -> Report:
+    """A report from raw records and sentences on what is wrong with their file."""
+    return build(gather(records, problems))
+
+
+def page_of(report: Report) -> Page:
+    """What is written and printed: answer, picture, tables, caveats, background."""
+    study = report.records.study
+    answer, *rest = report.sections
+    document: list[Block] = [Heading(1, study.name)]
+    document += [Paragraph(text) for text in (study.description, report.notice) if text]
+    document += [*said(answer), *report.figures, *report.main]
+    for section in rest:
+        document += said(section)
+    if report.background:
+        document += [Heading(2, 'Behind it'), *report.background]
+    document += setup(study.setup)
+    return Page(study.name, tuple(document), report.main, report.sections, report.figures,
+                report.notice)
+
+
+def _figures(records: Records, found: Finding) -> tuple[Figure, ...]:
+    # Imported here because matplotlib is an extra: without it tables and words must still work.
+    from moe_jax.pictures import style
+    from moe_jax.study.report.recovery import figure
+
+    with style.look():
+        made = figure.draw(records, found)
+        return () if made is None else (Figure('recovery', made[1], style.png(made[0])),)

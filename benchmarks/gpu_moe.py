@@ -8,7 +8,7 @@ gradients, beside the dense products that its rows need and would need of one ex
 jax and torch in the median) and, where torch is there, a layer of torch's `grouped_mm`. Everything
 runs in turn in every round. 'of dense' is the time of the dense products over that of the layer.
 
-'latency' is `cost.forward_milliseconds`, weights stored in bfloat16, of models like gpt2_354m with
+'latency' is `cost.forward_milliseconds`, experts stored in bfloat16, of models like gpt2_354m with
 4 of its 24 layers.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token, S = T K rows.
@@ -27,7 +27,7 @@ import numpy as np
 from measured import Measured, arguments, median, ratios, rounds, tell
 
 from moe_jax import cost, experts, ffn, grouped
-from moe_jax.presets import gpt2_354m
+from moe_jax.presets import PRESETS
 
 try:
     import gpu_moe_torch as torch_layer
@@ -102,7 +102,8 @@ def layer(name: str, case: Case) -> list[Measured]:
 
     shape = (case.tokens * case.topk, case.width, case.hidden)
     found = []
-    for what, run, times, target in (('forward', forward, 1, FORWARD), ('with gradients', both, 3, BOTH)):
+    for what, run, times, target in (('forward', forward, 1, FORWARD),
+                                     ('with gradients', both, 3, BOTH)):
         runs = compiled({'ours': (run, (weights, x, gates)), 'jax': dense(shape, case.gated)})
         runs['jax'] = repeated(runs['jax'], times)
         if torch_layer is not None:
@@ -114,10 +115,12 @@ def layer(name: str, case: Case) -> list[Measured]:
     return found
 
 
-def shares(what: str, runs: dict[str, Callable[[], Any]], flops: int, target: Any) -> list[Measured]:
+def shares(
+    what: str, runs: dict[str, Callable[[], Any]], flops: int, target: Any
+) -> list[Measured]:
     """Milliseconds of ours, of torch's layer and of the faster dense; and what share ours has."""
-    calls = {name: max(1, math.ceil(SECONDS / once(run))) for name, run in runs.items()}
-    taken = rounds(ROUNDS, [repeated(run, calls[name]) for name, run in runs.items()])
+    calls = {name: max(1, math.ceil(SECONDS / once(run, name))) for name, run in runs.items()}
+    taken = rounds(ROUNDS, [repeated(run, calls[name], name) for name, run in runs.items()])
     each = {name: [1000 * t / calls[name] for t in times]
             for name, times in zip(runs, taken, strict=True)}
     best = min((name for name in ('jax', 'torch') if name in each),
@@ -135,7 +138,7 @@ def shares(what: str, runs: dict[str, Callable[[], Any]], flops: int, target: An
 
 
 def inputs(case: Case) -> tuple[jax.Array, ...]:
-    """x [T, D], ids and gates [T, K] of a router with popular and unpopular experts, and weights."""
+    """x [T, D], ids and gates [T, K] of a router with popular and rare experts, and weights."""
     rng = np.random.default_rng(0)
     score = rng.gumbel(size=(case.tokens, case.experts)) + SKEW * rng.normal(size=case.experts)
     ids = np.argsort(-score, axis=1)[:, :case.topk].astype(np.int32)
@@ -157,19 +160,17 @@ def dense(shape: tuple[int, int, int], gated: bool) -> tuple[Callable[..., Any],
     def run(*pairs):
         return [jnp.dot(a, b, preferred_element_type=jnp.float32).astype(a.dtype) for a, b in pairs]
 
-    keys = jax.random.split(jax.random.key(2), len(sides))
-    return run, tuple(tuple(normal(k, one) for k, one in zip(jax.random.split(key), two, strict=True))
-                      for key, two in zip(keys, sides, strict=True))
+    keys = jax.random.split(jax.random.key(2), (len(sides), 2))
+    return run, tuple((normal(keys[i, 0], left), normal(keys[i, 1], right))
+                      for i, (left, right) in enumerate(sides))
 
 
 def latency(rows: int, small: bool) -> tuple[list[Measured], str]:
     """Forward milliseconds by number of experts, and how many times those of the fewest."""
     length = 64 if small else 1024
-    base = gpt2_354m().replace(layers=4, positions=length)
-    if small:
-        base = base.replace(layers=2, width=64, heads=2, mlp_hidden=128, expert_hidden=128, vocab=97)
-    configs = [base.replace(experts=tuple(e if i % 2 == 0 else 0 for i in range(base.layers)),
-                            capacity_train=None, capacity_eval=None) for e in COUNTS]
+    name, layers = ('tiny', 2) if small else ('gpt2_354m', 4)
+    configs = [PRESETS[name](e).replace(experts=(e, 0) * (layers // 2), capacity_eval=None,
+                                        dtype='bfloat16') for e in COUNTS]
     taken = cost.forward_milliseconds(configs, (rows, length), 2 if small else LATENCY_ROUNDS,
                                       stored='bfloat16')
     found = []
@@ -177,8 +178,8 @@ def latency(rows: int, small: bool) -> tuple[list[Measured], str]:
         found += [median(f'E={count}, {rows * length} tokens', times, 'ms'),
                   median(f'E={count} over E={COUNTS[0]}, {rows * length} tokens',
                          ratios(times, taken[0]), 'x')]
-    return found, (f'gpt2_354m with {base.layers} layers, {base.layers // 2} of experts, dropless, '
-                   f'[{rows}, {length}] tokens, bfloat16 weights, {len(taken[0])} rounds')
+    return found, (f'{name} with {layers} layers, {layers // 2} of experts, dropless, '
+                   f'[{rows}, {length}] tokens, experts stored in bfloat16, {len(taken[0])} rounds')
 
 
 def compiled(runs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -186,23 +187,27 @@ def compiled(runs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     """Each function of its arguments, compiled, all at the same time."""
     lowered = {name: jax.jit(run).lower(*args) for name, (run, args) in runs.items()}
     with ThreadPoolExecutor() as pool:
-        ready = dict(zip(lowered, pool.map(lambda one: one.compile(), lowered.values()), strict=True))
-    return {name: partial(ready[name], *args) for name, (_, args) in runs.items()}
+        ready = list(pool.map(lambda one: one.compile(), lowered.values()))
+    return {name: partial(run, *args)
+            for run, (name, (_, args)) in zip(ready, runs.items(), strict=True)}
 
 
-def repeated(run: Callable[[], Any], times: int) -> Callable[[], Any]:
-    """So many calls in a row; what the last one gives."""
+def repeated(run: Callable[[], Any], times: int, name: str = '') -> Callable[[], Any]:
+    """So many calls in a row; what the last one gives. torch is waited for here."""
     def several():
         for _ in range(times - 1):
             run()
-        return run()
+        found = run()
+        if name.startswith('torch'):
+            torch_layer.wait()
+        return found
 
     return several
 
 
-def once(run: Callable[[], Any]) -> float:
+def once(run: Callable[[], Any], name: str) -> float:
     """Seconds of one call, after one that does not count."""
-    return rounds(1, [run])[0][0]
+    return rounds(1, [repeated(run, 1, name)])[0][0]
 
 
 def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -18,12 +18,18 @@ def version() -> str:
     return torch.__version__
 
 
+def wait() -> None:
+    """Until all that was asked for is done."""
+    if DEVICE == 'cuda':
+        torch.cuda.synchronize()
+
+
 def dense(shape: tuple[int, int, int], gated: bool) -> Callable[[], Any]:
     """The products of one expert on all S rows."""
     s, d, f = shape
     sides = [((s, d), (d, f))] * (2 if gated else 1) + [((s, f), (f, d))]
     pairs = [(_random(a), _random(b)) for a, b in sides]
-    return _waited(lambda: [a @ b for a, b in pairs])
+    return lambda: [a @ b for a, b in pairs]
 
 
 def forward(ids: np.ndarray, gates: np.ndarray, experts: int, d: int, f: int, gated: bool
@@ -35,7 +41,7 @@ def forward(ids: np.ndarray, gates: np.ndarray, experts: int, d: int, f: int, ga
         with torch.inference_mode():
             return run()
 
-    return _waited(without)
+    return without
 
 
 def both(ids: np.ndarray, gates: np.ndarray, experts: int, d: int, f: int, gated: bool
@@ -48,7 +54,7 @@ def both(ids: np.ndarray, gates: np.ndarray, experts: int, d: int, f: int, gated
     def gradients() -> Any:
         return torch.autograd.grad(run().float().square().mean(), leaves)
 
-    return _waited(gradients)
+    return gradients
 
 
 def _layer(ids, gates, experts, d, f, gated):
@@ -79,13 +85,3 @@ def _layer(ids, gates, experts, d, f, gated):
 
 def _random(shape):
     return torch.randn(*shape, device=DEVICE, dtype=torch.float32).to(torch.bfloat16)
-
-
-def _waited(run):
-    def waited():
-        found = run()
-        if DEVICE == 'cuda':
-            torch.cuda.synchronize()
-        return found
-
-    return waited

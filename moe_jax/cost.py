@@ -81,17 +81,20 @@ def forward_milliseconds(
     shape: tuple[int, int],
     rounds: int,
     meshes: Sequence[Mesh | None] | None = None,
+    *,
+    stored: str = 'float32',
 ) -> list[list[float]]:
     """Milliseconds of `rounds` forward passes of fresh models, all models in every round.
 
     Tokens are random, [B, T] = shape; compilation is not counted. Each model lies on its mesh
-    (None: one device). Interleaving makes the ratios hold on a machine whose speed drifts.
+    (None: one device). stored: dtype of the experts' matrices in memory, which are cast to the
+    config's where they are used. Interleaving makes the ratios hold on a machine whose speed drifts.
     """
     tokens = jax.random.randint(jax.random.key(0), shape, 0, min(c.vocab for c in configs))
     runs = []
     for cfg, mesh in zip(configs, meshes or [None] * len(configs), strict=True):
         where = None if mesh is None else sharding.shardings(shapes(cfg), mesh)
-        params = jax.jit(partial(init, cfg), out_shardings=where)(jax.random.key(1))
+        params = jax.jit(partial(_fresh, cfg, stored), out_shardings=where)(jax.random.key(1))
         run = sharding.jit(lambda params, tokens, cfg=cfg: apply(cfg, params, tokens).sum())
         run(params, tokens).block_until_ready()
         runs.append((run, params))
@@ -102,3 +105,9 @@ def forward_milliseconds(
             run(params, tokens).block_until_ready()
             times.append(round(1000 * (time.perf_counter() - start), 3))
     return found
+
+
+def _fresh(cfg: Config, stored: str, key: jax.Array) -> Any:
+    """Fresh parameters, the experts' matrices in another dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(stored) if leaf.ndim > 2 else leaf,
+                        init(cfg, key))

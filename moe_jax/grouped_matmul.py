@@ -30,8 +30,8 @@ def grouped_matmul(
     """y [S, F] with y[s] = lhs[s] @ rhs[e] for row s in group e, summed in float32, in lhs's dtype.
 
     lhs [S, D]; rhs [E, D, F]; sizes int32 [E]: rows of each group, in order. Rows past the last
-    group give zeros. Gradients come back in the dtypes of lhs and rhs. ways: names of `grouped_ways`,
-    the first that fits is used; by default what `grouped_choice.choose` says.
+    group give zeros. Gradients come back in the dtypes of lhs and rhs. ways: names of
+    `grouped_ways`, of which the first that fits is used; by default those of `choose`.
     """
     ways = choose() if ways is None else ways
     (rows, d), (experts, _, f) = lhs.shape, rhs.shape
@@ -53,8 +53,8 @@ def pick(
         block = way.block(rows, experts)
         if way.fits(block, d, f, dtype) and way.fits(block, f, d, dtype):
             return name, block
-    raise ValueError(f'grouped matmul: [{rows}, {d}] @ [{experts}, {d}, {f}] in {dtype} does not fit '
-                     f'{" or ".join(ways)}; {VARIABLE}=blocks takes any')
+    raise ValueError(f'grouped matmul: [{rows}, {d}] @ [{experts}, {d}, {f}] in {dtype} does not '
+                     f'fit {" or ".join(ways)}; {VARIABLE}=blocks takes any')
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

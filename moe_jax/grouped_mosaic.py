@@ -4,7 +4,7 @@ P rows of which each expert's begin at a multiple of `block`, E experts, D and F
 
 A thread block stays on its multiprocessor and takes one tile of the output after another. Of its
 three warpgroups one brings tiles of both factors into shared memory, in a ring of `stages`, and two
-multiply, each a half of the tile. Because groups begin at multiples of a tile's rows, a tile has one
+multiply, each a half of the tile. As groups begin at multiples of a tile's rows, a tile has one
 expert, and nothing is masked. A tile of no expert takes no steps and is written as zeros.
 """
 

@@ -90,6 +90,8 @@ def _triton():
 def _tokamax():
     import tokamax  # an optional package
 
+    summed = _dims(0, 0, [])
+
     def matmul(lhs, rhs, sizes, block, *, turned):
         rhs = rhs.swapaxes(1, 2) if turned else rhs
         y = tokamax.ragged_dot(lhs, rhs, sizes, preferred_element_type=lhs.dtype,
@@ -97,7 +99,7 @@ def _tokamax():
         return _used(y, sizes)
 
     def outer(lhs, dy, sizes, block, dtype):
-        found = tokamax.ragged_dot_general(lhs, dy, sizes, _dims(0, 0, []), preferred_element_type=dtype,
+        found = tokamax.ragged_dot_general(lhs, dy, sizes, summed, preferred_element_type=dtype,
                                            implementation='mosaic')
         return jnp.where((sizes > 0)[:, None, None], found, jnp.zeros_like(found))
 

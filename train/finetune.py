@@ -5,8 +5,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
+from train import feed
 from train.live import Report
 from train.loop import Callback, Evaluate, History, fit
 from train.objective import Objective
@@ -32,7 +34,8 @@ def finetune(
 
     Everything else as in `fit`.
     """
-    stream = functools.partial(batches.stream, packed, options.batch, options.seed)
+    rows = feed.own_rows(sharding.mesh_of(params), options.batch)
+    stream = functools.partial(batches.stream, packed, options.batch, options.seed, rows=rows)
     return fit(cfg, params, stream, options, out=out, progress=progress, evaluate=evaluate,
                callback=callback, objective=objective, start=start)
 

@@ -33,14 +33,14 @@ def config() -> RecoveryStudy:
         experts=16,
         shrinks=(
             Drop(label='16 to 8 experts', name='frequency', experts=8),
-            Sparsify(label='half the weights', name='moe_pruner', sparsity=0.5),
+            Sparsify(label='half the weights', name='moe_pruner', sparsity=0.5, pattern=(1, 2)),
         ),
         recipes=RECIPES,
         ceiling='fine-tuning',
         tasks=('lm-code', 'lm-drama'),
         pretrain=dataclasses.replace(base, steps=2000, peak_lr=6e-3, warmup=100),
         recover=dataclasses.replace(base, steps=60, warmup=6, weight_decay=0.0),
-        rates=(1e-3, 3e-3, 1e-2),
+        rates=(5e-4, 2e-3, 8e-3),
         tuning_rows=64,
     )
 

@@ -8,9 +8,20 @@ from moe_jax.data import fetch, folder, tasks, tokenizer
 from moe_jax.data.tasks import local, superglue
 from moe_jax.study.recovery.spec import Drop, RecoveryStudy, Sparsify
 from moe_jax.study.spec import Study
+from prune.weights.request import weight_request
 
-# What refuses a method or an option that a way of shrinking does not know.
-CHECKS = {Drop: prune.check_options, Sparsify: prune.check_weight_options}
+
+def _check_drop(shrink: Drop, study: RecoveryStudy) -> None:
+    prune.check_options(shrink.name, dict(shrink.options))
+
+
+def _check_sparse(shrink: Sparsify, study: RecoveryStudy) -> None:
+    weight_request(shrink.name, study.model_with(study.experts), sparsity=shrink.sparsity,
+                   pattern=shrink.pattern, **dict(shrink.options))
+
+
+# What refuses a method, option or pattern that a way of shrinking does not know.
+CHECKS = {Drop: _check_drop, Sparsify: _check_sparse}
 
 
 def check(study: Study, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -30,7 +41,7 @@ def check_recovery(study: RecoveryStudy, data_dir: str | os.PathLike[str] | None
     """`check` for a recovery study."""
     for shrink in study.shrinks:
         try:
-            CHECKS[type(shrink)](shrink.name, dict(shrink.options))
+            CHECKS[type(shrink)](shrink, study)
         except ValueError as error:
             raise ValueError(f'study {study.name}: shrink {shrink.label!r}: {error}') from error
     check_data(study, data_dir)

@@ -148,15 +148,15 @@ def test_a_way_can_be_forced_and_a_wrong_one_is_an_error(forced):
     forced('blocks')
     assert grouped.choose() == ('blocks',)
     forced('blokcs')
-    with pytest.raises(ValueError, match='MOE_JAX_GROUPED=blokcs: .* use one of mosaic, triton'):
+    with pytest.raises(ValueError, match=r'MOE_JAX_GROUPED=blokcs: .* use one of mosaic, triton'):
         grouped.choose()
 
 
 def test_a_forced_way_that_does_not_fit_says_so(forced):
     forced('mosaic')
     lhs, rhs, _ = factors()
-    with pytest.raises(ValueError, match=r'\[64, 32\] @ \[4, 32, 48\] in float32 does not fit mosaic'
-                                         r'; MOE_JAX_GROUPED=blocks takes any'):
+    with pytest.raises(ValueError, match=r'\[64, 32\] @ \[4, 32, 48\] in float32 does not fit '
+                                         r'mosaic; MOE_JAX_GROUPED=blocks takes any'):
         grouped_matmul.grouped_matmul(lhs, rhs, jnp.asarray([64, 0, 0, 0], jnp.int32))
 
 

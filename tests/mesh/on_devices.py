@@ -167,7 +167,29 @@ def training() -> None:
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, states[0], state)))
 
 
-CHECKS = {f.__name__: f for f in (layer, forward, pruning, training)}
+def distilling() -> None:
+    """Every term of distillation, towards a teacher of more experts and one of as many."""
+    options = train.TrainOptions(steps=4, batch=4, length=12, peak_lr=3e-3, warmup=0, log_every=1)
+    cfg = CFG.replace(experts=(4, 0))
+    rng = np.random.default_rng(0)
+    rows = {'tokens': rng.integers(0, 24, (12, 12)).astype(np.int32),
+            'segments': np.ones((12, 12), np.int32), 'weights': np.ones((12, 12), np.float32)}
+    teacher, other = (arrays(model.shapes(cfg), seed, 0.1) for seed in (0, 1))
+    stats = moe_jax.observe(cfg, teacher, [{'tokens': rows['tokens'], 'mask': rows['segments'] > 0}])
+    plan = prune.plan('reap', stats, teacher, cfg, experts=3)
+    small, small_cfg = prune.apply(teacher, cfg, plan)
+    recipe = train.Distill(logits=1.0, hidden=0.5, experts='balance')
+    mesh = sharding.make_mesh(data=2, expert=2)
+    for own, ours, mixes in ((cfg, other, None), (small_cfg, small, prune.stands_for(plan))):
+        found = [train.distill(own, at(ours), (cfg, at(teacher)), rows, options, recipe,
+                               stands_for=mixes)[1]
+                 for at in (lambda tree: tree, partial(sharding.place, mesh=mesh))]
+        for a, b in zip(*found, strict=True):
+            for name in ('loss', 'ce', 'kd', 'hidden', 'expert'):
+                np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+CHECKS = {f.__name__: f for f in (layer, forward, pruning, training, distilling)}
 
 if __name__ == '__main__':
     CHECKS[sys.argv[1]]()

@@ -16,12 +16,13 @@ import study_tiny
 
 import prune
 from moe_jax.study import compute, records, report, runner
+from moe_jax.study.cells import cells as cells_of
 from moe_jax.study.spec import Method
 
 STUDY = study_tiny.config()
 CONFIG = Path(study_tiny.__file__)
 PROGRAM = 'from moe_jax.cli import main; main()'
-CELLS = 14
+CELLS = 15
 
 
 def finished(folder) -> list[dict]:
@@ -32,7 +33,8 @@ def finished(folder) -> list[dict]:
 
 def outcome(folder) -> dict:
     """What the cells found, without what a clock measured."""
-    return {r['id']: r['outputs'] for r in finished(folder) if r['kind'] not in ('latency', 'parallel')}
+    clocked = ('latency', 'parallel')
+    return {r['id']: r['outputs'] for r in finished(folder) if r['kind'] not in clocked}
 
 
 @pytest.fixture
@@ -84,14 +86,14 @@ def test_stopped_again_and_again_it_ends_with_the_same_table(unbroken, texts, tm
     process, _ = stop(folder, texts, 'fetching', rng.uniform(0, 2), signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert (folder / records.LOCK).read_text() == str(process.pid)  # a stale lock
-    process, text = stop(folder, texts, '/14]', rng.uniform(0, 0.2), signal.SIGTERM)
+    process, text = stop(folder, texts, '/15]', rng.uniform(0, 0.2), signal.SIGTERM)
     assert process.returncode == 75 and 'same command goes on' in text, text
-    stop(folder, texts, '/14]', rng.uniform(0, 0.5), signal.SIGKILL)
-    process, text = stop(folder, texts, '/14]', rng.uniform(0, 0.2), signal.SIGINT)
+    stop(folder, texts, '/15]', rng.uniform(0, 0.5), signal.SIGKILL)
+    process, text = stop(folder, texts, '/15]', rng.uniform(0, 0.2), signal.SIGINT)
     assert process.returncode in (75, 130) and 'Traceback' not in text, text
 
     process, lines = launch(folder, texts), []
-    wait(process, '/14]', lines)
+    wait(process, '/15]', lines)
     process.send_signal(signal.SIGSTOP)  # so that it does not finish while we look
     assert command('study', CONFIG, '--out', folder, '--data', texts) == 1  # beside the other
     assert f'process {process.pid} is running this study' in capsys.readouterr().err
@@ -100,7 +102,7 @@ def test_stopped_again_and_again_it_ends_with_the_same_table(unbroken, texts, tm
 
     before = len(finished(folder))
     assert command('study', CONFIG, '--out', folder, '--data', texts) == 0
-    assert f'[{before + 1}/14]' in capsys.readouterr().err
+    assert f'[{before + 1}/15]' in capsys.readouterr().err
     found = finished(folder)
     assert len(found) == len({r['id'] for r in found}) == CELLS  # nothing was computed twice
     assert outcome(folder) == outcome(unbroken)
@@ -182,7 +184,7 @@ def test_grown_seeds_reuse_what_is_there(texts, tmp_path, counted):
     assert len(counted) == CELLS
     counted.clear()
     runner.run(STUDY.replace(seeds=(0, 1)), tmp_path, data_dir=texts)
-    assert len(counted) == CELLS - 2 and all('seed 1' in title for title in counted)
+    assert len(counted) == CELLS - 3 and all('seed 1' in title for title in counted)
     counted.clear()
     runner.run(STUDY.replace(seeds=(1, 0)), tmp_path, data_dir=texts)
     assert counted == ['embedding 4->2 on lm-harbour (seed 1)']  # that of the first seed only
@@ -226,7 +228,7 @@ def test_an_error_names_its_cell_and_keeps_the_others(texts, tmp_path, counted, 
 
 
 def test_the_workshop_holds_one_model_and_every_statistic_once(unbroken, stuff, monkeypatch):
-    pretrained = {(c.about['experts'], 0): c for c in runner.cells(STUDY, stuff)
+    pretrained = {(c.about['experts'], 0): c for c in cells_of(STUDY, stuff)
                   if c.kind == 'pretrain'}
     shop = compute.Workshop(STUDY, stuff, unbroken, pretrained, lambda *_: None)
     loads, load = [], compute.checkpoint.load
@@ -242,7 +244,7 @@ def test_the_workshop_observes_what_any_method_needs(unbroken, stuff):
     """Every method by name, but the one that needs a second checkpoint."""
     names = [row.name for row in prune.methods() if row.name not in ('uncurl', 'router_change')]
     study = STUDY.replace(rivals=tuple(Method(label=name, name=name) for name in names))
-    cells = runner.cells(STUDY, stuff)
+    cells = cells_of(STUDY, stuff)
     pretrained = {(c.about['experts'], 0): c for c in cells if c.kind == 'pretrain'}
     shop = compute.Workshop(study, stuff, unbroken, pretrained, lambda *_: None)
     cell = next(c for c in cells if c.kind == 'score' and c.about['method'] == 'frequency')

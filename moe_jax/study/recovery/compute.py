@@ -99,7 +99,7 @@ def _plan_sparse(shrink: Sparsify, shop: Workshop, cell: Cell, cfg: Config, para
     about = cell.about
     stats = shop.stats(about['experts'], about['seed'], about['task'])
     return prune.sparsify(shrink.name, stats, params, cfg, sparsity=shrink.sparsity,
-                          **shrink_options(shrink, about['seed']))
+                          pattern=shrink.pattern, **shrink_options(shrink, about['seed']))
 
 
 PLANS: dict[type[Shrink], Callable[..., prune.Plan]] = {

@@ -30,11 +30,15 @@ class Drop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sparsify:
-    """Set a share of the weights inside the experts to zero, by one of `prune.weight_methods()`."""
+    """Set a share of the weights inside the experts to zero, by one of `prune.weight_methods()`.
+
+    pattern: (n, m), of every m consecutive inputs n stay, as in `prune.sparsify`.
+    """
 
     label: str
     name: str
     sparsity: float
+    pattern: tuple[int, int] | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
 

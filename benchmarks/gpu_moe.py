@@ -9,12 +9,13 @@ jax and torch in the median) and, where torch is there, a layer of torch's `grou
 runs in turn in every round. 'of dense' is the time of the dense products over that of the layer.
 
 'latency' is `cost.forward_milliseconds`, experts stored in bfloat16, of models like gpt2_354m with
-4 of its 24 layers.
+2 of its 24 layers, one of them of experts.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token, S = T K rows.
 """
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,13 +73,15 @@ def main() -> None:
     """Run the parts asked for, on the backend at hand."""
     parser = arguments(__doc__)
     parser.add_argument('--only', choices=['layer', 'latency'], help='one part only')
+    parser.add_argument('--case', choices=list(CASES), nargs='+', help='these layers only')
     args = parser.parse_args()
     if args.only != 'latency':
-        for name, case in (SMALL if args.small else CASES).items():
+        cases = SMALL if args.small else {name: CASES[name] for name in args.case or CASES}
+        for name, case in cases.items():
             settings = (f'{name}: T={case.tokens} D={case.width} F={case.hidden} E={case.experts} '
                         f'K={case.topk} {"SwiGLU" if case.gated else "GELU"} bfloat16, '
                         f'grouped products by {" or ".join(grouped.choose())}, '
-                        f'{rivals()}, {ROUNDS} rounds')
+                        f'{rivals()}, {flags()}{ROUNDS} rounds')
             tell('moe layer', settings, layer(name, case), args)
     if args.only != 'layer':
         for rows in (1,) if args.small else (1, 16):
@@ -168,18 +171,20 @@ def dense(shape: tuple[int, int, int], gated: bool) -> tuple[Callable[..., Any],
 def latency(rows: int, small: bool) -> tuple[list[Measured], str]:
     """Forward milliseconds by number of experts, and how many times those of the fewest."""
     length = 64 if small else 1024
-    name, layers = ('tiny', 2) if small else ('gpt2_354m', 4)
-    configs = [PRESETS[name](e).replace(experts=(e, 0) * (layers // 2), capacity_eval=None,
-                                        dtype='bfloat16') for e in COUNTS]
+    name = 'tiny' if small else 'gpt2_354m'
+    configs = [PRESETS[name](e).replace(experts=(e, 0), capacity_eval=None, dtype='bfloat16')
+               for e in COUNTS]
     taken = cost.forward_milliseconds(configs, (rows, length), 2 if small else LATENCY_ROUNDS,
                                       stored='bfloat16')
     found = []
     for count, times in zip(COUNTS, taken, strict=True):
-        found += [median(f'E={count}, {rows * length} tokens', times, 'ms'),
-                  median(f'E={count} over E={COUNTS[0]}, {rows * length} tokens',
-                         ratios(times, taken[0]), 'x')]
-    return found, (f'{name} with {layers} layers, {layers // 2} of experts, dropless, '
-                   f'[{rows}, {length}] tokens, experts stored in bfloat16, {len(taken[0])} rounds')
+        found.append(median(f'E={count}, {rows * length} tokens', times, 'ms'))
+        if count > COUNTS[0]:
+            found.append(median(f'E={count} over E={COUNTS[0]}, {rows * length} tokens',
+                                ratios(times, taken[0]), 'x'))
+    return found, (f'{name} with 2 layers, 1 of experts, dropless, '
+                   f'[{rows}, {length}] tokens, experts stored in bfloat16, {flags()}'
+                   f'{len(taken[0])} rounds')
 
 
 def compiled(runs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
@@ -213,6 +218,12 @@ def once(run: Callable[[], Any], name: str) -> float:
 def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Random bfloat16 numbers."""
     return jax.jit(partial(jax.random.normal, shape=tuple(shape), dtype=jnp.bfloat16))(key)
+
+
+def flags() -> str:
+    """XLA's flags, if any are set."""
+    found = os.environ.get('XLA_FLAGS')
+    return f'XLA_FLAGS={found}, ' if found else ''
 
 
 def rivals() -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moe_jax.commands_hf import Positional
 
 if TYPE_CHECKING:
+    from prune import Plan
     from train import Run
     from train.reading import Reading
 
@@ -35,7 +36,7 @@ def train_model(
     peak: str = 'h100',
     efficiency: float = 0.4,
 ) -> None:
-    """Pretrain or fine-tune one model, or go on with it; or print what that takes.
+    """Pretrain, fine-tune or distil one model, or go on with it; or print what that takes.
 
     Args:
         config: a Python file with a function config() that returns a train.Run, for example
@@ -93,15 +94,17 @@ def _print_plan(run: 'Run', peak: str, efficiency: float) -> None:
     from rich.console import Console
 
     import train
-    from moe_jax import storage
+    from moe_jax import commands_distill, storage
 
     cfg = run.model or storage.config_of(run.start)
     found = train.forecast(cfg, run.options, run.axes, peak, efficiency=efficiency)
     Console().print(found.table())
+    if run.teacher is not None:
+        print(commands_distill.burden(run))
 
 
 def _train(run: 'Run', out: Path, data: Path | None) -> None:
-    from moe_jax import processes, sharding, storage
+    from moe_jax import commands_distill, processes, sharding, storage
     from moe_jax.commands import use_compilation_cache
     from train import reading
     from train.run import check_length
@@ -115,26 +118,28 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
         if not Path(run.start).exists():
             raise FileNotFoundError(f'run {run.name}: start={run.start}: no such folder')
         check_length(run.options, storage.config_of(run.start))
+    plan = None if run.teacher is None else commands_distill.checked(run)
     use_compilation_cache()
     # The first process fetches, the others then read what it cached.
     stuff = processes.first(lambda: reading.prepare(run, data)) or reading.prepare(run, data)
     say = _printer(processes.is_first())
     say(f'{run.name}: {sum(len(rows["tokens"]) for rows, _ in stuff.sets):,} rows of '
         f'{run.options.length} tokens; in {out}')
-    history = _fit(run, stuff, out, mesh, say)
+    history = _fit(run, stuff, out, mesh, plan, say)
     if processes.is_first():
         _keep_side_files(run, stuff, out / 'model')
     losses = {name.removeprefix('eval_'): value for name, value in history[-1].items()
               if name.startswith('eval_')}
     by_name = ', '.join(f'{name} {value:.4f}' for name, value in losses.items())
-    say(f'held-out loss {sum(losses.values()) / len(losses):.4f} nats per token ({by_name}); the '
+    say(f'held-out loss {_mean(losses):.4f} nats per token ({by_name}); the '
         f'model is in {out / "model"}')
 
 
-def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, say: Callable[[str], None]):
-    """Train, with fresh weights or from a folder; the history."""
+def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, plan: 'Plan | None',
+         say: Callable[[str], None]):
+    """Train, with fresh weights or from a folder, alone or towards a teacher; the history."""
     import train
-    from moe_jax import storage
+    from moe_jax import commands_distill, storage
     from moe_jax.data import batches
     from train import feed
 
@@ -145,8 +150,16 @@ def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, say: Callable[[str]
     cfg, params = storage.load(run.start, mesh=mesh)
     stream = functools.partial(batches.mixture, stuff.sets, options.batch, options.seed,
                                rows=feed.own_rows(mesh, options.batch))
-    return train.fit(cfg, params, stream, options, out=out, progress=told,
-                     evaluate=_evaluation(run, cfg, stuff))[1]
+    evaluate, goal = _evaluation(run, cfg, stuff), None
+    if run.teacher is not None:
+        teacher = storage.load(run.teacher, mesh=mesh)
+        both = evaluate(params), _evaluation(run, teacher[0], stuff)(teacher[1])
+        say('held-out loss {:.4f} before training, the teacher\'s {:.4f}'.format(*map(_mean, both)))
+        first = next(batches.mixture(stuff.sets, options.batch, options.seed))
+        goal = commands_distill.objective(run, cfg, params, teacher, first, plan, say)
+        del teacher  # the objective keeps what it needs of it
+    return train.fit(cfg, params, stream, options, out=out, progress=told, objective=goal,
+                     evaluate=evaluate)[1]
 
 
 def _evaluation(run: 'Run', cfg: Any, stuff: 'Reading') -> Callable[[Any], Mapping[str, float]]:
@@ -155,6 +168,10 @@ def _evaluation(run: 'Run', cfg: Any, stuff: 'Reading') -> Callable[[Any], Mappi
 
     return lambda params: {name: -evaluate(cfg, params, side, run.score_rows).mean
                            for name, side in stuff.heldout.items()}
+
+
+def _mean(losses: Mapping[str, float]) -> float:
+    return sum(losses.values()) / len(losses)
 
 
 def _printer(is_first: bool) -> Callable[[str], None]:
@@ -189,12 +206,19 @@ def _progress(say: Callable[[str], None]):
 
 
 def _keep_side_files(run: 'Run', stuff: 'Reading', model: Path) -> None:
-    """The tokenizer beside the weights, and of a model from transformers what exporting needs."""
+    """Tokenizer and plan beside the weights, and of a model of transformers what exporting needs.
+
+    What the experts of a shrunk model stand for is the same after training.
+    """
     from moe_jax import storage
+    from moe_jax.commands_distill import PLAN
     from moe_jax.data.cache import replacing
     from moe_jax.hf import layout
     from moe_jax.hf.folder import SUBFOLDER, SideFiles
 
+    if run.start is not None and (plan := storage.side_file(run.start, PLAN)) is not None:
+        with replacing(model / PLAN) as temporary:
+            shutil.copyfile(plan, temporary)
     if run.start is not None and storage.origin(run.start) is not None:
         side = SideFiles.of(run.start)
         (model / SUBFOLDER).mkdir(exist_ok=True)

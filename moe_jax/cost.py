@@ -88,7 +88,8 @@ def forward_milliseconds(
 
     Tokens are random, [B, T] = shape; compilation is not counted. Each model lies on its mesh
     (None: one device). stored: dtype of the experts' matrices in memory, which are cast to the
-    config's where they are used. Interleaving makes the ratios hold on a machine whose speed drifts.
+    config's where they are used. Interleaving makes the ratios hold on a machine whose speed
+    drifts.
     """
     tokens = jax.random.randint(jax.random.key(0), shape, 0, min(c.vocab for c in configs))
     runs = []

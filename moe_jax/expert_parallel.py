@@ -99,13 +99,11 @@ def _layout(mesh: AbstractMesh, weights: Mapping[str, Any], adds_up: bool, topk:
     if adds_up:
         specs = {name: sharding.fitted(axes, f'moe/experts/{name}', leaf.shape)[0]
                  for name, leaf in weights.items()}
-        hidden = specs['down'][1]
+        by_expert, by_hidden = sharding.hidden_axes(axes, weights['down'].shape)
     else:
         divides = experts.number_of(weights) % devices == 0 and devices > 1
         specs = jax.tree.map(lambda leaf: P('expert') if divides else P(), weights)
-        hidden = None
-    by_hidden = (hidden,) if isinstance(hidden, str) else tuple(hidden or ())
-    by_expert = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, P))[0][:1] == ('expert',)
+        by_expert, by_hidden = divides, ()
     if not (by_expert or 'expert' in by_hidden):
         found = 'local'
     elif not by_expert or topk >= devices:

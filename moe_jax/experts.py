@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moe_jax import grouped, grouped_matmul
 from moe_jax.ffn import Ffn
-from moe_jax.gather import gather_rows
+from moe_jax.gather import gather_rows, take
 from moe_jax.grouped import Expert, grouped_apply
 
 Weights = dict[str, Any]
@@ -72,10 +72,11 @@ def _dropless_at_once(ffn, how, weights, x, ids, gates):
     to = grouped_matmul.align(sizes, n * k, how[1])
     row_NK = to.place[inverse].reshape(n, k)
     choice = order.at[to.source].get(mode='fill', fill_value=n * k)
-    rows = gather_rows(x, jnp.where(choice < n * k, choice // k, n), row_NK)
+    fast = grouped.taking(x)
+    rows = gather_rows(x, jnp.where(choice < n * k, choice // k, n), row_NK, fast)
     y = grouped.aligned_apply(ffn, how, weights, rows, to.sizes)
     kept = ids < experts
-    return _combine(y, row_NK, choice, gates, kept, x.dtype), kept
+    return _combine(y, row_NK, choice, gates, kept, x.dtype, fast), kept
 
 
 def capacity(
@@ -124,9 +125,9 @@ def slot_of_choice(ids: jax.Array, experts: int, slots: int) -> jax.Array:
     return jnp.zeros((n * k,), jnp.int32).at[order].set(row).reshape(k, n).T
 
 
-def _combine(y, row_NK, choice_S, gates, kept, dtype):
+def _combine(y, row_NK, choice_S, gates, kept, dtype, back=take):
     """Bring expert outputs y [S, D] back to tokens and sum them with their gates, in float32."""
     n, k = row_NK.shape
-    per_choice = gather_rows(y, row_NK.ravel(), choice_S[:, None]).reshape(n, k, -1)
+    per_choice = gather_rows(y, row_NK.ravel(), choice_S[:, None], take, back).reshape(n, k, -1)
     weight = jnp.where(kept, gates, 0.0)[:, :, None]
     return (per_choice.astype(jnp.float32) * weight).sum(axis=1).astype(dtype)

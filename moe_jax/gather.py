@@ -1,29 +1,41 @@
 """Reading rows by index, with a gradient that reads rows by index too."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+Take = Callable[[jax.Array, jax.Array], jax.Array]
 
-@jax.custom_vjp
-def gather_rows(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
+
+def take(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[index], with zeros where index is out of range; x [M, D], index [S] -> [S, D]."""
+    return x.at[index].get(mode='fill', fill_value=0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def gather_rows(
+    x: jax.Array, index: jax.Array, inverse: jax.Array, forth: Take = take, back: Take = take
+) -> jax.Array:
     """x[index] with zeros where index is out of range; `inverse` makes the gradient a gather.
 
     x [M, D], index [S], inverse [M, J]: the places of the output that read row m (out of range
     where there are fewer than J) -> [S, D]. A scatter-add in the backward pass would be serial on
-    CPU.
+    CPU. forth, back: how rows are taken, and how in the gradient where J is 1.
     """
-    del inverse
-    return x.at[index].get(mode='fill', fill_value=0)
+    del inverse, back
+    return forth(x, index)
 
 
-def _forward(x, index, inverse):
-    return gather_rows(x, index, inverse), inverse
+def _forward(x, index, inverse, forth, back):
+    return gather_rows(x, index, inverse, forth, back), inverse
 
 
-def _backward(inverse, dy):
-    dx = dy.at[inverse].get(mode='fill', fill_value=0)
-    dx = dx.astype(jnp.float32).sum(axis=1) if inverse.shape[1] > 1 else dx[:, 0]
-    return dx.astype(dy.dtype), None, None
+def _backward(forth, back, inverse, dy):
+    if inverse.shape[1] == 1:
+        return back(dy, inverse[:, 0]), None, None
+    return take(dy, inverse).astype(jnp.float32).sum(axis=1).astype(dy.dtype), None, None
 
 
 gather_rows.defvjp(_forward, _backward)

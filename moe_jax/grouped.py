@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from moe_jax import grouped_loop, grouped_matmul
 from moe_jax.ffn import Ffn
-from moe_jax.gather import gather_rows
+from moe_jax.gather import Take, gather_rows, take
 from moe_jax.grouped_choice import choose
 from moe_jax.grouped_loop import Expert
 from moe_jax.grouped_loop import sums as grouped_sums
 
 __all__ = ['Expert', 'aligned_apply', 'choose', 'grouped_apply', 'grouped_gradients',
-           'grouped_sums', 'plan']
+           'grouped_sums', 'plan', 'taking']
 
 Plan = tuple[str, int]  # a way of `grouped_ways`, and the block at whose multiples groups begin
 
@@ -61,6 +61,15 @@ def plan(function: Expert, weights: Any, rows: jax.Array, count: int | None = No
     experts, f, d = weights['down'].shape
     return grouped_matmul.pick(ways, rows.shape[0] if count is None else count, experts, d, f,
                                rows.dtype)
+
+
+def taking(x: jax.Array) -> Take:
+    """How rows like those of x [M, D] are best copied by index to places of the plan."""
+    if 'triton' not in choose():
+        return take
+    from moe_jax import grouped_triton
+
+    return grouped_triton.take if x.shape[1] % grouped_triton.LEAST == 0 else take
 
 
 def aligned_apply(

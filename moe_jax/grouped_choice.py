@@ -19,7 +19,7 @@ VARIABLE = 'MOE_JAX_GROUPED'
 # In order of speed as measured on an NVIDIA H200 (docs/results/gpu_h200.jsonl).
 ORDER = MappingProxyType({
     'cpu': ('loop',), 'tpu': ('ragged', 'blocks'),
-    'gpu': ('mosaic', 'triton', 'tokamax', 'ragged', 'blocks'),
+    'gpu': ('mosaic', 'triton', 'ragged', 'blocks'),
 })
 DENSE = 2.0  # FLOPs over those of the rows' own experts, above which a product counts as dense
 SIZES, WIDTHS = (128, 0, 256, 128, 64, 128, 0, 128), (128, 256)  # of a trial; some rows unused

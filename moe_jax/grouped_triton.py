@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 LEAST = 16  # the least side of a matrix product in Triton
+COPIED = 4  # rows that a program copies, at most
+WIDEST = 4096  # numbers of a row that are copied at a time
 BAND = 8  # rows of tiles made before the next column, so that factors stay in the L2 cache
 
 
@@ -77,6 +79,30 @@ def outer(
         grid=(e * (d // tiles.rows) * (f // tiles.columns),), name='grouped_outer',
         interpret=interpret, compiler_params=_params(tiles),
     )(jnp.cumsum(sizes) - sizes, sizes // tiles.inner, lhs, dy)
+
+
+def take(x: jax.Array, index: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """x[index], with zeros where index is M or more; x [M, D], index int32 [P] -> [P, D].
+
+    D a multiple of LEAST.
+    """
+    wide, rows = _largest(x.shape[1], WIDEST), _largest(len(index), COPIED)
+    return pl.pallas_call(
+        partial(_take, wide=wide, copied=rows),
+        out_shape=jax.ShapeDtypeStruct((len(index), x.shape[1]), x.dtype),
+        grid=(len(index) // rows,), name='take_rows', interpret=interpret,
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
+    )(index, x)
+
+
+def _take(index_ref, x_ref, out_ref, *, wide, copied):
+    first, rows = pl.program_id(0) * copied, x_ref.shape[0]
+    for place in range(copied):
+        row = index_ref[first + place]
+        for start in range(0, x_ref.shape[1], wide):
+            numbers = triton.load(x_ref.at[jnp.minimum(row, rows - 1), pl.ds(start, wide)])
+            numbers = jnp.where(row < rows, numbers, jnp.zeros_like(numbers))
+            triton.store(out_ref.at[first + place, pl.ds(start, wide)], numbers)
 
 
 def _matmul(expert_ref, steps_ref, lhs_ref, rhs_ref, out_ref, *, tiles, turned):

@@ -5,7 +5,6 @@ kernel then have one expert each, and nothing is masked.
 
     mosaic   kernels for NVIDIA Hopper, 16 bits (`grouped_mosaic`)
     triton   kernels for NVIDIA GPUs (`grouped_triton`)
-    tokamax  the library of that name, 16 bits, where it is installed
     ragged   `lax.ragged_dot`: native on TPU, where we could not run it; elsewhere XLA may expand it
              to a dense product whose cost grows with E
     blocks   batched products of blocks of rows (`grouped_blocks`): exact on every backend
@@ -86,29 +85,6 @@ def _triton():
     return Implementation(_block, fits, ways.matmul, ways.outer)
 
 
-@lru_cache(maxsize=1)
-def _tokamax():
-    import tokamax  # an optional package
-
-    summed = _dims(0, 0, [])
-
-    def matmul(lhs, rhs, sizes, block, *, turned):
-        rhs = rhs.swapaxes(1, 2) if turned else rhs
-        y = tokamax.ragged_dot(lhs, rhs, sizes, preferred_element_type=lhs.dtype,
-                               implementation='mosaic')
-        return _used(y, sizes)
-
-    def outer(lhs, dy, sizes, block, dtype):
-        found = tokamax.ragged_dot_general(lhs, dy, sizes, summed, preferred_element_type=dtype,
-                                           implementation='mosaic')
-        return jnp.where((sizes > 0)[:, None, None], found, jnp.zeros_like(found))
-
-    def fits(block, d, f, dtype):
-        return jnp.dtype(dtype) in HALF and d % BLOCK == 0 and f % BLOCK == 0
-
-    return Implementation(_block, fits, matmul, outer)
-
-
 def _ragged():
     plain, turned_, summed = _dims(1, 1, [0]), _dims(1, 2, [0]), _dims(0, 0, [])
 
@@ -140,8 +116,8 @@ def _loop():
 
 
 IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {
-    'mosaic': _mosaic, 'triton': _triton, 'tokamax': _tokamax, 'ragged': _ragged,
-    'blocks': _blocks, 'loop': _loop,
+    'mosaic': _mosaic, 'triton': _triton, 'ragged': _ragged, 'blocks': _blocks,
+    'loop': _loop,
 }
 
 

@@ -96,7 +96,16 @@ def fitted(axes: Mapping[str, int], path: str, shape: tuple[int, ...]) -> tuple[
     if note:
         split = [a for part in parts for a in ((part,) if isinstance(part, str) else part or ())]
         note += f': split over {" and ".join(split)} by its other axes' if split else ': kept whole'
+    while parts and parts[-1] is None:  # as what comes out of jit says it, which is compared
+        parts.pop()
     return P(*parts), note
+
+
+def hidden_axes(axes: Mapping[str, int], shape: tuple[int, ...]) -> tuple[bool, tuple[str, ...]]:
+    """Of a layer's experts, by the shape [E, F, D] of `down`: whether 'expert' splits E, and the axes that split F."""
+    first, second, *_ = (*fitted(axes, 'moe/experts/down', shape_EFD)[0], None, None)
+    hidden = (second,) if isinstance(second, str) else tuple(second or ())
+    return first == 'expert', hidden
 
 
 def placing(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
@@ -106,7 +115,7 @@ def placing(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
 
     def of(path: str, shape: tuple[int, ...]) -> NamedSharding:
         spec, note = fitted(mesh.shape, path, shape)
-        kind = re.sub(r'^layer_\d+/', '', path)
+        kind = re.sub(r'^.*layer_\d+/', '', path)
         if note and (kind, note) not in said:
             said.add((kind, note))
             log.warning('%s: %s', path, note)
@@ -181,6 +190,15 @@ def row_parts(mesh: Mesh | AbstractMesh | None) -> int:
 def by_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """The sharding of an array whose given axis is the rows of a batch."""
     return NamedSharding(mesh, P(*(None,) * axis, row_axes(mesh)))
+
+
+def lay_out(tree: Any) -> Any:
+    """Arrays told to the compiler to lie by the rules, where it runs on a mesh."""
+    mesh = current()
+    if mesh is None:
+        return tree
+    return map_with_path(lambda path, leaf: jax.lax.with_sharding_constraint(
+        leaf, fitted(mesh.shape, path, leaf.shape)[0]), tree)
 
 
 def replicate(tree: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax import sharding
 from moe_jax.checkpoint import check_params
 from moe_jax.config import CLOSED, Config
 from moe_jax.layers import init_std
@@ -26,17 +27,19 @@ def apply(
     """The smaller model of a plan, (params, cfg); the inputs stay as they are.
 
     Weights are combined in float32 and cast back to their own dtype; a kept expert is copied bit
-    for bit. Then masks set weights of the new experts to zero, and leave the rest bit for bit.
-    donate: free each array of old experts as soon as the new one is made, so that no more
-    than one exists twice; params cannot be used afterwards. Raises ValueError
-    if the plan was made for another model, or cfg does not fit params.
+    for bit. Then masks set weights of the new experts to zero, and leave the rest bit for bit. On a
+    mesh, the new experts are laid out by its rules. donate: free each array of old experts as soon
+    as the new one is made, so that no more than one exists twice; params cannot be used afterwards.
+    Raises ValueError if the plan was made for another model, or cfg does not fit params.
     """
     check_params(cfg, params, 'prune.apply', only='/moe/')
     plan.check(cfg, params)
-    out = dict(params)
+    out, mesh = dict(params), sharding.mesh_of(params)
     for i, layer in plan.layers.items():
         name = f'layer_{i}'
         moe = apply_layer(params[name]['moe'], layer, cfg, i, donate=donate)
+        if mesh is not None:
+            moe = sharding.place({'moe': moe}, mesh)['moe']
         out[name] = {**params[name], 'moe': moe}
     return out, config_of(plan, cfg).fit(out)
 

@@ -3,7 +3,7 @@
 A run is data in, data out: `fit` takes params and gives new params, leaving its inputs alone.
 """
 
-from train.distill import Distill, distill, router_kd
+from train.distill import Distill, distill, router_kd, towards
 from train.finetune import finetune, warm_routers
 from train.forecast import Forecast, forecast
 from train.loop import Callback, fit
@@ -47,6 +47,7 @@ __all__ = [
     'pretrain',
     'router_kd',
     'teach',
+    'towards',
     'tsep',
     'warm_routers',
 ]

@@ -103,28 +103,57 @@ def distill(
 ) -> tuple[Params, History]:
     """`finetune` towards a teacher (cfg, params): (params, history), inputs untouched.
 
-    The teacher may lie on other devices. Without one (None), the rows carry what it says
-    (`train.teach`), which leaves out the expert term. stands_for: for that term, {layer: [G, E]},
-    expert g of the student standing for sum_e matrix[g, e] * expert e of the teacher
-    (`prune.stands_for(plan)`); None: expert g for expert g. Its members are gathered once, which
-    holds G times the most members of any expert in memory. Each line of the history has the terms,
-    not yet times their weights: 'ce', and 'kd', 'hidden', 'expert' where they are on. The expert
-    term is a mean over micro-batches, as the balance loss is; all others are exact over them. It
-    moves experts towards their counterparts on the inputs as they are: no gradient flows into
-    these. Raises ValueError where teacher, rows and recipe do not fit the student.
+    Teacher, recipe and stands_for as in `towards`, which serves where the rows are no single packed
+    set. Each line of the history has the terms, not yet times their weights: 'ce', and 'kd',
+    'hidden', 'expert' where they are on. Raises ValueError where teacher, rows and recipe do not
+    fit the student.
     """
-    asked = _question(cfg, recipe, teacher, packed)
-    mixes = _mixes(cfg, recipe, teacher, stands_for)
+    _question(cfg, recipe, teacher and teacher[0], packed)  # all rows, not the first batch alone
+    first = next(batches.stream(packed, options.batch, options.seed))
+    goal = towards(cfg, params, teacher, first, options, recipe, stands_for=stands_for)
+    return finetune(cfg, params, packed, options, out=out, progress=progress, evaluate=evaluate,
+                    objective=goal)
+
+
+def towards(
+    cfg: Config,
+    params: Params,
+    teacher: Teacher | None,
+    first: Batch,
+    options: TrainOptions,
+    recipe: Distill,
+    *,
+    stands_for: Mapping[int, np.ndarray] | None = None,
+) -> Objective:
+    """What `distill` minimises, as an objective for `fit` on any stream of rows.
+
+    params: the student as the run starts with it. The teacher (cfg, params) may lie on other
+    devices; without one (None), the rows carry what it says (`train.teach`), which leaves out the
+    expert term. first: the first batch of the stream, {'tokens', 'segments', 'weights', ...} with
+    all its rows [B, T]: what experts='balance' is measured on. stands_for: for the expert term,
+    {layer: [G, E]}, expert g of the student standing for sum_e matrix[g, e] * expert e of the
+    teacher (`prune.stands_for(plan)`); None: expert g for expert g. Its members are gathered once,
+    which holds G times the most members of any expert in memory. That term is a mean over
+    micro-batches, as the balance loss is; all others are exact over them. It moves experts towards
+    their counterparts on the inputs as they are: no gradient flows into these. Raises ValueError
+    where teacher, rows and recipe do not fit the student.
+    """
+    theirs = teacher and teacher[0]
+    asked, mixes = _question(cfg, recipe, theirs, first), _mixes(cfg, recipe, theirs, stands_for)
     home = replicated(jax.tree.leaves(params)[0])
     experts = gather_experts(*teacher, mixes, home) if mixes else {}
     goal = _objective(cfg, recipe, teacher, asked, mixes, experts, home)
-    if recipe.experts == 'balance':
-        first = next(batches.stream(packed, options.batch, options.seed))
-        goal = goal._replace(extra=goal.extra | {
-            'weights': goal.extra['weights'] | {'experts': _balance(cfg, params, goal, first,
-                                                                    options)}})
-    return finetune(cfg, params, packed, options, out=out, progress=progress, evaluate=evaluate,
-                    objective=goal)
+    if recipe.experts != 'balance':
+        return goal
+    weights = goal.extra['weights'] | {'experts': _balance(cfg, params, goal, first, options)}
+    return goal._replace(extra=goal.extra | {'weights': weights})
+
+
+def check_teacher(cfg: Config, theirs: Config, recipe: Distill,
+                  stands_for: Mapping[int, np.ndarray] | None = None) -> None:
+    """Refuse, with ValueError and from configs alone, a teacher that `towards` cannot use."""
+    _question(cfg, recipe, theirs, {})
+    _mixes(cfg, recipe, theirs, stands_for)
 
 
 def router_kd(
@@ -150,7 +179,7 @@ def router_kd(
                    evaluate=evaluate)
 
 
-def _question(cfg: Config, recipe: Distill, teacher: Teacher | None, packed: batches.Packed
+def _question(cfg: Config, recipe: Distill, theirs: Config | None, rows: batches.Packed
               ) -> Question:
     """What the teacher, or the rows in its place, have to say; ValueError if they cannot."""
     layers = ()
@@ -158,28 +187,27 @@ def _question(cfg: Config, recipe: Distill, teacher: Teacher | None, packed: bat
         layers = tuple(range(cfg.layers)) if recipe.layers is None else recipe.layers
         check_layers(cfg, layers)
     logits = recipe.logits > 0
-    if teacher is not None:
+    if theirs is not None:
         for name, on in (('vocab', logits), ('layers', layers), ('width', layers)):
-            ours, theirs = getattr(cfg, name), getattr(teacher[0], name)
-            if on and ours != theirs:
-                raise ValueError(f'distill: the teacher has {name}={theirs} and the student '
-                                 f'{ours}; leave out the term that compares them')
+            own, other = getattr(cfg, name), getattr(theirs, name)
+            if on and own != other:
+                raise ValueError(f'distill: the teacher has {name}={other} and the student '
+                                 f'{own}; leave out the term that compares them')
         return Question(logits, None, layers)
     if recipe.experts:
         raise ValueError('distill: the expert term evaluates experts of the teacher; give it, or '
                          'leave the term out with experts=0')
-    top = packed[TOP[0]].shape[-1] if logits and TOP[0] in packed else None
+    top = rows[TOP[0]].shape[-1] if logits and TOP[0] in rows else None
     asked = Question(logits and not top, top, layers)
-    check_signals(cfg, packed, recipe.temperature, asked, cfg.width)
+    check_signals(cfg, rows, recipe.temperature, asked, cfg.width)
     return asked
 
 
-def _mixes(cfg: Config, recipe: Distill, teacher: Teacher | None,
+def _mixes(cfg: Config, recipe: Distill, theirs: Config | None,
            stands_for: Mapping[int, np.ndarray] | None) -> dict[int, np.ndarray]:
     """What each expert of the student stands for, by layer; nothing where the term is off."""
     if not recipe.experts:
         return {}
-    theirs = teacher[0]
     if theirs.width != cfg.width or theirs.moe_layers != cfg.moe_layers:
         raise ValueError(f'distill: the teacher has width {theirs.width} and experts in layers '
                          f'{list(theirs.moe_layers)}, the student {cfg.width} and '

@@ -91,7 +91,8 @@ def fit(
             state = run.train(state, carry, stack.enter_context(contextlib.closing(stream)))
         new = restore_dtypes(params_of(state, options), params)
         if folder:
-            _save_model(folder.out / 'model', cfg, new, options, finished_before=first)
+            _save_model(folder.out / 'model', cfg, new, options, objective.name,
+                        finished_before=first)
         if stop.name:  # a signal during the last save: the caller still has to hear of it
             raise run.interrupted(options.steps)
     return new, history
@@ -215,11 +216,12 @@ def _listed(norms: dict[str, float]) -> str:
     return ', '.join(f'{name} {value:.4g}' for name, value in norms.items())
 
 
-def _save_model(path: Path, cfg: Config, params: Any, options: TrainOptions, *,
+def _save_model(path: Path, cfg: Config, params: Any, options: TrainOptions, objective: str, *,
                 finished_before: int) -> None:
     """Write the final weights, unless the run was already complete and they are there."""
     if finished_before == options.steps and path.exists():
         return
     trained = dataclasses.asdict(options)['trainable']
-    lineage = {'steps': options.steps, 'seed': options.seed, 'trainable': trained}
+    lineage = {'steps': options.steps, 'seed': options.seed, 'trainable': trained,
+               'objective': objective}
     checkpoint.save(path, cfg, params, {'train': lineage}, overwrite=True)

@@ -8,6 +8,7 @@ from typing import Any, Self
 from moe_jax import config_file
 from moe_jax.config import Config
 from train import spread
+from train.distill import Distill
 from train.options import TrainOptions
 from train.trainable import Trainable
 
@@ -20,11 +21,12 @@ class Run:
     """A model, what it reads, and how it is trained; for `moe-jax train`.
 
     model: of a run with fresh weights; start: the folder of the model to go on from, native or of
-    transformers; one of the two. domains and tasks: {name: share of the rows}, texts of the corpus
-    and training sides of tasks (both empty: all domains in equal shares). mesh: {axis: size} ({}:
-    one device). Limits: characters of each domain, examples a task may train on, examples it is
-    scored on, held-out tokens of each text, rows that are scored at a time. Raises ValueError for
-    what cannot be run.
+    transformers; one of the two. teacher: the folder of the model that the one in start was made
+    from, and recipe: what to learn from it; both or neither. domains and tasks: {name: share of the
+    rows}, texts of the corpus and training sides of tasks (both empty: all domains in equal
+    shares). mesh: {axis: size} ({}: one device), of the teacher too. Limits: characters of each
+    domain, examples a task may train on, examples it is scored on, held-out tokens of each text,
+    rows that are scored at a time. Raises ValueError for what cannot be run.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Run:
     options: TrainOptions
     model: Config | None = None
     start: str | None = None
+    teacher: str | None = None
+    recipe: Distill | None = None
     domains: Shares = ()
     tasks: Shares = ()
     mesh: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
@@ -63,6 +67,7 @@ def _check(run: Run) -> None:
     if (run.model is None) == (run.start is None):
         raise ValueError(f'run {run.name}: give either a model, for fresh weights, or start, the '
                          'folder of the model to go on from')
+    _check_teacher(run)
     for name in COUNTS:
         value = getattr(run, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -81,10 +86,21 @@ def _check(run: Run) -> None:
         check_length(run.options, run.model)
 
 
-def check_length(options: TrainOptions, model: Config) -> None:
+def _check_teacher(run: Run) -> None:
+    if (run.teacher is None) != (run.recipe is None):
+        raise ValueError(f'run {run.name}: teacher={run.teacher!r}, recipe={run.recipe!r}: give '
+                         'both, to learn from a teacher, or neither')
+    if run.recipe is not None and not isinstance(run.recipe, Distill):
+        raise ValueError(f'run {run.name}: recipe={run.recipe!r}: must be a train.Distill')
+    if run.teacher is not None and run.start is None:
+        raise ValueError(f'run {run.name}: a teacher is for a model that was made from it; give '
+                         'start, the folder of that model')
+
+
+def check_length(options: TrainOptions, model: Config, what: str = 'the model') -> None:
     """Refuse, with ValueError, rows that the model has no positions for."""
     if options.length > model.positions:
-        raise ValueError(f'rows of length={options.length} tokens; the model has '
+        raise ValueError(f'rows of length={options.length} tokens; {what} has '
                          f'{model.positions} positions')
 
 
@@ -93,4 +109,4 @@ def load(path: str | Path, variant: str = 'config') -> Run:
 
     Whatever the file raises becomes a ValueError that names the file, the line and the fault.
     """
-    return config_file.load(path, variant, (Run,), (Config, TrainOptions, Trainable))
+    return config_file.load(path, variant, (Run,), (Config, TrainOptions, Trainable, Distill))

@@ -54,11 +54,10 @@ def form(cfg: Config, axes: Axes, layer: int) -> str:
     """How a MoE layer's tokens meet its experts: a form of `moe_jax.expert_parallel`, by its rule.
     """
     shape = (cfg.experts[layer], cfg.expert_hidden, cfg.width)
-    spec = sharding.fitted(axes, 'moe/experts/down', shape)[0]
-    hidden = (spec[1],) if isinstance(spec[1], str) else tuple(spec[1] or ())
-    if spec[0] != 'expert' and 'expert' not in hidden:
+    by_expert, by_hidden = sharding.hidden_axes(axes, shape)
+    if not by_expert and 'expert' not in by_hidden:
         return 'local'
-    gathers = spec[0] != 'expert' or cfg.topk_in(layer) >= axes['expert']
+    gathers = not by_expert or cfg.topk_in(layer) >= axes['expert']
     return 'gather' if gathers else 'exchange'
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax import sharding
 from moe_jax.tree import leaves_with_paths, map_with_path
 from train.optim import Recipe, adamw, moments
 from train.options import TrainOptions
@@ -62,8 +63,8 @@ def init_state(params: Any, options: TrainOptions) -> TrainState:
     opt_state = adamw(recipe(options), zero, zero, zero).init(leaves)
     # A scalar that is not committed to the devices of the params compiles the step a second time.
     place = lambda leaf: jax.device_put(leaf, devices) if leaf.ndim == 0 else leaf  # noqa: E731
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), devices), params,
-                      jax.tree.map(place, opt_state), parts)
+    return _by_the_rules(TrainState(jax.device_put(jnp.zeros((), jnp.int32), devices), params,
+                                    jax.tree.map(place, opt_state), parts))
 
 
 def begin(params: Any, options: TrainOptions, start: TrainState | None) -> TrainState:
@@ -87,7 +88,8 @@ def begin(params: Any, options: TrainOptions, start: TrainState | None) -> Train
     if int(start.step) > options.steps:
         raise ValueError(f'start has {int(start.step)} steps behind it and the run only '
                          f'steps={options.steps}; give more')
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), start)
+    return _by_the_rules(jax.tree.map(
+        lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), start))
 
 
 def trained_leaves(state: TrainState, trainable: Chosen) -> Leaves:
@@ -186,12 +188,18 @@ def _zeros(matrices: Leaves) -> dict[str, jax.Array]:
             for path, leaf in matrices.items()}
 
 
+def _by_the_rules(state: TrainState) -> TrainState:
+    """A state laid out over its mesh as a step leaves it, so that no second step is compiled."""
+    mesh = sharding.mesh_of(state.params)
+    return state if mesh is None else sharding.place(state, mesh)
+
+
 def _own(leaf: Any, trains: bool) -> jax.Array:
     """A committed copy of a leaf where it lives (else the first device), float32 if it trains."""
-    sharding = leaf.sharding if isinstance(leaf, jax.Array) else _first_device()
+    home = leaf.sharding if isinstance(leaf, jax.Array) else _first_device()
     if trains and leaf.dtype != np.float32:
         leaf = leaf.astype(np.float32)
-    return jax.device_put(leaf, sharding, may_alias=False)
+    return jax.device_put(leaf, home, may_alias=False)
 
 
 def _first_device() -> jax.sharding.Sharding:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from train import optim
 from train.objective import LANGUAGE_MODEL, Batch, Loss, Objective, Share, share_of
@@ -89,7 +90,9 @@ def train_step(
         del metrics['experts']
     metrics |= {'grad_norm': total, 'grad_norms': norms, 'lr': rate, 'finite': finite}
     parts = {name: leaves.pop(name) for name in state.parts}
-    return TrainState(state.step + 1, put(state.params, leaves), opt_state, parts), metrics
+    state = TrainState(state.step + 1, put(state.params, leaves), opt_state, parts)
+    # As it came in, or else the next step would be compiled for another layout.
+    return sharding.lay_out(state), metrics
 
 
 def subtree_norms(leaves: optim.Leaves) -> dict[str, jax.Array]:

@@ -48,7 +48,7 @@ def config() -> RecoveryStudy:
 def smoke() -> RecoveryStudy:
     full = config()
     return full.replace(
-        name='recovery_smoke', model=tiny(), experts=4,
+        name='recovery_smoke', model=tiny(), experts=4, recipes=(*RECIPES[:2], RECIPES[5]),
         shrinks=(Drop(label='4 to 2 experts', name='frequency', experts=2), full.shrinks[1]),
         tasks=('lm-code',), rates=(1e-3, 1e-2), tuning_rows=8, corpus_characters=400_000,
         pretrain=dataclasses.replace(full.pretrain, steps=20, warmup=1),

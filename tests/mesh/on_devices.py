@@ -25,6 +25,7 @@ import train
 from moe_jax import Config, expert_parallel, experts, ffn, model, sharding
 from moe_jax.data import batches as data
 from train import store
+from train.step import train_step
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -162,6 +163,8 @@ def training() -> None:
                 np.testing.assert_allclose(b['loss'], a['loss'], rtol=1e-4, err_msg=str(axes))
             for a, b in zip(*map(jax.tree.leaves, (one, last)), strict=True):
                 np.testing.assert_allclose(b, a, rtol=0, atol=1e-3, err_msg=str(axes))
+    # One program for each layout, and none for a state that came out of a step otherwise laid out.
+    assert train_step._cache_size() == 4
     for state in states:
         assert int(state.step) == 12
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, states[0], state)))
@@ -175,7 +178,8 @@ def distilling() -> None:
     rows = {'tokens': rng.integers(0, 24, (12, 12)).astype(np.int32),
             'segments': np.ones((12, 12), np.int32), 'weights': np.ones((12, 12), np.float32)}
     teacher, other = (arrays(model.shapes(cfg), seed, 0.1) for seed in (0, 1))
-    stats = moe_jax.observe(cfg, teacher, [{'tokens': rows['tokens'], 'mask': rows['segments'] > 0}])
+    seen = [{'tokens': rows['tokens'], 'mask': rows['segments'] > 0}]
+    stats = moe_jax.observe(cfg, teacher, seen)
     plan = prune.plan('reap', stats, teacher, cfg, experts=3)
     small, small_cfg = prune.apply(teacher, cfg, plan)
     recipe = train.Distill(logits=1.0, hidden=0.5, experts='balance')

@@ -85,7 +85,8 @@ def test_more_seeds_tasks_and_pairs_only_add_cells(stuff):
     assert all_ids(STUDY) < all_ids(STUDY.replace(seeds=(0, 1)))
     grown = STUDY.replace(experts=(2, 3, 4), pairs=((4, 2), (4, 3)))
     missing = [cell for cell in cells(STUDY, stuff) if cell.id not in all_ids(grown)]
-    assert [cell.kind for cell in missing] == ['latency', 'parallel']  # they measure all sizes side by side
+    # These measure all sizes side by side.
+    assert [cell.kind for cell in missing] == ['latency', 'parallel']
 
 
 def test_one_latency_cell_and_embeddings_for_the_first_seed_only(stuff):

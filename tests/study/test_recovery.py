@@ -22,6 +22,8 @@ from train import Distill, Trainable
 STUDY = recovery_tiny.config()
 HALF, SPARSE = STUDY.shrinks
 MODELS = 10  # unshrunk as it was and trained, two ways of shrinking times none and three recipes
+# What is really trained: every recipe is a program to compile.
+RUN = STUDY.replace(recipes=STUDY.recipes[:1], seeds=(0, 1))
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +35,7 @@ def stuff(texts):
 def folder(texts, tmp_path_factory):
     """A finished study of two seeds."""
     folder = tmp_path_factory.mktemp('recovery') / 'study'
-    runner.run(STUDY.replace(seeds=(0, 1)), folder, data_dir=texts)
+    runner.run(RUN, folder, data_dir=texts)
     return folder
 
 
@@ -132,7 +134,7 @@ def test_a_cell_changes_with_its_inputs_alone(stuff, study, changed):
 
 def test_the_search_keeps_the_rate_with_the_lowest_loss(found):
     searches = {key: out['search'] for key, out in found.items() if out['search']}
-    assert {key[2] for key in searches} == {0} and len(searches) == MODELS - 3
+    assert {key[2] for key in searches} == {0} and len(searches) == 3
     for (shrink, recipe, _), search in searches.items():
         best = search['rates'][int(np.argmin(search['losses']))]
         assert found[shrink, recipe, 0]['rate'] == found[shrink, recipe, 1]['rate'] == best
@@ -151,11 +153,6 @@ def test_what_a_recipe_trains_and_what_stays_zero(found, folder):
         assert out['zeros'] == (0.5 if shrink == 'sparse' else 0.0)
         if recipe == 'plain':
             assert out['trained'] == size[shrink]
-        if recipe == 'routers':
-            assert out['trained'] == (2 if shrink == 'half' else 4) * cfg.width
-        if recipe == 'some':
-            one = sum(leaf[0].size for leaf in jax.tree.leaves(experts))
-            assert out['trained'] % one == 0 and 0 < out['trained'] < size[shrink]
         assert (out['trained'] > 0) == (recipe != 'none') == (out['rate'] is not None)
 
 
@@ -176,7 +173,7 @@ def test_a_finished_study_computes_nothing_and_the_unshrunk_model_is_the_pretrai
     content = (folder / records.FILE).read_bytes()
     for kind in compute.COMPUTE:
         monkeypatch.setitem(compute.COMPUTE, kind, lambda *_: 1 / 0)
-    runner.run(STUDY.replace(seeds=(0, 1)), folder, data_dir=texts)
+    runner.run(RUN, folder, data_dir=texts)
     assert (folder / records.FILE).read_bytes() == content
     pretrained = next(r for r in records.read(folder).values()
                       if r['kind'] == 'pretrain' and r['seed'] == 1)
@@ -216,6 +213,9 @@ def test_every_recipe_gets_the_same_rows_and_none_that_choose_its_rate(folder, s
     for cell in todo:
         if cell.kind == 'recover' and cell.about['recipe'] != 'none':
             compute.recover(shop, cell)
+            if cell.about['recipe'] == 'some':
+                ((layer, ids),) = seen[-1][1].trainable.experts
+                assert layer == 0 and 0 < len(ids) <= (2 if cell.about['shrink'] == 'half' else 4)
     task = stuff.tasks['lm-harbour'].train
     for rows, options in seen:
         assert all(np.array_equal(rows[k], task[k][:-STUDY.tuning_rows]) for k in task)
@@ -228,7 +228,7 @@ def test_every_recipe_gets_the_same_rows_and_none_that_choose_its_rate(folder, s
 def test_a_rate_that_diverges_is_passed_over(folder, stuff, monkeypatch):
     def picky(cfg, params, rows, options, **_):
         if options.peak_lr > 1e-3:
-            raise train.Diverged('no')
+            raise train.Diverged('no', 3, {}, {})
         return params, []
     monkeypatch.setattr(train, 'finetune', picky)
     shop, todo = shop_of(stuff, folder)
@@ -237,11 +237,11 @@ def test_a_rate_that_diverges_is_passed_over(folder, stuff, monkeypatch):
     assert out['rate'] == 1e-9 and out['search']['losses'][1] is None
     json.dumps(out, allow_nan=False)
     shop, todo = shop_of(stuff, folder, STUDY.replace(rates=(1e-2,)))
-    with pytest.raises(ValueError, match='no rate of .* trains without diverging'):
+    with pytest.raises(ValueError, match=r'no rate of .* trains without diverging'):
         compute.recover(shop, next(c for c in todo if c.about.get('recipe') == 'plain'))
 
 
-def test_adapters_keep_zeros_too(folder, stuff):
+def test_adapters_with_a_teacher_keep_zeros_too(folder, stuff):
     recipe = Recipe(label='low', trains=Trainable(rank=1, on='moe/experts/'),
                     distill=Distill(experts='balance'))
     study = STUDY.replace(recipes=(STUDY.recipes[0], recipe), rates=(1e-2,),

@@ -23,8 +23,8 @@ from moe_jax.score import score
 from moe_jax.study import records
 from moe_jax.study.cells import Cell
 from moe_jax.study.compute import Outputs, Workshop, domain_losses, examples, pretrain, reporting
-from moe_jax.study.recovery.cells import label, shrink_options
-from moe_jax.study.recovery.spec import Drop, Recipe, Shrink, Sparsify
+from moe_jax.study.recovery.cells import NONE, label, shrink_options
+from moe_jax.study.recovery.spec import Drop, Shrink, Sparsify
 from train.options import TrainOptions
 from train.state import trained_shapes
 
@@ -120,15 +120,17 @@ def _shrunk(shop: Workshop, cell: Cell) -> Shrunk:
 
 def _recovered(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float | None]]:
     """The run of a cell, and the losses of a search if it makes one."""
+    if cell.about['recipe'] == NONE:
+        return Run(shrunk.params), []
+    options = _options(shop, cell, shrunk)
     if 'rates' in cell.inputs:
-        return _search(shop, cell, shrunk)
-    if 'searched' in cell.inputs:
-        rate = records.read(shop.folder)[cell.inputs['searched']]['outputs']['rate']
-        return _train(shop, cell, shrunk, rate), []
-    return Run(shrunk.params), []
+        return _search(shop, cell, shrunk, options)
+    rate = records.read(shop.folder)[cell.inputs['searched']]['outputs']['rate']
+    return _train(shop, cell, shrunk, dataclasses.replace(options, peak_lr=rate)), []
 
 
-def _search(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float | None]]:
+def _search(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions
+            ) -> tuple[Run, list[float | None]]:
     """Train once at every rate: the run with the lowest loss on the rows kept back, and all losses.
 
     A rate at which training diverges has none. Raises ValueError where all do.
@@ -137,7 +139,7 @@ def _search(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float
     best, least, losses = None, math.inf, []
     for rate in study.rates:
         try:
-            run = _train(shop, cell, shrunk, rate)
+            run = _train(shop, cell, shrunk, dataclasses.replace(options, peak_lr=rate))
             loss = rows_loss(shrunk.cfg, run.params, kept, study.score_rows)
         except train.Diverged:
             run, loss = None, math.nan
@@ -149,11 +151,10 @@ def _search(shop: Workshop, cell: Cell, shrunk: Shrunk) -> tuple[Run, list[float
     return best, losses
 
 
-def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, rate: float) -> Run:
+def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions) -> Run:
     """One run of a cell's recipe."""
     about = cell.about
     recipe, rows = shop.study.recipe(about['recipe']), _training_rows(shop, about['task'])
-    options = _options(shop, cell, recipe, shrunk, rate)
     count = sum(math.prod(shape) for shape in trained_shapes(shrunk.params, options).values())
     report, start = reporting(shop, cell.title, options), time.perf_counter()
     if recipe.distill is None:
@@ -162,16 +163,16 @@ def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, rate: float) -> Run:
         teacher = shop.model(about['experts'], about['seed'])
         params, _ = train.distill(shrunk.cfg, shrunk.params, teacher, rows, options, recipe.distill,
                                   stands_for=prune.stands_for(shrunk.plan), progress=report)
-    return Run(params, rate, time.perf_counter() - start, count)
+    return Run(params, options.peak_lr, time.perf_counter() - start, count)
 
 
-def _options(shop: Workshop, cell: Cell, recipe: Recipe, shrunk: Shrunk, rate: float
-             ) -> TrainOptions:
+def _options(shop: Workshop, cell: Cell, shrunk: Shrunk) -> TrainOptions:
+    """What a cell's recipe trains, and that it leaves zeros where a plan put them; any rate."""
+    recipe = shop.study.recipe(cell.about['recipe'])
     trains = recipe.trains
     if recipe.select is not None:
         trains = train.Trainable(experts=_selected(shop, cell, recipe.select, shrunk))
-    options = dataclasses.replace(shop.study.recover, seed=cell.about['seed'], peak_lr=rate,
-                                  trainable=trains)
+    options = dataclasses.replace(shop.study.recover, seed=cell.about['seed'], trainable=trains)
     sparse = shrunk.plan is not None and any(p.masks for p in shrunk.plan.layers.values())
     touched = any(re.search(INSIDE, path) for path in trained_shapes(shrunk.params, options))
     return dataclasses.replace(options, keep_zeros=INSIDE if sparse and touched else None)

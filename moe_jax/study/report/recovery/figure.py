@@ -22,10 +22,9 @@ def draw(records: Records, found: Finding) -> tuple[Figure, str] | None:
     order = _order(rankings)
     columns = min(COLUMNS, len(rankings))
     rows = -(-len(rankings) // columns)
-    title = headline(found)
     figure, axes = style.canvas(
         1.5 + rows * (0.8 + ROW * max(len(order), 4)),
-        style.wrapped(f'{title[0].upper()}{title[1:]}'),
+        style.wrapped(headline(found)),
         'Share of the nats lost by shrinking that each recipe wins back at equal tokens',
         rows, columns, sharey=True,
     )
@@ -64,15 +63,15 @@ def _panel(ax: Axes, ranking: Ranking, order: list[str], ceiling: str) -> None:
         ax.hlines(y, s.share.low, s.share.high, color=colour, linewidth=1.6, zorder=4)
         ax.scatter(s.share.value, y, s=44, facecolor=face, edgecolor=colour, linewidth=1.6,
                    zorder=5)
-    marks = [(0.0, 'just shrunk', '-'), (1.0, 'unshrunk', '-')]
+    marks = [(0.0, 'just shrunk', '-', 3), (1.0, 'unshrunk', '-', 3)]
     if ranking.ceiling is not None and ranking.ceiling.share is not None:
-        marks.append((ranking.ceiling.share.value, f'unshrunk,\n{ceiling}', '--'))
-    for x, text, line in marks:
+        marks.append((ranking.ceiling.share.value, f'unshrunk, {ceiling}', '--', 15))
+    for x, text, line, above in marks:
         ax.axvline(x, color=style.INK, linewidth=1.1, linestyle=line, zorder=2)
-        ax.annotate(text, (x, 1), xycoords=('data', 'axes fraction'), xytext=(0, 3),
+        ax.annotate(text, (x, 1), xycoords=('data', 'axes fraction'), xytext=(0, above),
                     textcoords='offset points', ha='center', va='bottom', fontsize=8.5,
                     color=style.INK)
-    ax.set_title(ranking.shrink, pad=30)
+    ax.set_title(ranking.shrink, pad=32)
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel('lost nats won back')
     ax.grid(axis='x', color=style.LINE, linewidth=0.6)

@@ -23,21 +23,24 @@ def headline(found: Finding) -> str:
     ranked = [r for r in found.rankings if r.recipes]
     if not ranked:
         return 'No answer yet: no shrunk model was recovered'
-    parts = []
-    for ranking in ranked:
-        best = ranking.recipes[0]
-        level = f' (level with {names.listed(s.model.recipe for s in tied(ranking))})' * bool(
-            tied(ranking))
-        parts.append((f'{best.model.recipe}{level}', f'after "{ranking.shrink}"'))
+    parts = [(_first(ranking), f'after "{ranking.shrink}"') for ranking in ranked]
     if len({who for who, _ in parts}) == 1:
-        return f'{parts[0][0]} wins back most {names.listed(where for _, where in parts)}'
+        return f'Most is won back by {parts[0][0]} {names.listed(where for _, where in parts)}'
     return f'Most is won back by {names.listed(f"{who} {where}" for who, where in parts)}'
+
+
+def _first(ranking: Ranking) -> str:
+    """The best recipe and those level with it, or that none is measurably better than none."""
+    if ranking.recipes[0].won.status != 'better':
+        return 'nothing measurable'
+    level = [s.model.recipe for s in tied(ranking)]
+    return ranking.recipes[0].model.recipe + (f' (level with {names.listed(level)})' if level
+                                              else '')
 
 
 def words(found: Finding, records: Records) -> tuple[Section, ...]:
     """The answer, then how far it can be trusted."""
-    title = headline(found)
-    paragraphs = [f'{title[0].upper()}{title[1:]}.']
+    paragraphs = [f'{headline(found)}.']
     for ranking in found.rankings:
         paragraphs += _shrink_words(ranking, records)
     return (Section('Answer', tuple(paragraphs)),
@@ -70,7 +73,7 @@ def _shrink_words(ranking: Ranking, records: Records) -> list[str]:
         text.append(f'Within noise of no recovery at all: {names.listed(nothing)}. ')
     if worse:
         text.append(f'Worse than no recovery: {names.listed(worse)}. ')
-    return [''.join(text).strip(), *_ceiling_words(ranking, records)]
+    return [''.join(text).strip(), *_ceiling_words(ranking, records), *_elsewhere_words(ranking)]
 
 
 def _how(way: Way | None, records: Records) -> str:
@@ -93,11 +96,22 @@ def _ceiling_words(ranking: Ranking, records: Records) -> list[str]:
     text += (f'Given the same {records.study.ceiling}, the unshrunk model ends at '
              f'{share(top.share)} on this scale; ')
     short = ranking.recipes[0].short
-    said = {'better': 'above', 'worse': 'below', 'noise': 'from'}[short.status]
     noise = ', within noise' if short.status == 'noise' else ''
-    text += (f'{ranking.recipes[0].model.recipe} ends {abs(short.value):.3f} nats '
-             f'{names.interval(short)} {said} it{noise}.')
+    text += (f'against it {ranking.recipes[0].model.recipe} stands at {names.difference(short)} '
+             f'nats{noise}.')
     return [text]
+
+
+def _elsewhere_words(ranking: Ranking) -> list[str]:
+    """What the recipes do to the text of other domains."""
+    known = [s for s in ranking.recipes if s.elsewhere is not None]
+    if not known or ranking.shrunk.elsewhere is None:
+        return []
+    known.sort(key=lambda s: s.elsewhere)
+    least, most = (f'{names.signed(s.elsewhere)} ({s.model.recipe})' for s in (known[0], known[-1]))
+    return ['On the text of other domains the loss had changed by '
+            f'{names.signed(ranking.shrunk.elsewhere)} nats when the model was just shrunk; '
+            f'recovered on the task it stands from {least} to {most} against the unshrunk model.']
 
 
 def _caveats(found: Finding, records: Records) -> list[str]:

@@ -103,7 +103,7 @@ def fitted(axes: Mapping[str, int], path: str, shape: tuple[int, ...]) -> tuple[
 
 def hidden_axes(axes: Mapping[str, int], shape: tuple[int, ...]) -> tuple[bool, tuple[str, ...]]:
     """Of a layer's experts, by the shape [E, F, D] of `down`: whether 'expert' splits E, and the axes that split F."""
-    first, second, *_ = (*fitted(axes, 'moe/experts/down', shape_EFD)[0], None, None)
+    first, second, *_ = (*fitted(axes, 'moe/experts/down', shape)[0], None, None)
     hidden = (second,) if isinstance(second, str) else tuple(second or ())
     return first == 'expert', hidden
 

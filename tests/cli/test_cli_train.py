@@ -1,18 +1,23 @@
 """`moe-jax train`: what it refuses, what it forecasts, and whole runs on a few sentences."""
 
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
+import prune_case
 import pytest
 
 import moe_jax
 import train
-from moe_jax import commands_train
+from moe_jax import checkpoint, commands_train
 
 CONFIG = """
 from moe_jax import Config
-from train import Run, TrainOptions
+import dataclasses
+
+from train import Distill, Run, Trainable, TrainOptions
 
 OPTIONS = TrainOptions(steps=6, batch=4, length=16, peak_lr=1e-2, warmup=1, log_every=2,
                        checkpoint_every=3)
@@ -29,6 +34,20 @@ def smoke():
 def tuned():
     return Run(name='tuned', start='START', options=OPTIONS, tasks={'lm-ledger': 1.0})
 
+def recovered():
+    return Run(name='recovered', start='START', teacher='TEACHER', domains={'ledger': 2.0},
+               tasks={'lm-harbour': 1.0}, recipe=Distill(logits=0.5, experts='balance'),
+               options=dataclasses.replace(OPTIONS, steps=12, log_every=1, keep=2))
+
+def adapted():
+    full = recovered()
+    trainable = Trainable(leaves='moe/router', rank=2, on='moe/experts/')
+    return full.replace(options=dataclasses.replace(
+        full.options, steps=6, trainable=trainable, keep_zeros='moe/experts/'))
+
+def hidden():
+    return recovered().replace(recipe=Distill(hidden=1.0))
+
 def large():
     return config().replace(mesh={'expert': 64, 'data': 2},
                             options=TrainOptions(steps=6, warmup=1, batch=128, length=16))
@@ -40,6 +59,24 @@ def config(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(CONFIG)
     return path
+
+
+@pytest.fixture(scope='module')
+def models(texts, tmp_path_factory):
+    """A teacher of 4 experts and what merging makes of it."""
+    folder = tmp_path_factory.mktemp('models')
+    (folder / 'config.py').write_text(CONFIG)
+    teacher, stats, student = folder / 'teacher/model', folder / 'stats.npz', folder / 'student'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MOE_JAX_CACHE', str(folder / 'cache'))
+        for arguments in (
+            ('train', folder / 'config.py', '--out', folder / 'teacher'),
+            ('observe', teacher, '--tasks', 'lm-ledger', '--tokens', '256', '--out', stats),
+        ):
+            assert prune_case.run(patch, *arguments, '--data', texts) == 0
+        assert prune_case.run(patch, 'prune', teacher, '--method', 'frequency_merge', '--experts',
+                              '2', '--stats', stats, '--out', student) == 0
+    return teacher, student
 
 
 def test_help_names_the_options(command, capsys):
@@ -145,3 +182,126 @@ def test_a_model_of_transformers_keeps_what_exporting_needs(
     cfg, params = moe_jax.load(out / 'model')
     moe_jax.export_hf(tmp_path / 'back', cfg, params, like=out / 'model')
     assert (tmp_path / 'back/tokenizer.json').is_file()
+
+
+def written(config, start, teacher):
+    config.write_text(CONFIG.replace('START', str(start)).replace('TEACHER', str(teacher)))
+    return config
+
+
+def test_a_merged_model_learns_from_the_one_it_was_made_from(
+    command, config, models, texts, tmp_path, capsys
+):
+    teacher, student = models
+    arguments = ('train', written(config, student, teacher), '--variant', 'recovered', '--out',
+                 tmp_path / 'run', '--data', texts)
+    assert command(*arguments) == 0
+    said = capsys.readouterr().out.splitlines()
+    before, after = (float(re.search(r'held-out loss (\d\.\d+)', line)[1]) for line in said[-2:])
+    assert after < before and "the teacher's" in said[-2]
+    lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+    assert all(lines[-1][name] < lines[0][name] for name in ('loss', 'ce', 'kd', 'expert'))
+    first = lines[0]  # experts='balance': as much as the cross-entropy, on the first batch
+    assert first['loss'] == pytest.approx(2 * first['ce'] + 0.5 * first['kd'] + first['balance']
+                                          + first['zloss'], rel=1e-4)
+
+    model, plan = tmp_path / 'run/model', student / 'plan.npz'
+    assert (model / 'plan.npz').read_bytes() == plan.read_bytes()
+    found, metrics = moe_jax.load(model), (tmp_path / 'run/metrics.jsonl').read_bytes()
+    assert command(*arguments) == 0  # nothing is left to do
+    assert capsys.readouterr().out.splitlines() == said
+    assert (tmp_path / 'run/metrics.jsonl').read_bytes() == metrics
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (found[1], moe_jax.load(model)[1]))))
+
+
+def test_adapters_and_routers_learn_from_a_teacher_and_go_on_after_an_interruption(
+    command, config, models, texts, tmp_path
+):
+    teacher, merged = models
+    cfg, params = moe_jax.load(merged)
+    experts = params['layer_0']['moe']['experts']
+    experts['up'] = np.where(np.arange(experts['up'].shape[2]) % 3 == 0, 0, experts['up'])
+    student, run = tmp_path / 'student', tmp_path / 'run'
+    moe_jax.save(student, cfg, params)
+    for name in ('plan.npz', 'tokenizer.json'):
+        shutil.copyfile(merged / name, student / name)
+    arguments = ('train', written(config, student, teacher), '--variant', 'adapted', '--out', run,
+                 '--data', texts)
+    assert command(*arguments) == 0
+    trained = moe_jax.load(run / 'model')[1]
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), params, trained)
+    assert changed['layer_0']['moe']['experts']['up'] and not changed['embed']['tokens']
+    np.testing.assert_array_equal(trained['layer_0']['moe']['experts']['up'] == 0,
+                                  experts['up'] == 0)
+    lineage = checkpoint.load_lineage(run / 'model')['train']
+    assert (lineage['trainable']['rank'], lineage['trainable']['leaves']) == (2, 'moe/router')
+    assert 'Distill' in lineage['objective']
+
+    shutil.rmtree(run / 'model')
+    shutil.rmtree(run / 'checkpoints/6')
+    assert command(*arguments) == 0
+    again = moe_jax.load(run / 'model')[1]
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (trained, again))))
+
+
+@pytest.mark.parametrize(('fields', 'says'), [
+    ({'start': 'a', 'teacher': 'b'}, "teacher='b', recipe=None: give both"),
+    ({'start': 'a', 'recipe': train.Distill(logits=1.0)}, 'teacher=None, recipe=Distill'),
+    ({'start': 'a', 'teacher': 'b', 'recipe': {'logits': 1.0}}, r'must be a train\.Distill'),
+    ({'model': True, 'teacher': 'b', 'recipe': train.Distill(logits=1.0)}, 'give start'),
+])
+def test_a_teacher_comes_with_a_recipe_and_a_start(fields, says):
+    options = train.TrainOptions(steps=2, warmup=0, batch=2, length=8)
+    with pytest.raises(ValueError, match=f'run r: .*{says}'):
+        train.Run(name='r', options=options, **fields)
+
+
+def bare(student, target):
+    """The student without its plan."""
+    shutil.copytree(student, target, ignore=shutil.ignore_patterns('plan.npz'))
+    return target
+
+
+def of_other_sizes(model, target, **sizes):
+    """A model whose config.json has other numbers."""
+    shutil.copytree(model, target)
+    cfg = json.loads((target / 'config.json').read_text())
+    (target / 'config.json').write_text(json.dumps(cfg | sizes))
+    return target
+
+
+@pytest.mark.parametrize(('variant', 'pair', 'says'), [
+    ('recovered', lambda t, s, new: (s, new), ('teacher=', 'no such folder')),
+    ('recovered', lambda t, s, new: (bare(s, new), t), ('no plan.npz', 'moe-jax prune')),
+    ('recovered', lambda t, s, new: (s, s), ('is for a model with [4, 0]', 'has [2, 0]')),
+    ('recovered', lambda t, s, new: (s, of_other_sizes(t, new, vocab=301)), ('vocab=301',)),
+    ('recovered', lambda t, s, new: (s, of_other_sizes(t, new, positions=8)),
+     ('length=16', 'the teacher has 8 positions')),
+    ('hidden', lambda t, s, new: (s, of_other_sizes(t, new, width=32)), ('width=32',)),
+])
+def test_teachers_that_cannot_teach_are_refused_before_anything_is_read(
+    command, config, models, tmp_path, capsys, variant, pair, says
+):
+    start, teacher = pair(*models, tmp_path / 'new')
+    assert command('train', written(config, start, teacher), '--variant', variant, '--out',
+                   tmp_path / 'run') == 1
+    said = capsys.readouterr().err
+    assert all(part in said for part in (*says, 'recovered')), said
+    assert 'Traceback' not in said and not (tmp_path / 'run').exists()
+
+
+def test_a_teacher_with_another_tokenizer(command, config, models, tmp_path, capsys):
+    teacher = tmp_path / 'other'
+    shutil.copytree(models[0], teacher)
+    (teacher / 'tokenizer.json').write_text('{}')
+    assert command('train', written(config, models[1], teacher), '--variant', 'recovered') == 1
+    assert 'tokenizer.json differ' in capsys.readouterr().err
+
+
+def test_a_plan_of_a_run_says_what_its_teacher_takes(command, config, models, capsys):
+    path = written(config, models[1], models[0])
+    assert command('train', path, '--variant', 'recovered', '--plan-only') == 0
+    said = ' '.join(capsys.readouterr().out.split())
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(moe_jax.load(models[0])[1]))
+    assert f'The teacher comes on top: {size / 1e3:.3g} kB of parameters on each device' in said
+    assert 'FLOPs in every step' in said and 'expert term' in said

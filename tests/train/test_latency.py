@@ -32,7 +32,7 @@ def test_by_hand_on_one_device_and_over_four():
 
 def test_more_experts_cost_reading_and_more_devices_divide_it():
     few, many = (forward_latency(CFG.with_experts(n), (4, 8), {}, PEAKS) for n in (8, 64))
-    assert many.moving > 2 * few.moving and many.arithmetic < 1.2 * few.arithmetic
+    assert many.moving > 2 * few.moving and many.arithmetic < 1.3 * few.arithmetic  # router rows
     spread = forward_latency(CFG.with_experts(64), (4, 8), {'expert': 8}, PEAKS)
     assert spread.moving < many.moving / 3
 

@@ -8,16 +8,18 @@ gradients, beside the dense products that its rows need and would need of one ex
 jax and torch in the median) and, where torch is there, a layer of torch's `grouped_mm`. Everything
 runs in turn in every round. 'of dense' is the time of the dense products over that of the layer.
 
-'latency' is `cost.forward_milliseconds`, experts stored in bfloat16, of models like gpt2_354m with
-2 of its 24 layers, one of them of experts.
+'check' says how far the products are from float64. 'latency' is `cost.forward_milliseconds`,
+experts stored in bfloat16, of models like gpt2_354m with 2 of its 24 layers, one of them of
+experts.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token, S = T K rows.
 """
 
+import argparse
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from measured import Measured, arguments, median, ratios, rounds, tell
 
-from moe_jax import cost, experts, ffn, grouped
+from moe_jax import cost, experts, ffn, grouped, grouped_choice
+from moe_jax.grouped_ways import implementation
 from moe_jax.presets import PRESETS
 
 try:
@@ -35,6 +38,7 @@ try:
 except ImportError:  # torch is only a rival here
     torch_layer = None
 
+Results = Iterator[tuple[str, list[Measured]]]  # settings, and what was measured with them
 ROUNDS, LATENCY_ROUNDS = 12, 20
 SECONDS = 0.02  # of calls in a row that are timed together
 FORWARD, BOTH = ('>=', 0.6), ('>=', 0.5)
@@ -72,21 +76,37 @@ SMALL = {'small': Case(256, 64, 128, 8, 2, True)}
 def main() -> None:
     """Run the parts asked for, on the backend at hand."""
     parser = arguments(__doc__)
-    parser.add_argument('--only', choices=['layer', 'latency'], help='one part only')
+    parser.add_argument('--only', choices=list(PARTS), help='one part only')
     parser.add_argument('--case', choices=list(CASES), nargs='+', help='these layers only')
     args = parser.parse_args()
-    if args.only != 'latency':
-        cases = SMALL if args.small else {name: CASES[name] for name in args.case or CASES}
-        for name, case in cases.items():
-            settings = (f'{name}: T={case.tokens} D={case.width} F={case.hidden} E={case.experts} '
-                        f'K={case.topk} {"SwiGLU" if case.gated else "GELU"} bfloat16, '
-                        f'grouped products by {" or ".join(grouped.choose())}, '
-                        f'{rivals()}, {flags()}{ROUNDS} rounds')
-            tell('moe layer', settings, layer(name, case), args)
-    if args.only != 'layer':
-        for rows in (1,) if args.small else (1, 16):
-            found, settings = latency(rows, args.small)
-            tell('moe latency', settings, found, args)
+    for part in [args.only] if args.only else PARTS:
+        for settings, found in PARTS[part](args):
+            tell(f'moe {part}', settings, found, args)
+
+
+def check(args: argparse.Namespace) -> Results:
+    """What the ways of the grouped product that this process uses are off, in bfloat16."""
+    yield 'value and both gradients, bfloat16 against float64', [
+        Measured(f'{way}, largest relative error',
+                 grouped_choice.trial(implementation(way))[0], '', ('<=', 4e-3))
+        for way in grouped.choose()]
+
+
+def layers(args: argparse.Namespace) -> Results:
+    """The layers asked for."""
+    for name, case in (SMALL if args.small else
+                       {name: CASES[name] for name in args.case or CASES}).items():
+        yield (f'{name}: T={case.tokens} D={case.width} F={case.hidden} E={case.experts} '
+               f'K={case.topk} {"SwiGLU" if case.gated else "GELU"} bfloat16, '
+               f'grouped products by {" or ".join(grouped.choose())}, '
+               f'{rivals()}, {flags()}{ROUNDS} rounds'), layer(name, case)
+
+
+def latencies(args: argparse.Namespace) -> Results:
+    """Latency of few and of many tokens."""
+    for rows in (1,) if args.small else (1, 16):
+        found, settings = latency(rows, args.small)
+        yield settings, found
 
 
 def layer(name: str, case: Case) -> list[Measured]:
@@ -230,6 +250,10 @@ def rivals() -> str:
     """The version of torch, if it is here."""
     return 'no torch' if torch_layer is None else f'torch {torch_layer.version()}'
 
+
+PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
+    'check': check, 'layer': layers, 'latency': latencies,
+}
 
 if __name__ == '__main__':
     main()

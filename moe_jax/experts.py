@@ -52,23 +52,25 @@ def dropless(
     how = grouped.plan(ffn, weights, x, n * k) if apply is grouped_apply else None
     if how is not None:
         return _dropless_at_once(ffn, how, weights, x, ids, gates)
-    flat = ids.ravel()
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
-    sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
+    order, inverse, sizes = _by_expert(ids, experts)
     rows = gather_rows(x, order // k, inverse.reshape(n, k))
     y = apply(ffn, weights, rows, sizes)
     kept = ids < experts
     return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
 
 
+def _by_expert(ids, experts):
+    """Choices sorted by expert, first tokens first: order [N K], its inverse, sizes [E]."""
+    flat = ids.ravel()
+    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
+    return order, inverse, jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
+
+
 def _dropless_at_once(ffn, how, weights, x, ids, gates):
     """`dropless` with the rows gathered right to where grouped matrix products want them."""
     (n, k), experts = ids.shape, number_of(weights)
-    flat = ids.ravel()
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
-    sizes = jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
+    order, inverse, sizes = _by_expert(ids, experts)
     to = grouped_matmul.align(sizes, n * k, how[1])
     row_NK = to.place[inverse].reshape(n, k)
     choice = order.at[to.source].get(mode='fill', fill_value=n * k)

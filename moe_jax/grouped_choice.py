@@ -16,7 +16,7 @@ import numpy as np
 from moe_jax.grouped_ways import IMPLEMENTATIONS, Implementation, implementation
 
 VARIABLE = 'MOE_JAX_GROUPED'
-# In order of speed as measured on an NVIDIA H200 (docs/results/gpu_h200.jsonl).
+# The most specialised first; `trial` throws out what does not run or is dense.
 ORDER = MappingProxyType({
     'cpu': ('loop',), 'tpu': ('ragged', 'blocks'),
     'gpu': ('mosaic', 'triton', 'ragged', 'blocks'),

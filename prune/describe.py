@@ -67,11 +67,14 @@ def rows() -> list[tuple[str, ...]]:
 
 def table() -> Table:
     """For the terminal."""
-    out = Table(*COLUMNS)
-    for row in rows():
-        out.add_row(*row)
-    for row in registry_of_weights.weight_methods():
-        out.add_row(row.name, 'weights', row.cost, ', '.join(row.needs) or '–', row.paper)
+    lines = rows() + [(row.name, 'weights', row.cost, ', '.join(row.needs) or '–', row.paper)
+                      for row in registry_of_weights.weight_methods()]
+    out = Table()
+    for column, cells in zip(COLUMNS, zip(*lines, strict=True), strict=True):
+        whole = max(len(word) for cell in cells for word in cell.split())
+        out.add_column(column, min_width=whole)  # or names are cut in a narrow terminal
+    for line in lines:
+        out.add_row(*line)
     return out
 
 

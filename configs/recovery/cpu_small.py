@@ -40,7 +40,7 @@ def config() -> RecoveryStudy:
         tasks=('lm-code', 'lm-drama'),
         pretrain=dataclasses.replace(base, steps=2000, peak_lr=6e-3, warmup=100),
         recover=dataclasses.replace(base, steps=60, warmup=6, weight_decay=0.0),
-        rates=(5e-4, 2e-3, 8e-3),
+        rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
         tuning_rows=64,
     )
 

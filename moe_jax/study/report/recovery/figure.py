@@ -63,13 +63,14 @@ def _panel(ax: Axes, ranking: Ranking, order: list[str], ceiling: str) -> None:
         ax.hlines(y, s.share.low, s.share.high, color=colour, linewidth=1.6, zorder=4)
         ax.scatter(s.share.value, y, s=44, facecolor=face, edgecolor=colour, linewidth=1.6,
                    zorder=5)
-    marks = [(0.0, 'just shrunk', '-', 3), (1.0, 'unshrunk', '-', 3)]
+    marks = [(0.0, 'just shrunk', '-', 'center', 3), (1.0, 'unshrunk', '-', 'center', 3)]
     if ranking.ceiling is not None and ranking.ceiling.share is not None:
-        marks.append((ranking.ceiling.share.value, f'unshrunk, {ceiling}', '--', 15))
-    for x, text, line, above in marks:
+        name = style.shorten(f'unshrunk, {ceiling}')
+        marks.append((ranking.ceiling.share.value, name, '--', 'right', 15))
+    for x, text, line, align, above in marks:
         ax.axvline(x, color=style.INK, linewidth=1.1, linestyle=line, zorder=2)
         ax.annotate(text, (x, 1), xycoords=('data', 'axes fraction'), xytext=(0, above),
-                    textcoords='offset points', ha='center', va='bottom', fontsize=8.5,
+                    textcoords='offset points', ha=align, va='bottom', fontsize=8.5,
                     color=style.INK)
     ax.set_title(ranking.shrink, pad=32)
     ax.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Collection
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from moe_jax.config import Config, nearest
@@ -67,14 +68,12 @@ def rows() -> list[tuple[str, ...]]:
 
 def table() -> Table:
     """For the terminal."""
-    lines = rows() + [(row.name, 'weights', row.cost, ', '.join(row.needs) or '–', row.paper)
-                      for row in registry_of_weights.weight_methods()]
-    out = Table()
-    for column, cells in zip(COLUMNS, zip(*lines, strict=True), strict=True):
-        whole = max(len(word) for cell in cells for word in cell.split())
-        out.add_column(column, min_width=whole)  # or names are cut in a narrow terminal
-    for line in lines:
-        out.add_row(*line)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in COLUMNS:  # what can be asked for by name is never cut, however narrow
+        out.add_column(column, no_wrap=column in ('name', 'kind', 'needs'), overflow='fold')
+    for row in (*registry.methods(), *registry_of_weights.weight_methods()):
+        out.add_row(row.name, getattr(row, 'kind', 'weights'), row.cost,
+                    '\n'.join(row.needs) or '–', row.paper)
     return out
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from moe_jax import sample
+from moe_jax import processes, sample
 from moe_jax.block_pass import embed, layer_config, step, watched
 from moe_jax.config import Config
 from moe_jax.expert_gradients import gradient_sums
@@ -112,11 +112,11 @@ class Collector:
         pick = self._pick(group, batch)
         sums, rows = run(batch.tokens, batch.segments, pick)
         self.sums = sums if self.sums is None else _added(self.sums, sums)
-        self.host.append(_on_host(jax.device_get(rows), batch, pick))
+        self.host.append(_on_host(processes.fetch(rows), batch, pick))
 
     def take(self) -> Layers:
         """The statistics of the batches since the last call, in numpy."""
-        layers = {i: _checked(i, found) for i, found in jax.device_get(self.sums).items()}
+        layers = {i: _checked(i, found) for i, found in processes.fetch(self.sums).items()}
         for i, found in layers.items():
             parts = [part[i] for part in self.host]
             found['vocab'] = tally(np.concatenate([part.pop('vocab') for part in parts]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax import sample
+from moe_jax import processes, sample
 from moe_jax.block_pass import embed, layer_config, step, watched
 from moe_jax.collector import Batch, Wish, collected
 from moe_jax.config import Config
@@ -54,7 +54,7 @@ def layerwise(
              if (batch := rows(cfg, raw)) is not None]
     if not found:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    stream = [np.asarray(embed(cfg, params, b.tokens, b.segments)) for _, b in found]
+    stream = [processes.fetch(embed(cfg, params, b.tokens, b.segments)) for _, b in found]
     original = list(stream) if targets else None
     new, one_layer, seen = dict(params), {}, {}
     for i in range(cfg.layers):
@@ -123,5 +123,5 @@ def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str,
 def _stepped(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams
              ) -> Streams:
     run = step(one)
-    return [np.asarray(run(layer, x, batch.segments))
+    return [processes.fetch(run(layer, x, batch.segments))
             for x, (_, batch) in zip(stream, found, strict=True)]

@@ -54,7 +54,7 @@ def observe(
     """
     wish = Wish(reservoir, outputs, dense, grams, gradients)
     cfg = cfg.replace(skip=None)
-    mesh = sharding.mesh_of(params) if mesh is None else mesh
+    mesh = _mesh(params, mesh)
     check(cfg, wish, mesh)
     parts = sharding.row_parts(mesh)
     run, data = model_pass(cfg, wish, mesh, params), 0
@@ -86,6 +86,19 @@ def rows(cfg: Config, raw: Mapping[str, Any], parts: int = 1) -> Batch | None:
     empty = ((0, -len(tokens) % parts), (0, 0))
     tokens, segments = np.pad(tokens, empty), np.pad(segments, empty)
     return Batch(tokens, segments, sample.keys(tokens, segments))
+
+
+def _mesh(params: Params, mesh: Mesh | None) -> Mesh | None:
+    """The mesh to run on: the one asked for, which has to be of the devices that params lie on."""
+    own = sharding.mesh_of(params)
+    if mesh is None:
+        return own
+    sharding.check_types(mesh)
+    if own is not None and set(own.devices.flat) != set(mesh.devices.flat):
+        raise ValueError(f'observe: params lie on the mesh {dict(own.shape)} and not on the '
+                         f'devices of mesh={dict(mesh.shape)}; leave mesh out, or lay them out '
+                         'with sharding.place')
+    return mesh
 
 
 def check(cfg: Config, wish: Wish, mesh: Mesh | None = None) -> None:

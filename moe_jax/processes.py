@@ -4,6 +4,7 @@ All functions do nothing special where there is one process.
 """
 
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -20,7 +22,9 @@ T = TypeVar('T')
 
 HEARTBEAT = 60  # seconds
 PLAIN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds; a process that died is noticed long before
 TEXT = 2000  # bytes of an error that the first process tells the others
+_waits = itertools.count()
 
 
 def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEARTBEAT) -> bool:
@@ -29,13 +33,15 @@ def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEART
     Read are, in this order: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID; a Slurm job step of several tasks; the hosts of a TPU pod. To be called before
     any computation. Returns whether there are several processes. A process that is not heard of for
-    `heartbeat` seconds is dead, and the others end with an error. Raises ValueError for variables
-    that contradict each other.
+    `heartbeat` seconds, or that has ended so long before the others, is dead, and the others end
+    with an error. Raises ValueError for variables that contradict each other.
     """
     found = given(environment)
     if found is None:
         return False
-    jax.distributed.initialize(**found, heartbeat_timeout_seconds=heartbeat)
+    # One that raised still sends heartbeats while it waits for the others before it exits.
+    jax.distributed.initialize(**found, heartbeat_timeout_seconds=heartbeat,
+                               shutdown_timeout_seconds=heartbeat)
     log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
              jax.local_device_count(), jax.device_count())
     return True
@@ -78,9 +84,11 @@ def is_first() -> bool:
 
 
 def wait(name: str) -> None:
-    """Until all processes are here."""
+    """Until all processes are here, however long that takes."""
     if several():
-        multihost_utils.sync_global_devices(name)
+        # By the coordinator: a collective of devices gives up on the slowest after some seconds.
+        ocp.multihost.get_barrier_sync_fn()(key=f'moe_jax {name} {next(_waits)}',
+                                            timeout_ms=PATIENCE)
 
 
 def first(action: Callable[[], T]) -> T | None:
@@ -96,6 +104,7 @@ def first(action: Callable[[], T]) -> T | None:
             result = action()
         except Exception as caught:  # the others must hear of it before it goes on
             error = caught
+    wait('first')
     text = '' if error is None else f'{type(error).__name__}: {error}'
     told = np.zeros(TEXT, np.uint8)
     encoded = np.frombuffer(text.encode()[:TEXT], np.uint8)
@@ -120,13 +129,13 @@ def same_text(text: str) -> str:
 
 def fetch(tree: Any) -> Any:
     """Arrays in numpy, also those of which this process holds a part only; all must call it."""
-    def one(leaf: Any) -> np.ndarray:
+    def one(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or (
                 leaf.is_fully_replicated):
-            return np.asarray(leaf)
-        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(np.asarray, jax.device_get(jax.tree.map(one, tree)))
 
 
 def largest(values: np.ndarray) -> np.ndarray:

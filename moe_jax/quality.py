@@ -24,7 +24,7 @@ from rich import box
 from rich.table import Table
 from scipy import stats as scipy_stats
 
-from moe_jax import sharding
+from moe_jax import processes, sharding
 from moe_jax.config import Config, nearest
 from moe_jax.inputs import checked
 from moe_jax.model import Params, hidden, unembed
@@ -129,7 +129,7 @@ class Reference:
         """Run the original once; batches as for `compare`."""
         rows = tuple(_read(cfg, batches))
         return cls(cfg, params, rows,
-                   tuple(np.asarray(_hidden(cfg)(params, *r[:2])) for _, r in rows))
+                   tuple(processes.fetch(_hidden(cfg)(params, *r[:2])) for _, r in rows))
 
     def compare(self, small_cfg: Config, small: Params) -> Quality:
         """As `moe_jax.compare`, with this original."""

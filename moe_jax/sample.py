@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import ffn
+from moe_jax import ffn, processes
 from moe_jax.config import Config
 from moe_jax.stats import Sums
 
@@ -74,7 +74,7 @@ def finish(
             layer['sample_input'], goal['sample_input'], goal['sample_gates']))
         y = _routed(ffn.of(cfg), jnp.dtype(cfg.dtype), goal['experts'], goal_x, goal_g)
         found = _products(ffn.of(cfg), jnp.dtype(cfg.dtype), experts, x, y, outputs == 'all')
-        parts.append([np.asarray(a)[: part.stop - start] for a in found])
+        parts.append([a[: part.stop - start] for a in processes.fetch(found)])
     names = ('sample_gram', 'sample_cross', 'sample_square', 'sample_output')
     return layer | {name: np.concatenate(column) for name, column in zip(
         names, zip(*parts, strict=True), strict=False)}

@@ -66,6 +66,13 @@ def check_axes(axes: Mapping[str, int]) -> None:
             raise ValueError(f'mesh axis {name}={size!r}: must be a positive integer')
 
 
+def check_types(mesh: Mesh) -> None:
+    """Refuse, with ValueError, a mesh of the explicit axes that `jax.make_mesh` gives by default."""
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(f'mesh {dict(mesh.shape)}: its axes are {mesh.axis_types}; make it with '
+                         'sharding.make_mesh, or with axis_types=(AxisType.Auto, ...)')
+
+
 def spec_of(path: str) -> P:
     """The rule of a leaf's path."""
     return next(spec for pattern, spec in RULES if re.search(pattern, path))
@@ -111,6 +118,7 @@ def hidden_axes(axes: Mapping[str, int], shape: tuple[int, ...]) -> tuple[bool, 
 def placing(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
     """The sharding of a leaf, by path and shape; each kind of leaf that had to be fitted is logged
     once."""
+    check_types(mesh)
     said = set()
 
     def of(path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -136,25 +144,34 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that a tree's leaves lie on; None where it is one device or none of ours."""
+    """The mesh that a tree's leaves lie on; None where it is one device or none of ours.
+
+    Raises ValueError where its axes are explicit (`check_types`).
+    """
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
             continue
         mesh = getattr(leaf.sharding, 'mesh', None)
-        if isinstance(mesh, Mesh) and mesh.size > 1 and set(mesh.axis_names) <= set(AXES):
-            return mesh
+        if isinstance(mesh, Mesh) and mesh.size > 1:
+            check_types(mesh)
+            if set(mesh.axis_names) <= set(AXES):
+                return mesh
     return None
 
 
 @contextlib.contextmanager
 def on_mesh(tree: Any) -> Iterator[Mesh | None]:
-    """Run what is inside on the mesh that the tree's leaves lie on, if they lie on one."""
+    """Run what is inside on the mesh that the tree's leaves lie on, if they lie on one.
+
+    What a caller's own jit, grad or vmap traces runs on the mesh that the caller has set, if any.
+    """
     mesh = mesh_of(tree)
-    if mesh is None:
-        yield None
-    else:
-        with jax.set_mesh(mesh):
-            yield mesh
+    try:
+        context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    except ValueError:  # in a trace no mesh can be set
+        mesh, context = None, contextlib.nullcontext()
+    with context:
+        yield mesh
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -42,6 +42,10 @@ def host(leaf: Any, index: Any = ...) -> np.ndarray:
     """
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)[index]
+    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        raise ValueError(f'weights {leaf.shape} lie on the devices of several processes, and this '
+                         'method reads them on the host: make the plan in one process, save it, '
+                         'and apply it here')
     devices = leaf.devices()
     if len(devices) == 1 and next(iter(devices)).platform == 'cpu':
         return np.asarray(leaf)[index]

@@ -34,12 +34,10 @@ def apply(
     """
     check_params(cfg, params, 'prune.apply', only='/moe/')
     plan.check(cfg, params)
-    out, mesh = dict(params), sharding.mesh_of(params)
+    out = dict(params)
     for i, layer in plan.layers.items():
         name = f'layer_{i}'
         moe = apply_layer(params[name]['moe'], layer, cfg, i, donate=donate)
-        if mesh is not None:
-            moe = sharding.place({'moe': moe}, mesh)['moe']
         out[name] = {**params[name], 'moe': moe}
     return out, config_of(plan, cfg).fit(out)
 
@@ -73,8 +71,8 @@ def config_of(plan: Plan, cfg: Config) -> Config:
 def apply_layer(
     moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, *, donate: bool = False
 ) -> dict[str, Any]:
-    """The parameters of one MoE layer (`layer_<index>/moe`) after its plan."""
-    experts = {}
+    """The parameters of one MoE layer (`layer_<index>/moe`) after its plan, on the same mesh."""
+    experts, mesh = {}, sharding.mesh_of(moe)
     for name, old in moe['experts'].items():
         made = old if layer.masks_only else _mixed(name, old, layer)
         if name in layer.masks:
@@ -88,7 +86,7 @@ def apply_layer(
         new['router'] = _router(moe['router'], layer, cfg, index)
     if layer.constants is not None:
         new['constants'] = jnp.asarray(layer.constants, experts['down'].dtype)
-    return new
+    return new if mesh is None else sharding.place({'moe': new}, mesh)['moe']
 
 
 def _mixed(name: str, old: Any, layer: LayerPlan) -> Any:

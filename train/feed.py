@@ -20,6 +20,16 @@ from train.options import TrainOptions
 Batches = Callable[[int], Iterator[Batch]]
 
 
+def check_span(mesh: Mesh | None) -> None:
+    """Refuse, with ValueError, a mesh that some devices of several processes are no part of."""
+    found = 0 if mesh is None else mesh.size
+    if processes.several() and found < jax.device_count():
+        lies = f'the mesh {dict(mesh.shape)} of {found} of them' if found else 'no mesh'
+        raise ValueError(f'{jax.process_count()} processes with {jax.device_count()} devices, and '
+                         f'params that lie on {lies}: lay them out with sharding.place(params, '
+                         'sharding.make_mesh(...)) over all devices')
+
+
 def check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
     """Refuse, with ValueError, rows that do not divide over a mesh."""
     parts = sharding.row_parts(mesh)
@@ -34,6 +44,7 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
     """Which of a batch's rows this process has to have at hand, in order."""
     if mesh is None or not processes.several():
         return np.arange(batch)
+    check_span(mesh)
     found = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
     return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in found.values()]))
 
@@ -56,7 +67,7 @@ def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: in
             parts = [_checked(source, options, len(rows), step, reads)
                      for _ in range(options.accumulate)]
             batch = jax.tree.map(_stack, *parts)
-            named = {name: batch[name] for name in ('tokens', 'segments', 'weights')}
+            named = {name: batch[name] for name in ('tokens', 'segments', 'weights', *reads)}
 
             def digest(named=named) -> str:
                 return batch_digest(named, rows, options.batch)

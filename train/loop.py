@@ -93,7 +93,8 @@ def fit(
         if folder:
             _save_model(folder.out / 'model', cfg, new, options, objective.name,
                         finished_before=first)
-        if stop.name:  # a signal during the last save: the caller still has to hear of it
+        # A signal during the last save: the caller still has to hear of it, in every process.
+        if processes.vote(stop.name is not None)():
             raise run.interrupted(options.steps)
     return new, history
 
@@ -188,9 +189,7 @@ class _Run:
 
 
 def _check_mesh(mesh: Any, options: TrainOptions) -> None:
-    if mesh is None and processes.several():
-        raise ValueError('several processes, and params that lie on no mesh: lay them out with '
-                         'sharding.place(params, sharding.make_mesh(...)) over all devices')
+    feed.check_span(mesh)
     feed.check_rows(mesh, options)
 
 

@@ -16,9 +16,8 @@ class TrainOptions:
     The learning rate rises linearly to `peak_lr` over `warmup` steps, then follows `schedule` down
     to 0 at `steps`. `trainable` is a regular expression searched in leaf paths such as
     'layer_0/moe/router/kernel' (`train.TRAINABLE` has common ones), or a `Trainable` for some
-    experts and low-rank adapters; what it does not name is frozen (None: all train). Where
-    `keep_zeros` is found in the path of what trains, weights that are exactly 0 stay so, as pruned
-    ones should.
+    experts and low-rank adapters; what it does not name is frozen (None: all train). Of a matrix in
+    whose path `keep_zeros` is found, weights that are exactly 0 stay so, as pruned ones should.
     `clip` bounds the global gradient norm of the leaves that train (None: no bound).
     Every `log_every` steps (and after the last) a line of metrics is kept; every `evaluate_every`
     the caller's evaluation runs; every `checkpoint_every` the state is saved if there is a folder

@@ -8,7 +8,8 @@ says:
     teacher_ids          [B, T, k]    its k likeliest tokens,
     teacher_top          [B, T, k+1]  their logits and tau log sum exp(z / tau) of all others,
     teacher_temperature  [B, T]       and the tau that this was made for
-    teacher_stream       [B, T, n, D] its residual stream after n chosen layers
+    teacher_stream       [B, T, n, D] its residual stream after n chosen layers,
+    teacher_layers       [B, T, n]    and which these are
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from train.objective import Batch
 from train.state import replicated
 
 LOGITS, STREAM, TEMPERATURE = 'teacher_logits', 'teacher_stream', 'teacher_temperature'
+LAYERS = 'teacher_layers'
 TOP = ('teacher_ids', 'teacher_top')
 
 
@@ -57,23 +59,28 @@ def teach(
     Streams of such rows carry the signals to `distill`, which then needs no teacher. Logits take
     4 V bytes a token; with `top` only that many and the mass of all others are kept, for the one
     `temperature`. layers: whose residual streams are kept. dtype: of logits and streams as kept.
-    The teacher reads `batch` rows at a time, as in evaluation. Raises ValueError for a `top` or
-    layers that the teacher does not have, and if nothing is asked.
+    The teacher reads `batch` rows at a time, as in evaluation. Raises ValueError for a `top`,
+    layers or a dtype that cannot be, if nothing is asked, and for NaN.
     """
     asked = Question(logits and top is None, top if logits else None, tuple(layers))
     _check(cfg, asked, temperature)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f'teach: dtype={dtype!r}: must be one of floats, such as float16')
+    if min(count := len(packed['tokens']), batch) < 1:
+        raise ValueError(f'teach: {count} packed rows, batch={batch}: give at least one')
     found: dict[str, list[np.ndarray]] = {}
     rows = {name: packed[name] for name in ('tokens', 'segments')}
     for part in batches.heldout(rows, batch):
         said = _said(cfg, params, part['tokens'], part['segments'], jnp.float32(temperature), asked)
         for name, value in said.items():
-            kept = np.asarray(value)
-            found.setdefault(name, []).append(kept if name == TOP[0] else kept.astype(dtype))
-    count = len(packed['tokens'])
+            found.setdefault(name, []).append(_kept(name, np.asarray(value), dtype))
     out = dict(packed) | {name: np.concatenate(parts)[:count] for name, parts in found.items()}
+    # What all rows have in common is in each, so that streams keep it; it takes no memory.
+    shape = packed['tokens'].shape
     if asked.top:
-        tau = np.float32(temperature)
-        out[TEMPERATURE] = np.broadcast_to(tau, packed['tokens'].shape)  # no memory
+        out[TEMPERATURE] = np.broadcast_to(np.float32(temperature), shape)
+    if asked.layers:
+        out[LAYERS] = np.broadcast_to(np.int32(asked.layers), (*shape, len(asked.layers)))
     return out
 
 
@@ -128,10 +135,45 @@ def check_signals(cfg: Config, packed: batches.Packed, temperature: float, asked
         if shape != (*packed['tokens'].shape, *rest):
             raise ValueError(f'packed rows: {name} has shape {shape}, and [rows, T] + {list(rest)} '
                              'is wanted; make it with train.teach, or give the teacher')
-    if asked.top and (made := {float(tau) for tau in np.unique(packed[TEMPERATURE])}) != {
-            float(np.float32(temperature))}:
-        raise ValueError(f'packed rows: their best logits were kept for temperature {sorted(made)} '
-                         f'and the recipe says {temperature}; give train.teach the same')
+    if asked.top:
+        _check_best(cfg, packed, temperature)
+    if asked.layers and (made := _constant(packed, LAYERS)) != list(asked.layers):
+        raise ValueError(f'packed rows: {STREAM} was kept after layers {made} and the recipe says '
+                         f'{list(asked.layers)}; give train.teach the same, in this order')
+
+
+def _kept(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """A signal in the dtype it is kept in; ids as they are. ValueError for NaN and overflow."""
+    if name == TOP[0]:
+        return value
+    with np.errstate(over='ignore'):
+        kept = value.astype(dtype)
+    if np.isnan(value).any() or not np.isfinite(kept[np.isfinite(value)]).all():
+        raise ValueError(f'teach: {name} is NaN or too large for {dtype}; look for NaN in the '
+                         'teacher, or choose a wider dtype')
+    return kept
+
+
+def _check_best(cfg: Config, packed: batches.Packed, temperature: float) -> None:
+    shapes = [packed[name].shape if name in packed else None for name in (*TOP, TEMPERATURE)]
+    *rows, top = shapes[0]
+    if shapes[1:] != [(*rows, top + 1), tuple(rows)]:
+        raise ValueError(f'packed rows: {", ".join((*TOP, TEMPERATURE))} have shapes {shapes}, '
+                         'which do not belong together; make them with train.teach')
+    if not 0 <= packed[TOP[0]].min() <= packed[TOP[0]].max() < cfg.vocab:
+        raise ValueError(f'packed rows: {TOP[0]} has tokens beyond the vocab={cfg.vocab} of the '
+                         'student; the teacher must share its vocabulary')
+    if (made := _constant(packed, TEMPERATURE)) != float(np.float32(temperature)):
+        raise ValueError(f'packed rows: their best logits were kept for temperature {made} and the '
+                         f'recipe says {temperature}; give train.teach the same')
+
+
+def _constant(packed: batches.Packed, name: str) -> Any:
+    """What every token [rows, T] has under a name; None where they differ or have nothing."""
+    if name not in packed:
+        return None
+    first = packed[name][0, 0]
+    return first.tolist() if (packed[name] == first).all() else None
 
 
 @partial(sharding.jit, static_argnames=('cfg', 'asked'))
@@ -174,11 +216,11 @@ def _check(cfg: Config, asked: Question, temperature: float) -> None:
         raise ValueError(f'teach: top={asked.top}: give 1 to {cfg.vocab - 1}, or None for all '
                          f'{cfg.vocab} logits')
     check_layers(cfg, asked.layers)
-    if not temperature > 0:
-        raise ValueError(f'teach: temperature={temperature}: must be positive')
+    if not 0 < temperature < np.inf:
+        raise ValueError(f'teach: temperature={temperature}: must be positive and finite')
 
 
 def check_layers(cfg: Config, layers: Sequence[int]) -> None:
     """Refuse, with ValueError, layers that a model does not have, and repeats."""
-    if [i for i in layers if not 0 <= i < cfg.layers] or len(set(layers)) < len(layers):
+    if not set(layers) <= set(range(cfg.layers)) or len(set(layers)) < len(layers):
         raise ValueError(f'layers={list(layers)}: give distinct layers from 0 to {cfg.layers - 1}')

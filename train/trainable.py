@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_jax.tree import leaves_with_paths, map_with_path
 
@@ -132,7 +133,10 @@ def check(params: Any, trainable: Chosen, keep_zeros: str | None = None) -> None
             raise ValueError(f'Trainable: {words} both name {both[0]}; a leaf trains in one way: '
                              'narrow one of the expressions')
     if keep_zeros is not None:
-        _found({**whole, **some, **dict.fromkeys(low)}, keep_zeros, 'keep_zeros')
+        found = _found({**whole, **some, **dict.fromkeys(low)}, keep_zeros, 'keep_zeros')
+        if not any(kept(name, keep_zeros) for name in found):
+            raise ValueError(f'keep_zeros={keep_zeros!r}: matches no matrix, only {found[0]}; '
+                             'nothing else is pruned')
 
 
 def effective(params: Any, leaves: Leaves, trainable: Chosen, keep_zeros: str | None = None) -> Any:
@@ -161,8 +165,11 @@ def put(params: Any, leaves: Leaves) -> Any:
 
 
 def kept(name: str, keep_zeros: str | None) -> bool:
-    """Whether the exact zeros of what has this name stay; an adapter's own matrices have none."""
-    if keep_zeros is None or name.endswith(FACTORS):
+    """Whether the exact zeros of what has this name stay.
+
+    Only matrices are pruned: an adapter's own are not, and a bias that starts at zero has to learn.
+    """
+    if keep_zeros is None or name.endswith(FACTORS) or NO_MATRIX.search(name):
         return False
     return re.search(keep_zeros, name) is not None
 
@@ -203,10 +210,12 @@ def _canonical(experts: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
     pairs = dict(experts)
     found = []
     for layer in sorted(pairs):
-        ids = [int(e) for e in pairs[layer]]
-        if int(layer) < 0 or len(set(ids)) < len(ids) or min(ids, default=0) < 0:
-            raise ValueError(f'Trainable.experts: layer {layer} has {ids}; give distinct ids of '
-                             'experts, counted from 0')
+        given = np.asarray(pairs[layer])
+        ids = given.astype(int).tolist()
+        whole = given.dtype.kind in 'iu' or not ids  # a mask of booleans is no list of ids
+        if not whole or int(layer) < 0 or len(set(ids)) < len(ids) or min(ids, default=0) < 0:
+            raise ValueError(f'Trainable.experts: layer {layer} has {given.tolist()}; give '
+                             'distinct ids of experts, counted from 0')
         if ids:
             found.append((int(layer), tuple(sorted(ids))))
     return tuple(found)

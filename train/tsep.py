@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.tree import at, take
@@ -158,6 +159,7 @@ def finish(cfg: Config, params: Any) -> tuple[Any, Config]:
     Equal up to rounding where no capacity is in play; the config's own capacities are back.
     """
     own = {'bias': cfg.router_bias, 'correction': cfg.correction}
+    mesh = sharding.mesh_of(params)
     for i in cfg.moe_layers:
         router = params[f'layer_{i}']['moe']['router']
         if missing := [name for name in MASK if name not in router]:
@@ -168,7 +170,7 @@ def finish(cfg: Config, params: Any) -> tuple[Any, Config]:
         few = {'router': take(router, ids),
                'experts': take(params[f'layer_{i}']['moe']['experts'], ids)}
         params = at(params, f'layer_{i}/moe', lambda moe, few=few: moe | few)
-    return params, cfg.fit(params)
+    return params if mesh is None else sharding.place(params, mesh), cfg.fit(params)
 
 
 def _callback(cfg: Config, rule: Tsep) -> Callback:

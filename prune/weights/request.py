@@ -47,6 +47,11 @@ class WeightRequest:
             if self.group is not None:
                 raise ValueError(f'group={self.group!r}: {self.name!r} reads no statistics')
             return
+        shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
+        if shared and any(name.startswith('grad_') for name in self.needs):
+            raise ValueError(f'{self.name}: reads gradients, which moe_jax.observe does not take '
+                             f'where router rows share experts or stand for constants (layers '
+                             f'{shared}); choose another method, such as \'wanda\'')
         if stats is None:
             asked = registry.weight_observe_options(self.name, **self.chosen)
             how = ', '.join(f'{key}={value!r}' for key, value in asked.items())

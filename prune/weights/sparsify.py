@@ -50,8 +50,8 @@ def sparsify(
       biases are left alone.
     group: use only this group of the statistics (a task, domain or language).
     stats may be None for a method that needs none. Further options are the method's own:
-    `prune.weight_options(method)`. Models whose router rows share experts are fine: the statistics
-    of such rows are summed.
+    `prune.weight_options(method)`. Models whose router rows share experts are fine, but for methods
+    that read gradients: the statistics of such rows are summed.
 
     Raises ValueError, before any work, for an unknown method or option (with the nearest name), a
     share or pattern that cannot be, statistics that are missing, not finite or of another model,

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import moe_jax
+import prune
 from moe_jax import cli
 from moe_jax.data import corpus, fetch
 
@@ -250,8 +251,9 @@ def test_info_refuses(command, tmp_path):
 
 def test_methods_lists_them_all(command):
     assert command('methods') == 0
-    for name in ('uncurl', 'frequency', 'frequency_merge', 'm_smoe', 'random'):
-        assert name in command.out
+    for row in (*prune.methods(), *prune.weight_methods()):
+        assert all(name in command.out for name in (row.name, *row.needs))
+    assert {len(line) for line in command.out.splitlines()} <= {0, 80}  # not cut, not too wide
 
 
 @pytest.mark.parametrize('name', ['study', 'report', 'info', 'methods', 'data'])

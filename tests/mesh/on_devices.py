@@ -24,6 +24,7 @@ import prune
 import train
 from moe_jax import Config, expert_parallel, experts, ffn, model, sharding
 from moe_jax.data import batches as data
+from moe_jax.tree import take
 from train import store
 from train.step import train_step
 
@@ -50,8 +51,12 @@ def close(found, wanted, what):
 
 def layer() -> None:
     """Values and gradients of one layer's experts, in every form, equal those of one device."""
-    for kind, count, topk, skew in (('gelu', 8, 2, 0.0), ('swiglu', 8, 1, 9.0), ('gelu', 6, 2, 1.0),
-                                    ('swiglu', 7, 3, 0.0), ('gelu', 8, 6, 1.0)):
+    wide, mixed = {'data': 2, 'expert': 4}, {'fsdp': 2, 'expert': 2, 'model': 2}
+    # Even and skewed (several rounds), gathered by choice and by rule, split by hidden units.
+    for kind, count, topk, skew, tried in (
+            ('gelu', 8, 1, 9.0, ((wide, None), (wide, 'gather'), (mixed, None))),
+            ('swiglu', 7, 3, 0.0, ((wide, None), (mixed, None))),
+            ('gelu', 8, 6, 1.0, ((wide, None),))):
         cfg = CFG.replace(ffn=kind, experts=(count,), topk=topk)
         weights = arrays(model.shapes(cfg)['layer_0']['moe']['experts'])
         x = arrays(jax.ShapeDtypeStruct((45, 16), jnp.float32), 1)
@@ -68,29 +73,29 @@ def layer() -> None:
         run = lambda evaluate: jax.jit(jax.value_and_grad(  # noqa: E731
             partial(value, evaluate), argnums=(0, 1, 2), has_aux=True))
         one = run(experts.dropless)(weights, x, gates)
-        for axes in ({'data': 2, 'expert': 4}, {'fsdp': 2, 'expert': 2, 'model': 2}):
-            for form in (None, 'gather') if topk == 2 and count == 8 else (None,):
-                mesh = sharding.make_mesh(**axes)
-                with jax.set_mesh(mesh):
-                    placed = sharding.place({'moe': {'experts': weights}}, mesh)['moe']['experts']
-                    many = run(partial(expert_parallel.evaluate, form=form))(placed, x, gates)
-                # The value itself is a sum of cancelling terms, whose order differs.
-                pairs = zip(*map(jax.tree.leaves, ((one[0][1], one[1]), (many[0][1], many[1]))),
-                            strict=True)
-                for a, b in pairs:
-                    close(b, a, f'{kind} {count} {axes} {form}')
+        for axes, form in tried:
+            mesh = sharding.make_mesh(**axes)
+            with jax.set_mesh(mesh):
+                placed = sharding.place({'moe': {'experts': weights}}, mesh)['moe']['experts']
+                many = run(partial(expert_parallel.evaluate, form=form))(placed, x, gates)
+            # The value itself is a sum of cancelling terms, whose order differs.
+            pairs = zip(*map(jax.tree.leaves, ((one[0][1], one[1]), (many[0][1], many[1]))),
+                        strict=True)
+            for a, b in pairs:
+                close(b, a, f'{kind} {count} {axes} {form}')
 
 
 def forward() -> None:
     """Logits and scores, with and without a capacity, and with 6 and 7 experts on 4 devices."""
     tokens = np.random.default_rng(0).integers(0, 24, (8, 12)).astype(np.int32)
-    for change in ({}, {'capacity_eval': 1.0}, {'experts': (6, 0, 7)}):
+    for change, axes, run in (
+            ({'capacity_eval': 1.0}, {'data': 2, 'expert': 4}, moe_jax.apply),
+            ({'experts': (6, 0, 7)}, {'data': 2, 'expert': 4}, moe_jax.apply),
+            ({}, {'fsdp': 2, 'expert': 2, 'model': 2}, moe_jax.score)):
         cfg = CFG.replace(**change)
         params = arrays(model.shapes(cfg))
-        for axes in ({'data': 2, 'expert': 4}, {'fsdp': 2, 'expert': 2, 'model': 2}):
-            placed = sharding.place(params, sharding.make_mesh(**axes))
-            for run in (moe_jax.apply, moe_jax.score):
-                close(run(cfg, placed, tokens), run(cfg, params, tokens), f'{change} {axes}')
+        placed = sharding.place(params, sharding.make_mesh(**axes))
+        close(run(cfg, placed, tokens), run(cfg, params, tokens), f'{change} {axes}')
 
 
 def pruning() -> None:
@@ -99,14 +104,16 @@ def pruning() -> None:
     rng = np.random.default_rng(0)
     batches = [{'tokens': rng.integers(0, 24, (11, 9)), 'mask': rng.uniform(size=(11, 9)) < 0.9}]
     one = moe_jax.observe(CFG, params, batches, gradients=True)
+    wanted = {i: one.layer(i) for i in one.layers}
     plan = prune.plan('reap', one, params, CFG, experts=3)
     small, small_cfg = prune.apply(params, CFG, plan)
-    for axes in ({'data': 8}, {'data': 2, 'expert': 4}, {'expert': 2, 'model': 2}):
+    for axes, gradients in (({'data': 2, 'expert': 4}, True), ({'expert': 2, 'model': 2}, False)):
         placed = sharding.place(params, sharding.make_mesh(**axes))
-        many = moe_jax.observe(CFG, placed, batches, gradients=True)
+        many = moe_jax.observe(CFG, placed, batches, gradients=gradients)
         assert many.data == one.data
         for i in one.layers:
-            for name, value in one.layer(i).items():
+            for name in many.layer(i):
+                value = wanted[i][name]
                 size = 1e-5 * np.abs(value).max() if value.dtype.kind == 'f' else 0
                 np.testing.assert_allclose(many.layer(i)[name], value, rtol=0, atol=size,
                                            err_msg=f'{name} {axes}')
@@ -117,6 +124,53 @@ def pruning() -> None:
         assert few_cfg == small_cfg
         assert all(jax.tree.leaves(jax.tree.map(
             lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), few, small)))
+
+
+def notebook() -> None:
+    """What a person does beside it: functions of their own, other meshes, layers one by one."""
+    cfg = CFG.replace(experts=(4,))
+    params, mesh = arrays(model.shapes(cfg)), sharding.make_mesh(data=2, expert=4)
+    placed = sharding.place(params, mesh)
+    tokens = np.random.default_rng(0).integers(0, 24, (5, 9)).astype(np.int32)
+    one = moe_jax.apply(cfg, params, tokens)
+    # A mesh cannot be set inside their traces: closed over, the params are seen there all the same.
+    close(jax.jit(lambda t: moe_jax.apply(cfg, placed, t))(tokens), one, 'closed over')
+    twice = jax.vmap(lambda t: moe_jax.apply(cfg, placed, t))(np.stack([tokens, tokens]))
+    close(twice[1], one, 'vmap')
+    batches = [{'tokens': tokens, 'mask': np.ones((5, 9), bool)}]
+    refused(lambda: moe_jax.observe(cfg, placed, batches, mesh=sharding.make_mesh(data=2)),
+            'not on the devices')
+    theirs = jax.make_mesh((2, 4), ('data', 'expert'))  # explicit axes, by default
+    refused(lambda: sharding.place(params, theirs), 'Auto')
+    refused(lambda: moe_jax.apply(cfg, jax.device_put(params, sharding.NamedSharding(
+        theirs, sharding.P())), tokens), 'Auto')
+    found = [prune.plan_layerwise('frequency', at, cfg, batches, experts=3)
+             for at in (params, placed)]
+    assert np.array_equal(*(f.plan.layers[0].mix for f in found))
+    # 3 experts on 4 devices are split by hidden units, not whole on every device.
+    down = found[1].params['layer_0']['moe']['experts']['down']
+    assert down.sharding.shard_shape(down.shape) == (3, 24 // 4, 16)
+    small, _ = train.tsep(cfg.replace(topk=1), placed, rows_of(16, 8), train.TrainOptions(
+        steps=2, batch=8, length=8, warmup=0), train.Tsep(window=1, least=2))[:2]
+    down = small['layer_0']['moe']['experts']['down']
+    assert down.sharding.shard_shape(down.shape) == (2, 24 // 4, 16)
+
+
+def refused(run, words):
+    """It says so with a ValueError of these words."""
+    try:
+        run()
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(f'was to be refused: {words}')
+
+
+def rows_of(count, length):
+    """Packed rows of random tokens."""
+    return {'tokens': np.random.default_rng(0).integers(0, 24, (count, length)).astype(np.int32),
+            'segments': np.ones((count, length), np.int32),
+            'weights': np.ones((count, length), np.float32)}
 
 
 def training() -> None:
@@ -171,7 +225,7 @@ def training() -> None:
 
 
 def distilling() -> None:
-    """Every term of distillation, towards a teacher of more experts and one of as many."""
+    """Every term of distillation, towards a teacher of more experts, on one mesh with it."""
     options = train.TrainOptions(steps=4, batch=4, length=12, peak_lr=3e-3, warmup=0, log_every=1)
     cfg = CFG.replace(experts=(4, 0))
     rng = np.random.default_rng(0)
@@ -184,16 +238,19 @@ def distilling() -> None:
     small, small_cfg = prune.apply(teacher, cfg, plan)
     recipe = train.Distill(logits=1.0, hidden=0.5, experts='balance')
     mesh = sharding.make_mesh(data=2, expert=2)
-    for own, ours, mixes in ((cfg, other, None), (small_cfg, small, prune.stands_for(plan))):
-        found = [train.distill(own, at(ours), (cfg, at(teacher)), rows, options, recipe,
-                               stands_for=mixes)[1]
-                 for at in (lambda tree: tree, partial(sharding.place, mesh=mesh))]
-        for a, b in zip(*found, strict=True):
-            for name in ('loss', 'ce', 'kd', 'hidden', 'expert'):
-                np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    # An expert term that is not 0: the student's experts are of another model.
+    student = {**small, 'layer_0': {**small['layer_0'], 'moe': {
+        **small['layer_0']['moe'], 'experts': take(other['layer_0']['moe']['experts'], [0, 1, 2])}}}
+    found = [train.distill(small_cfg, at(student), (cfg, at(teacher)), rows, options, recipe,
+                           stands_for=prune.stands_for(plan))[1]
+             for at in (lambda tree: tree, partial(sharding.place, mesh=mesh))]
+    for a, b in zip(*found, strict=True):
+        for name in ('loss', 'ce', 'kd', 'hidden', 'expert'):
+            assert a[name] > 0
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-CHECKS = {f.__name__: f for f in (layer, forward, pruning, training, distilling)}
+CHECKS = {f.__name__: f for f in (layer, forward, pruning, notebook, training, distilling)}
 
 if __name__ == '__main__':
     CHECKS[sys.argv[1]]()

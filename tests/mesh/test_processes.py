@@ -9,15 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moe_jax import processes
 
 PROGRAM = Path(__file__).with_name('one_of_many.py')
+OBSERVING = Path(__file__).with_name('observing.py')
 STEPS = 14
 
 
-def launch(out, *, alone=False, seconds=0.0):
+def launch(out, *, alone=False, seconds=0.0, command=None):
     """The processes of one run, each with its share of 4 devices."""
     with socket.socket() as probe:
         probe.bind(('localhost', 0))
@@ -34,7 +36,7 @@ def launch(out, *, alone=False, seconds=0.0):
             env |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
                     'JAX_PROCESS_ID': str(index)}
         started.append(subprocess.Popen(
-            [sys.executable, PROGRAM, out, str(STEPS), str(seconds)], env=env, text=True,
+            [sys.executable, *(command or (PROGRAM, out, str(STEPS), str(seconds)))], env=env, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started
 
@@ -51,7 +53,7 @@ def losses(out):
         json.loads, (out / 'metrics.jsonl').read_text().splitlines())}
 
 
-def test_two_processes_stop_die_and_give_what_one_gives(tmp_path):
+def test_two_processes_stop_and_die_and_give_what_one_gives(tmp_path):
     whole, run = tmp_path / 'whole', tmp_path / 'run'
     alone, = launch(whole, alone=True)
     # A request to stop, to one of them: both save the same step and say so by their exit code.
@@ -72,16 +74,35 @@ def test_two_processes_stop_die_and_give_what_one_gives(tmp_path):
     _, errors = first.communicate(timeout=120)
     assert first.returncode not in (0, 75) and time.monotonic() - began < 120
     second.communicate()
-    # Two go on, and end with the losses of a single process.
-    both = launch(run)
-    for process in both:
-        said, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-2000:]
-        assert 'processes 2' in said
+    # One process goes on for the two, and all losses are those of a single one.
+    last, = launch(run, alone=True)
+    said, errors = last.communicate(timeout=120)
+    assert last.returncode == 0 and 'processes 1' in said, errors[-2000:]
     assert alone.communicate(timeout=120) and alone.returncode == 0
     one, two = losses(whole), losses(run)
     assert list(one) == list(two) == list(range(1, STEPS + 1))
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_two_processes_observe_what_one_does(tmp_path):
+    started = [*launch(tmp_path / 'both', command=(OBSERVING,)),
+               *launch(tmp_path / 'one', alone=True, command=(OBSERVING,))]
+    ends = [p.communicate(timeout=120) for p in started]
+    assert not any(p.returncode for p in started), [e[1][-1500:] for e in ends]
+    *both, one = (json.loads(said.splitlines()[-1]) for said, _ in ends)
+    for found in both:
+        assert found['hits'] == one['hits'] and found['sample_key'] == one['sample_key']
+        for name, value in one.items():
+            size = max(np.abs(value).max(initial=0), 1.0)
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * size, err_msg=name)
+
+
+def test_an_error_in_one_process_ends_the_other(tmp_path):
+    started = launch(tmp_path / 'run', command=(OBSERVING, '1'))
+    began = time.monotonic()
+    ends = [p.communicate(timeout=120) for p in started]
+    assert time.monotonic() - began < 120 and all(p.returncode for p in started)
+    assert 'its disk is not mounted' in ends[1][1]
 
 
 def test_which_processes_there_are_is_read_from_the_environment():

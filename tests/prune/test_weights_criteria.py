@@ -245,6 +245,8 @@ def test_a_merged_model_is_sparsified_and_keeps_its_router(params, stats):
     plan = prune.sparsify('wanda', seen, small, cfg, sparsity=0.5)
     sparse, after = prune.apply(small, cfg, plan)
     assert after == cfg and plan.layers[0].notes['evaluated'].sum() == TOKENS.size * 2
+    with pytest.raises(ValueError, match=r'gblm: reads gradients.*layers \[0, 2\]'):
+        prune.sparsify('gblm', seen, small, cfg)
     np.testing.assert_array_equal(sparse['layer_0']['moe']['router']['kernel'],
                                   small['layer_0']['moe']['router']['kernel'])
     constant, cfg = prune.apply(params, CFG, prune.plan('mone', stats, params, CFG, experts=3))

@@ -14,7 +14,7 @@ from train_tiny import DROPLESS, OPTIONS, batch, equal, params
 from moe_jax import ffn, model
 from moe_jax.data import batches
 from moe_jax.tree import at, leaves_with_paths
-from train import Distill, Interrupted, distill, fit, losses, router_kd, teach
+from train import Distill, Interrupted, distill, feed, fit, losses, router_kd, teach
 from train.distill_loss import DistillLoss, Gap, expert_error
 from train.objective import LANGUAGE_MODEL, share_of
 from train.state import replicated
@@ -173,6 +173,38 @@ def test_rows_that_were_taught_serve_as_well_as_a_teacher(teacher):
     assert wanted['kd'] > 1e-5 and wanted['hidden'] > 1e-5
 
 
+def test_rows_say_what_was_asked_of_the_teacher(teacher):
+    """Streams of another layer and ids of another vocabulary look like any others."""
+    best = teach(*teacher, PACKED, batch=4, top=2, layers=(0,))
+    assert best['teacher_layers'].shape == (12, 12, 1)
+    two, kd = CFG.replace(experts=(4, 0)), Distill(logits=1.0)
+    for cfg, rows, recipe, words in (
+            (two, best, Distill(hidden=1.0, layers=(1,)), r'after layers \[0\].*says \[1\]'),
+            (CFG, {k: v for k, v in best.items() if k != 'teacher_layers'}, Distill(hidden=1.0),
+             'after layers None'),
+            (CFG.replace(vocab=32), best, kd, 'beyond the vocab=32'),
+            (CFG, {k: v for k, v in best.items() if k != 'teacher_temperature'}, kd,
+             'do not belong together'),
+            (CFG, best | {'teacher_top': best['teacher_top'][..., :2]}, kd,
+             'do not belong together')):
+        with pytest.raises(ValueError, match=words):
+            distill(cfg, teacher[1], None, rows, FEW, recipe)
+
+
+def test_a_run_resumes_on_what_the_same_teacher_said():
+    first = batch(0) | {'teacher_stream': np.ones((4, 12, 1, 3))}
+    second = first | {'teacher_stream': np.zeros((4, 12, 1, 3))}
+
+    def read(rows, *resumed):
+        return next(feed.stream(lambda start: iter([rows] * 2), FEW, None, *resumed or (0, ''),
+                                ('teacher_stream',)))[1]()
+
+    seen = read(first)
+    assert read(first, 1, seen) == seen
+    with pytest.raises(ValueError, match='not the batch that step 1'):
+        read(second, 1, seen)
+
+
 def test_half_precision_rows_and_padding():
     cfg = CFG
     packed = teach(cfg, params(cfg), {k: v[:5] for k, v in PACKED.items()}, batch=4, top=3,
@@ -248,12 +280,21 @@ def test_teachers_and_rows_that_do_not_fit_are_refused(teacher):
         distill(SMALL, student, None, best, FEW, Distill(experts=1.0))
     with pytest.raises(ValueError, match=r'teacher_logits has shape None.*train\.teach'):
         distill(SMALL, student, None, PACKED, FEW, kd)
-    with pytest.raises(ValueError, match=r'temperature \[1.0\] and the recipe says 2.0'):
+    with pytest.raises(ValueError, match=r'temperature 1.0 and the recipe says 2.0'):
         distill(SMALL, student, None, best, FEW, Distill(logits=1.0, temperature=2.0))
     with pytest.raises(ValueError, match=r'layers=\[7\]: give distinct layers from 0 to 0'):
         distill(SMALL, student, teacher, PACKED, FEW, Distill(hidden=1.0, layers=(7,)))
     with pytest.raises(ValueError, match='top=64: give 1 to 63'):
         teach(*teacher, PACKED, batch=4, top=64)
+    for options, words in (({'temperature': np.inf}, 'inf: must be positive and finite'),
+                           ({'dtype': 'int8'}, 'must be one of floats'),
+                           ({'batch': 0}, 'batch=0'), ({'layers': (0.5,)}, 'distinct layers')):
+        with pytest.raises(ValueError, match=words):
+            teach(*teacher, PACKED, **{'batch': 4, 'top': 2, **options})
+    for scale, dtype in ((jnp.nan, 'float32'), (1e6, 'float16')):
+        loud = at(teacher[1], 'embed', lambda e, s=scale: jax.tree.map(lambda leaf: leaf * s, e))
+        with pytest.raises(ValueError, match=f'teacher_stream is NaN or too large for {dtype}'):
+            teach(CFG, loud, PACKED, batch=4, logits=False, layers=(0,), dtype=dtype)
     needy = LANGUAGE_MODEL._replace(name='needy', reads=('teacher_logits',))
     with pytest.raises(ValueError, match="the objective reads 'teacher_logits'"):
         fit(CFG, teacher[1], lambda start: iter([batch(0)]), FEW, objective=needy)

@@ -90,6 +90,8 @@ def test_names_cover_a_model_and_say_what_they_say():
     (lambda: Trainable(rank=2), 'need a rank of at least 1 and the paths'),
     (lambda: Trainable(leaves='moe', alpha=2.0), 'alpha=2.0: must be positive, with a rank'),
     (lambda: Trainable(experts={0: [1, 1]}), 'give distinct ids'),
+    (lambda: Trainable(experts={0: np.array([True, False])}), r'True, False\]; give distinct'),
+    (lambda: Trainable(experts={0: [1.5]}), 'give distinct ids'),
     (lambda: Trainable(leaves='('), 'not a regular expression'),
 ])
 def test_what_cannot_train_is_refused(trainable, words):
@@ -212,6 +214,9 @@ def test_zeros_that_are_kept_survive_training_and_resuming(tmp_path, trainable):
     resumed, again = fit(ONE, start, stream, options, out=tmp_path / 'run')
     assert equal(whole, resumed) and history == again
     before, after = zeros_of(start), zeros_of(whole)
+    for name in ('up_bias', 'down_bias'):  # zero, and no mask made them so
+        assert not np.any(start['layer_0']['moe']['experts'][name])
+        assert np.any(whole['layer_0']['moe']['experts'][name])
     for path, zero in before.items():
         assert 0.4 < zero.mean() < 0.6
         np.testing.assert_array_equal(after[path], zero)
@@ -239,6 +244,8 @@ def test_zeros_that_will_be_filled_are_announced(caplog):
     assert '1 expert matrices' in caplog.records[1].message
     with pytest.raises(ValueError, match="keep_zeros='moe' matches none of the 2"):
         init_state(start, told('norm_final', keep_zeros='moe'))
+    with pytest.raises(ValueError, match="keep_zeros='bias': matches no matrix"):
+        init_state(start, told(None, keep_zeros='bias'))
 
 
 def test_paths_of_each_kind():

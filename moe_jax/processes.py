@@ -21,27 +21,30 @@ log = logging.getLogger('moe_jax')
 T = TypeVar('T')
 
 HEARTBEAT = 60  # seconds
+ENDING = 90  # seconds between the end of the first process and that of the last
 PLAIN = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 PATIENCE = 7 * 24 * 3600 * 1000  # milliseconds; a process that died is noticed long before
 TEXT = 2000  # bytes of an error that the first process tells the others
 _waits = itertools.count()
 
 
-def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEARTBEAT) -> bool:
+def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEARTBEAT,
+          ending: int = ENDING) -> bool:
     """Join the other processes of this run, if the environment says that there are any.
 
     Read are, in this order: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID; a Slurm job step of several tasks; the hosts of a TPU pod. To be called before
     any computation. Returns whether there are several processes. A process that is not heard of for
-    `heartbeat` seconds, or that has ended so long before the others, is dead, and the others end
-    with an error. Raises ValueError for variables that contradict each other.
+    `heartbeat` seconds, or that has ended `ending` seconds before the others, is dead, and the
+    others end with an error: one that has more to do than they lets them `wait`. Raises ValueError
+    for variables that contradict each other.
     """
     found = given(environment)
     if found is None:
         return False
     # One that raised still sends heartbeats while it waits for the others before it exits.
     jax.distributed.initialize(**found, heartbeat_timeout_seconds=heartbeat,
-                               shutdown_timeout_seconds=heartbeat)
+                               shutdown_timeout_seconds=ending)
     log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
              jax.local_device_count(), jax.device_count())
     return True

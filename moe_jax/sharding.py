@@ -67,7 +67,7 @@ def check_axes(axes: Mapping[str, int]) -> None:
 
 
 def check_types(mesh: Mesh) -> None:
-    """Refuse, with ValueError, a mesh of the explicit axes that `jax.make_mesh` gives by default."""
+    """Refuse, with ValueError, a mesh of explicit axes, which `jax.make_mesh` gives by default."""
     if any(kind != AxisType.Auto for kind in mesh.axis_types):
         raise ValueError(f'mesh {dict(mesh.shape)}: its axes are {mesh.axis_types}; make it with '
                          'sharding.make_mesh, or with axis_types=(AxisType.Auto, ...)')
@@ -109,7 +109,7 @@ def fitted(axes: Mapping[str, int], path: str, shape: tuple[int, ...]) -> tuple[
 
 
 def hidden_axes(axes: Mapping[str, int], shape: tuple[int, ...]) -> tuple[bool, tuple[str, ...]]:
-    """Of a layer's experts, by the shape [E, F, D] of `down`: whether 'expert' splits E, and the axes that split F."""
+    """Whether 'expert' splits E, and the axes that split F, by the shape [E, F, D] of `down`."""
     first, second, *_ = (*fitted(axes, 'moe/experts/down', shape)[0], None, None)
     hidden = (second,) if isinstance(second, str) else tuple(second or ())
     return first == 'expert', hidden

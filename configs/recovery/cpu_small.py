@@ -1,7 +1,13 @@
-"""What each recovery recipe wins back, on one CPU core: 16 experts, half dropped or half zeroed.
+"""What each recovery recipe wins back: 16 experts, half of them dropped or half the weights zeroed.
 
     moe-jax study configs/recovery/cpu_small.py --seeds 3      # what docs/results holds
-    moe-jax study configs/recovery/cpu_small.py --smoke        # a minute, to try it out
+    moe-jax study configs/recovery/cpu_small.py --smoke        # in miniature, to try it out
+
+Three seeds took 37 minutes on one core of two that other programs kept busy; the last of them
+alone, its rates known and most programs compiled, 7 minutes. Expect held-out losses of 4.0 to 4.3
+nats per token after pretraining; 0.063 nats lost to dropping and 0.020 to zeroing; and of these
+120% and 214% won back by fine-tuning, 17% and 14% by router distillation
+(docs/results/recovery_cpu_small).
 """
 
 import dataclasses
@@ -33,12 +39,15 @@ def config() -> RecoveryStudy:
         experts=16,
         shrinks=(
             Drop(label='16 to 8 experts', name='frequency', experts=8),
+            # One of every two consecutive inputs stays: any half of them cost too little to tell
+            # recipes apart.
             Sparsify(label='half the weights', name='moe_pruner', sparsity=0.5, pattern=(1, 2)),
         ),
         recipes=RECIPES,
         ceiling='fine-tuning',
         tasks=('lm-code', 'lm-drama'),
         pretrain=dataclasses.replace(base, steps=2000, peak_lr=6e-3, warmup=100),
+        # No weight decay: a recipe that gives a matrix no gradient must not shrink it either.
         recover=dataclasses.replace(base, steps=60, warmup=6, weight_decay=0.0),
         rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
         tuning_rows=64,

@@ -37,6 +37,7 @@ def recovery(study: RecoveryStudy, stuff: Material, todo: list[Cell]) -> dict[st
     return common(study, stuff, todo, stages, {
         'about': 'recovery',
         'experts': study.experts,
+        'model': json.loads(study.model_with(study.experts).to_json()),
         'shrinks': [dataclasses.asdict(s) | {'kind': type(s).__name__} for s in study.shrinks],
         'recipes': [dataclasses.asdict(recipe) for recipe in study.recipes],
         'ceiling': study.ceiling,
@@ -47,8 +48,8 @@ def recovery(study: RecoveryStudy, stuff: Material, todo: list[Cell]) -> dict[st
 
 def common(study: Study | RecoveryStudy, stuff: Material, todo: list[Cell],
            stages: dict[str, TrainOptions], own: dict[str, Any]) -> dict[str, Any]:
-    """The record of any study, with what its kind alone has."""
-    return {'id': 'study', 'kind': 'study', 'outputs': own | {
+    """The record of any study; `own` is what its kind alone has, or says in another way."""
+    return {'id': 'study', 'kind': 'study', 'outputs': {
         'name': study.name,
         'description': study.description,
         'tasks': list(study.tasks),
@@ -61,7 +62,7 @@ def common(study: Study | RecoveryStudy, stuff: Material, todo: list[Cell],
         'machine': machine(),
         'versions': {name: metadata.version(name) for name in PACKAGES},
         'cells': [cell.id for cell in todo],
-    }}
+    } | own}
 
 
 def machine() -> dict[str, Any]:

@@ -8,7 +8,8 @@ import pytest
 PROGRAM = Path(__file__).with_name('on_devices.py')
 
 
-@pytest.mark.parametrize('check', ['layer', 'forward', 'pruning', 'notebook', 'training', 'distilling'])
+@pytest.mark.parametrize(
+    'check', ['layer', 'forward', 'pruning', 'notebook', 'training', 'distilling'])
 def test_many_devices_give_what_one_gives(check):
     env = os.environ | {'PYTHONPATH': str(PROGRAM.parents[2])}
     done = subprocess.run([sys.executable, PROGRAM, check], env=env, capture_output=True, text=True,

@@ -36,8 +36,8 @@ def launch(out, *, alone=False, seconds=0.0, command=None):
             env |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
                     'JAX_PROCESS_ID': str(index)}
         started.append(subprocess.Popen(
-            [sys.executable, *(command or (PROGRAM, out, str(STEPS), str(seconds)))], env=env, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+            [sys.executable, *(command or (PROGRAM, out, str(STEPS), str(seconds)))], env=env,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started
 
 
@@ -91,7 +91,7 @@ def test_two_processes_observe_what_one_does(tmp_path):
     assert not any(p.returncode for p in started), [e[1][-1500:] for e in ends]
     *both, one = (json.loads(said.splitlines()[-1]) for said, _ in ends)
     for found in both:
-        assert found['hits'] == one['hits'] and found['sample_key'] == one['sample_key']
+        assert found['sample_key'] == one['sample_key']
         for name, value in one.items():
             size = max(np.abs(value).max(initial=0), 1.0)
             np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5 * size, err_msg=name)

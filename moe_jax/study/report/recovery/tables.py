@@ -38,13 +38,13 @@ def answer(ranking: Ranking, found: Finding, records: Records) -> Table:
     rows += [_row(s.model.recipe, s, size) for s in ranking.recipes]
     return Table(
         f'{ranking.shrink}: what each recipe wins back',
-        ('recipe', 'loss', 'lost nats won back', f'against unshrunk, {records.study.ceiling}',
-         'other text', 'trained', 'seconds'),
+        ('recipe', 'loss', 'won back', 'against ceiling', 'other text', 'trained', 'seconds'),
         tuple(rows),
         note='Loss: nats per token on held-out text of the task, mean over tasks and seeds, lower '
         'is better. Won back: of the nats that shrinking lost, 100% being the unshrunk model as it '
-        'was; + better than no recovery, - worse, = within noise (95%). Against unshrunk: '
-        'log-likelihood minus that of the unshrunk model trained equally. Other text: change of '
+        'was; + better than no recovery, - worse, = within noise (95%). Against ceiling: '
+        'log-likelihood minus that of the unshrunk model with the same '
+        f'{records.study.ceiling}. Other text: change of '
         'the loss on the held-out text of the other domains since before shrinking, without an '
         'interval. Trained: how many numbers, and as a share of the unshrunk model\'s. Seconds: '
         'median over runs, compiling included where a run had to.',

@@ -84,11 +84,11 @@ class Distill:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f'Distill.temperature={self.temperature!r}: must be positive')
         if self.layers == () or (self.layers is not None and not self.hidden):
-            raise ValueError(f'Distill.layers={self.layers}, hidden={self.hidden}: layers are those '
-                             'of the hidden term; give at least one and hidden > 0, or neither')
+            raise ValueError(f'Distill.layers={self.layers}, hidden={self.hidden}: layers are of '
+                             'the hidden term; give at least one and hidden > 0, or neither')
         if self.temperature != 1 and not self.logits:
-            raise ValueError(f'Distill.temperature={self.temperature}: is that of the logits, which '
-                             'are left out; give logits > 0, or no temperature')
+            raise ValueError(f'Distill.temperature={self.temperature}: is of the logits, which are '
+                             'left out; give logits > 0, or no temperature')
         if not (self.logits or self.hidden or self.experts):
             raise ValueError('Distill: nothing is learnt from the teacher; give logits, hidden or '
                              'experts, or use train.finetune')

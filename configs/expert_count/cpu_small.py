@@ -75,4 +75,5 @@ def smoke() -> Study:
         rivals=RIVALS[1:2], rival_pairs=((4, 2),), tasks=('lm-code', 'domain_id'),
         pretrain=short(full.pretrain, 20), recovery=recovery, corpus_characters=400_000,
         task_limit=64, observe_tokens=2048, heldout_tokens=2048, score_rows=8,
+        parallel=(1, 2),
     )

@@ -16,8 +16,8 @@ from train.store import FREE
 FORMAT = 1  # raise it when the same inputs would give other results
 # Work of a token in units of one trained token, for the time estimate only.
 SCORED, ROUTER_ONLY = 0.35, 0.8
-# Over how many devices latency is measured and modelled, how often, and of which devices.
-DEGREES, PARALLEL_ROUNDS, MODELLED = (1, 2, 4), 9, ('h100', 'v5e')
+# How often latency over devices is measured, and of which devices it is modelled.
+PARALLEL_ROUNDS, MODELLED = 9, ('h100', 'v5e')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,8 @@ def _latency(study: Study, seed: int) -> Cell:
 
 def _parallel(study: Study, seed: int) -> Cell:
     one = _latency(study, seed)
-    inputs = one.inputs | {'degrees': DEGREES, 'rounds': PARALLEL_ROUNDS, 'devices': MODELLED}
+    inputs = one.inputs | {'degrees': list(study.parallel), 'rounds': PARALLEL_ROUNDS,
+                           'devices': list(MODELLED)}
     return Cell('parallel', inputs, one.about, one.work)
 
 

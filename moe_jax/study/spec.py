@@ -54,7 +54,7 @@ class Study:
     `rival_pairs`. `capacity` replaces the capacity factors after pretraining (None: dropless, so
     that a score does not depend on what shares its batch). Limits: examples (or documents) a task
     may train on, examples it is scored on, tokens the statistics are taken from, and held-out
-    tokens a text is scored on.
+    tokens a text is scored on. parallel: over how many devices latency is measured and modelled.
     """
 
     name: str
@@ -76,6 +76,7 @@ class Study:
     observe_tokens: int = 16_384
     heldout_tokens: int = 16_384
     score_rows: int = 32
+    parallel: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:
         _check(self)
@@ -102,6 +103,9 @@ def _check(study: Study) -> None:
     _check_names(study)
     if not 0 < study.recovery.text_share <= 1:
         raise ValueError(f'study {study.name}: text_share={study.recovery.text_share}: in (0, 1]')
+    if not study.parallel or min(study.parallel) < 1:
+        raise ValueError(f'study {study.name}: parallel={study.parallel}: numbers of devices, at '
+                         'least one of them, each from 1')
     stages = {'pretrain': study.pretrain, **_stages(study.recovery)}
     check_lengths(study, stages)
 

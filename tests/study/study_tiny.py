@@ -55,4 +55,5 @@ def config() -> Study:
                           finetune=stage(3, 3e-3)),
         corpus_characters=12_000, task_limit=16, observe_tokens=256, heldout_tokens=256,
         score_rows=4,
+        parallel=(1,),
     )

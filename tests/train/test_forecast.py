@@ -183,7 +183,8 @@ def test_every_shipped_run_loads_and_its_forecast_is_finite(path):
     assert 'config' in names
     for name in names:
         found = run.load(path, name)
-        if found.model is None:  # its sizes are in a folder
+        # Sizes in a folder; and models that differ in their number of experts alone take seconds.
+        if found.model is None or name in ('experts_32', 'experts_64'):
             continue
         told = train.forecast(found.model, found.options, found.axes)
         assert 0 < told.memory.peak < 1e12 and 0 < told.seconds[0] <= told.seconds[1] < 1e4

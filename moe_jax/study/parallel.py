@@ -22,7 +22,8 @@ def measured(
     """Milliseconds of each round by degree ('1', '2', ...), of each model (a Config as JSON).
 
     On an accelerator, which one process holds, it is measured here, as is a degree of 1 alone; a
-    degree of more devices than there are is left out. Raises RuntimeError with what the process said if it fails.
+    degree of more devices than there are is left out. Raises RuntimeError with what the process
+    said if it fails.
     """
     import jax
 

@@ -30,7 +30,7 @@ def main(out: str, steps: int, seconds: float) -> None:
                            checkpoint_every=4)
 
     def report(step, total, metrics):
-        print(step, flush=True)
+        print('step', step, flush=True)
         time.sleep(seconds)
 
     mesh = sharding.make_mesh(data=2, expert=2)

@@ -104,11 +104,7 @@ def prune_model(
     origin = storage.origin(model)
     if to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')
-    if text and not layerwise:
-        raise ValueError(f'--{", --".join(text)}: for --layerwise, which reads text; without it '
-                         'statistics come from --stats')
-    if stats is not None and layerwise:
-        raise ValueError('--layerwise collects its own statistics from --tasks; leave --stats out')
+    commands_prune_checks.check_sources(text, stats, layerwise)
     seen = None if stats is None else Stats.load(stats)
     commands_prune_checks.check(request, model, seen, to, dtype)
     plan, small, small_cfg = (_by_layer if layerwise else _at_once)(request, model, seen, dtype)

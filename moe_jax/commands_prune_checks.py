@@ -116,3 +116,12 @@ def _check_export(request: Request, cfg: Config, wanted: Budget, counts: dict[in
     if faults:
         raise ValueError('--to hf: transformers has no config for what these options make: '
                          f'{"; ".join(faults)}. Or use --to native, which can store it')
+
+
+def check_sources(text: Mapping[str, Any], stats: Path | None, layerwise: bool) -> None:
+    """Refuse, with ValueError, text without --layerwise, and --layerwise beside statistics."""
+    if text and not layerwise:
+        raise ValueError(f'--{", --".join(text)}: for --layerwise, which reads text; without it '
+                         'statistics come from --stats')
+    if stats is not None and layerwise:
+        raise ValueError('--layerwise collects its own statistics from --tasks; leave --stats out')

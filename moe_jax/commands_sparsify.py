@@ -57,7 +57,7 @@ def sparsify_model(
         dtype: cast the weights.
     """
     import prune
-    from moe_jax import storage
+    from moe_jax import commands_prune_checks, storage
     from moe_jax.stats import Stats
 
     absent(out)
@@ -68,11 +68,7 @@ def sparsify_model(
             if value is not None and value != ()}
     request = Request(method, keywords, text if layerwise else None)
     origin = storage.origin(model)
-    if text and not layerwise:
-        raise ValueError(f'--{", --".join(text)}: for --layerwise, which reads text; without it '
-                         'statistics come from --stats')
-    if stats is not None and layerwise:
-        raise ValueError('--layerwise collects its own statistics from --tasks; leave --stats out')
+    commands_prune_checks.check_sources(text, stats, layerwise)
     seen = None if stats is None else Stats.load(stats)
     _check(request, model, seen, to, origin)
     plan, params, cfg = (_by_layer if layerwise else _at_once)(request, model, seen, dtype)

@@ -53,7 +53,7 @@ def evaluate(
     """As `experts.dropless`, on the mesh at hand (`sharding.current`), or on the one device.
 
     Where ffn is not an `Ffn`, whose hidden units add up, each expert is kept whole. form: one of
-    the module's, by default the one that sends least; 'gather' is always possible.
+    the module's, by default the one that sends least; ValueError where experts do not lie so.
     """
     mesh = sharding.current()
     if mesh is None:

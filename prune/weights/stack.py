@@ -66,6 +66,12 @@ def mean_per_token(sums: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return sums.sum(axis=0) / max(float(tokens.sum()), 1.0)
 
 
+def by_norms(stack: Stack, squares: str, min_tokens: int) -> np.ndarray:
+    """|W| times the norm of its input channel [E, in, out]; squares: the statistic of the norms."""
+    norms = channel_norms(stack.stats[squares], stack.stats['evaluated'], min_tokens)
+    return np.abs(stack.weights) * norms[:, :, None]
+
+
 def channel_norms(squares: np.ndarray, tokens: np.ndarray, least: int) -> np.ndarray:
     """Norm of each input channel over an expert's tokens, sqrt(sum x_j^2), float32 [E, in].
 

@@ -12,7 +12,7 @@ pruning is not part of a plan.
 
 import numpy as np
 
-from prune.weights.stack import MIN_TOKENS, Stack, channel_norms
+from prune.weights.stack import MIN_TOKENS, Stack, by_norms
 
 PAPER = 'MoE-Pruner, 2024'
 NEEDS = {'gate': ('gated_input_square',), 'up': ('gated_input_square',),
@@ -27,6 +27,4 @@ def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
     min_tokens: an expert with n tokens, fewer than this, is given the missing ones as average
       tokens of its layer, scaled back to n.
     """
-    squares = stack.stats[NEEDS[stack.leaf][0]]
-    norms = channel_norms(squares, stack.stats['evaluated'], min_tokens)
-    return np.abs(stack.weights) * norms[:, :, None]
+    return by_norms(stack, NEEDS[stack.leaf][0], min_tokens)

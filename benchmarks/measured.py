@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 DIGITS = 3
+PAUSE = 0.02  # seconds: threads of the run before that still wait for work would take a core
 
 
 class Measured(NamedTuple):
@@ -43,12 +44,7 @@ class Measured(NamedTuple):
         return self.value <= limit if sign == '<=' else self.value >= limit
 
 
-def arguments(doc: str) -> argparse.ArgumentParser:
-    """--small and --out, which every benchmark has."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument('--small', action='store_true', help='a quick check in seconds')
-    parser.add_argument('--out', type=Path, help='append the numbers to this .jsonl file')
-    return parser
+Results = Iterator[tuple[str, list[Measured]]]  # settings, and what was measured with them
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -65,6 +61,7 @@ def rounds(count: int, runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in runs]
     for _ in range(count):
         for run, times in zip(runs, found, strict=True):
+            time.sleep(PAUSE)
             times.append(seconds(run))
     return found
 
@@ -97,8 +94,11 @@ def machine() -> dict[str, Any]:
 
 def tell(
     benchmark: str, settings: str, found: Sequence[Measured], args: argparse.Namespace
-) -> None:
-    """Print what was measured, and append it to --out; targets are of the full size alone."""
+) -> bool:
+    """Print what was measured, append it to --out, and say whether a target was missed.
+
+    Targets are of the full size alone.
+    """
     here = machine()
     records = [record(benchmark, settings, one._replace(target=None) if args.small else one, here)
                for one in found]
@@ -106,6 +106,7 @@ def tell(
     if args.out is not None:
         with args.out.open('a') as file:
             file.writelines(json.dumps(one) + '\n' for one in records)
+    return any(one['met'] is False for one in records)
 
 
 def record(benchmark: str, settings: str, one: Measured, here: dict[str, Any]) -> dict[str, Any]:
@@ -133,6 +134,27 @@ def show(records: Sequence[dict[str, Any]]) -> None:
         console.print(f'{name}: {settings}', highlight=False)
     console.print(', '.join(f'{k} {v}' for k, v in records[-1]['machine'].items()),
                   highlight=False)
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The latest value of everything in the records, as tables with what they were measured with.
+    """
+    latest = {(one['benchmark'], one['settings'], one['what']): one for one in records}
+    parts, groups = [], dict.fromkeys(key[:2] for key in latest)
+    for benchmark, settings in groups:
+        rows = [one for key, one in latest.items() if key[:2] == (benchmark, settings)]
+        lines = [f'**{benchmark}**: {settings}', '', '| | median | all rounds | target | met |',
+                 '|---|---|---|---|---|']
+        for one in rows:
+            spread = ' - '.join(shown(value, '') for value in one['spread'] or ())
+            met = {None: '', True: 'yes', False: 'no'}[one['met']]
+            lines.append(f'| {one["what"]} | {shown(one["value"], one["unit"])} | {spread} | '
+                         f'{one["target"] or ""} | {met} |')
+        parts.append('\n'.join(lines))
+    machines = dict.fromkeys(
+        ', '.join(f'{name} {value}' for name, value in one['machine'].items() if name != 'load')
+        for one in latest.values())
+    return '\n\n'.join([*parts, 'Measured on: ' + '; '.join(machines)])
 
 
 def shown(value: float, unit: str) -> str:

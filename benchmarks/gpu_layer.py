@@ -1,8 +1,5 @@
 """A MoE layer against dense products of the same FLOPs and torch, and latency by expert count.
 
-    python benchmarks/gpu_moe.py --out docs/results/gpu_h200.jsonl     one GPU, about 3 minutes
-    python benchmarks/gpu_moe.py --small                               any backend, tiny shapes
-
 'layer' times `experts.dropless`, sorting and combining included, forward and forward with all
 gradients, beside the dense products that its rows need and would need of one expert (the faster of
 jax and torch in the median) and, where torch is there, a layer of torch's `grouped_mm`. Everything
@@ -19,7 +16,7 @@ import argparse
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,18 +24,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measured import Measured, arguments, median, ratios, rounds, tell
 
+from benchmarks.measured import Measured, Results, median, ratios, rounds
 from moe_jax import cost, experts, ffn, grouped, grouped_choice
 from moe_jax.grouped_ways import implementation
 from moe_jax.presets import PRESETS
 
 try:
-    import gpu_moe_torch as torch_layer
+    from benchmarks import torch_layer
 except ImportError:  # torch is only a rival here
     torch_layer = None
 
-Results = Iterator[tuple[str, list[Measured]]]  # settings, and what was measured with them
 ROUNDS, LATENCY_ROUNDS = 12, 20
 SECONDS = 0.02  # of calls in a row that are timed together
 FORWARD, BOTH = ('>=', 0.6), ('>=', 0.5)
@@ -73,17 +69,6 @@ CASES = {
 SMALL = {'small': Case(256, 64, 128, 8, 2, True)}
 
 
-def main() -> None:
-    """Run the parts asked for, on the backend at hand."""
-    parser = arguments(__doc__)
-    parser.add_argument('--only', choices=list(PARTS), help='one part only')
-    parser.add_argument('--case', choices=list(CASES), nargs='+', help='these layers only')
-    args = parser.parse_args()
-    for part in [args.only] if args.only else PARTS:
-        for settings, found in PARTS[part](args):
-            tell(f'moe {part}', settings, found, args)
-
-
 def check(args: argparse.Namespace) -> Results:
     """What the ways of the grouped product that this process uses are off, in bfloat16."""
     yield 'value and both gradients, bfloat16 against float64', [
@@ -94,8 +79,7 @@ def check(args: argparse.Namespace) -> Results:
 
 def layers(args: argparse.Namespace) -> Results:
     """The layers asked for."""
-    for name, case in (SMALL if args.small else
-                       {name: CASES[name] for name in args.case or CASES}).items():
+    for name, case in (SMALL if args.small else CASES).items():
         yield (f'{name}: T={case.tokens} D={case.width} F={case.hidden} E={case.experts} '
                f'K={case.topk} {"SwiGLU" if case.gated else "GELU"} bfloat16, '
                f'grouped products by {" or ".join(grouped.choose())}, '
@@ -251,9 +235,3 @@ def rivals() -> str:
     return 'no torch' if torch_layer is None else f'torch {torch_layer.version()}'
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], Results]] = {
-    'check': check, 'layer': layers, 'latency': latencies,
-}
-
-if __name__ == '__main__':
-    main()

@@ -1,8 +1,5 @@
 """How long methods that rank experts take to plan a large model from statistics on disk.
 
-    python benchmarks/plan_scores.py           48 layers of 128 experts, D 2048, F 768: minutes
-    python benchmarks/plan_scores.py --small   4 layers of 16 experts, D 64, F 32: seconds
-
 Statistics of the model's true shapes are written as `moe_jax.observe` writes them, read back (that
 time is by itself), and every method plans from them in turn, round by round. Weights: 48 such
 layers of experts would be 58 GB in bfloat16, so all layers point to the arrays of one, which is
@@ -14,6 +11,7 @@ once, with the bytes they read in a second; the others read no weight.
 Letters: E experts, D width, F hidden width, L layers.
 """
 
+import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -21,9 +19,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from measured import Measured, arguments, median, rounds, seconds, tell
 
 import prune
+from benchmarks.measured import Measured, Results, median, rounds, seconds
 from moe_jax import Config, Stats
 from moe_jax.fingerprint import fingerprint
 from moe_jax.stats import BINS, STATISTICS, Statistic
@@ -36,9 +34,8 @@ WEIGHTS = ('aimer', 'expert_norm')  # read all experts
 TOKENS, VOCAB = 1_000_000, 1000
 
 
-def main() -> None:
-    """Print seconds to load, and to plan with each method."""
-    args = arguments(__doc__).parse_args()
+def run(args: argparse.Namespace) -> Results:
+    """Seconds to load, and to plan with each method."""
     layers, experts, width, hidden = SIZES['small' if args.small else 'full']
     cfg = Config(
         vocab=8, positions=8, width=width, heads=1, mlp_hidden=8, expert_hidden=hidden,
@@ -57,7 +54,7 @@ def main() -> None:
     found += measure(cfg, params, before, read[0])
     settings = (f'L={layers}, E={experts} (half stay), top 8, D={width}, F={hidden}; experts in '
                 f'bfloat16, {total(params) / 1e9:.1f} GB, every layer reads the arrays of one')
-    tell('scores', settings, found, args)
+    yield settings, found
 
 
 def measure(cfg: Config, params: Any, before: Any, stats: Stats) -> list[Measured]:
@@ -125,6 +122,3 @@ def drawn(about: Statistic, cfg: Config, layer: int, rng: np.random.Generator) -
         return np.asarray(rng.integers(1, TOKENS, shape))
     return np.asarray(rng.random(shape))
 
-
-if __name__ == '__main__':
-    main()

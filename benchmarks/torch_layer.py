@@ -1,4 +1,4 @@
-"""A MoE layer in torch, by its grouped matrix product: the rival of `gpu_moe.py`.
+"""A MoE layer in torch, by its grouped matrix product: the rival of `gpu_layer.py`.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token, S = T K rows. Gate and
 up are one matrix, as in transformers.

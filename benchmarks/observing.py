@@ -1,8 +1,5 @@
 """How long `moe_jax.observe` takes with its default set, against a plain scoring pass.
 
-    python benchmarks/observe_pass.py           two shapes of small models: a minute or two
-    python benchmarks/observe_pass.py --small   one tiny model: seconds
-
 Both run over the same batches, in turn in every round. The vocabulary is small, so that the head's
 share of the scoring pass is that of released models (about a tenth of the active weights); observe
 has no head.
@@ -10,14 +7,15 @@ has no head.
 Letters: L layers, D width, F hidden width, E experts, K experts per token, B rows, T tokens a row.
 """
 
+import argparse
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from measured import Measured, arguments, median, ratios, rounds, tell
 
+from benchmarks.measured import Measured, Results, median, ratios, rounds
 from moe_jax import Config, init, observe, score
 
 # L, D, F, E, K, B, T
@@ -28,14 +26,13 @@ SHAPES = {
 BATCHES, ROUNDS, VOCAB = 4, 7, 2048
 
 
-def main() -> None:
-    """Print both times and their ratio for each shape."""
-    args = arguments(__doc__).parse_args()
+def run(args: argparse.Namespace) -> Results:
+    """Both times and their ratio for each shape."""
     found, shapes = [], SHAPES['small' if args.small else 'full']
     for shape in shapes:
         found += measure(*shape)
-    tell('observe', f'{BATCHES} batches of B x T tokens, SwiGLU, V={VOCAB}, 4 heads, float32, '
-         'dropless', found, args)
+    yield (f'{BATCHES} batches of B x T tokens, SwiGLU, V={VOCAB}, 4 heads, float32, dropless',
+           found)
 
 
 def measure(
@@ -66,6 +63,3 @@ def scored(cfg: Config, params: Any, batches: list[Mapping[str, Any]]) -> list[n
     """The log-probabilities of all batches, on the host."""
     return [np.asarray(score(cfg, params, b['tokens'], b['mask'])) for b in batches]
 
-
-if __name__ == '__main__':
-    main()

@@ -1,8 +1,5 @@
 """How long the search over all sets of experts takes, against running the layer for each set.
 
-    python benchmarks/plan_search.py           all C(16, 8) = 12,870 sets, 16,384 tokens: a minute
-    python benchmarks/plan_search.py --small   all C(8, 4) = 70 sets, 1,024 tokens: seconds
-
 The search is `prune.plan('naee')` on a saved reservoir: inner products of expert outputs, no
 expert evaluated. Its rival is this library's own MoE layer, jitted, with the experts and router
 rows of one set, on the same tokens, and the mean squared difference from the full layer's output:
@@ -12,15 +9,16 @@ find is held against each other.
 Letters: E experts, G kept, S tokens, D width, F hidden width, K experts per token.
 """
 
+import argparse
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measured import Measured, arguments, median, ratios, rounds, seconds, tell
 
 import prune
+from benchmarks.measured import Measured, Results, median, ratios, rounds, seconds
 from moe_jax import Config, Stats, init, sample
 from moe_jax.blocks import SparseMoe
 from moe_jax.fingerprint import fingerprint
@@ -32,9 +30,8 @@ TOPK = 2
 ROUNDS = 5
 
 
-def main() -> None:
-    """Print both costs of a set and their ratio."""
-    args = arguments(__doc__).parse_args()
+def run(args: argparse.Namespace) -> Results:
+    """Both costs of a set and their ratio."""
     size = 'small' if args.small else 'full'
     experts, kept, tokens, width, hidden = SIZES[size]
     cfg = Config(
@@ -49,8 +46,8 @@ def main() -> None:
     found = measure(cfg, params, x, made[0], kept)
     settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalised, SwiGLU '
                 f'D={width} F={hidden}, float32; the rival scales with D F, the search does not')
-    tell('search', settings, [
-        *found, Measured('inner products of all experts, once (with compilation)', making)], args)
+    yield settings, [
+        *found, Measured('inner products of all experts, once (with compilation)', making)]
 
 
 def measure(cfg: Config, params: Any, x: jax.Array, stats: Stats, kept: int) -> list[Measured]:
@@ -114,6 +111,3 @@ def statistics_of(cfg: Config, params: Any, x: jax.Array) -> Stats:
     done = sample.finish(cfg, moe['experts'], seen, 'gram')
     return Stats(fingerprint(params, cfg), {'all': {0: done}}, reservoir=len(gates))
 
-
-if __name__ == '__main__':
-    main()

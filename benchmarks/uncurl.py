@@ -1,8 +1,5 @@
 """How long UNCURL takes to plan one layer of many experts from saved statistics, and its memory.
 
-    python benchmarks/uncurl_layer.py           128 experts, D 1024, F 4096: 4.3 GB, some minutes
-    python benchmarks/uncurl_layer.py --small   16 experts, D 128, F 512: seconds
-
 Almost all of it is alignment, whose time depends on the weights, so there are three kinds of them.
 'copies': hidden units of the experts of a group are those of one expert in another order, with
 noise. 'random': unrelated. 'shared': unrelated but for a direction that all hidden units share more
@@ -12,14 +9,15 @@ process, weights included, over the bytes of the layer.
 Letters: E experts, G groups, D width, F hidden width, T tokens.
 """
 
+import argparse
 import resource
 import sys
 from typing import Any
 
 import numpy as np
-from measured import Measured, arguments, seconds, tell
 
 import prune
+from benchmarks.measured import Measured, Results, seconds
 from moe_jax import Config, Stats
 from moe_jax.fingerprint import fingerprint
 from moe_jax.model import shapes
@@ -28,11 +26,8 @@ SIZES = {'full': (128, 32, 1024, 4096), 'small': (16, 4, 128, 512)}
 TOKENS = 4096
 
 
-def main() -> None:
-    """Print seconds and peak memory for each kind of weights."""
-    parser = arguments(__doc__)
-    parser.add_argument('--kind', choices=list(KINDS), help='one kind of weights only')
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> Results:
+    """Seconds and peak memory for each kind of weights."""
     experts, groups, width, hidden = SIZES['small' if args.small else 'full']
     cfg = Config(
         vocab=8, positions=8, width=width, heads=1, mlp_hidden=8, expert_hidden=hidden,
@@ -46,14 +41,14 @@ def main() -> None:
     params['layer_0']['moe']['router']['kernel'][...] = rng.standard_normal((experts, width))
     stats = statistics(cfg, params, labels, rng)
     found = []
-    for kind in [args.kind] if args.kind else KINDS:
-        KINDS[kind](leaves, labels, rng)
+    for kind, fill in KINDS.items():
+        fill(leaves, labels, rng)
         took = seconds(lambda: prune.plan('uncurl', stats, params, cfg, experts=groups))
         found += [Measured(f'plan, {kind} weights', took, 's', ('<=', 180.0)),
                   Measured(f'peak memory, {kind} weights, over the layer', peak() / size, 'x',
                            ('<=', 2.0))]
-    tell('uncurl', f'one layer, E={experts}, G={groups}, D={width}, F={hidden}, float32, '
-         f'{size / 1e9:.2f} GB of experts, alignment included', found, args)
+    yield (f'one layer, E={experts}, G={groups}, D={width}, F={hidden}, float32, '
+           f'{size / 1e9:.2f} GB of experts, alignment included', found)
 
 
 def empty(cfg: Config) -> dict[str, Any]:
@@ -118,6 +113,3 @@ def peak() -> int:
 
 
 KINDS = {'copies': fill_copies, 'random': fill_random, 'shared': fill_shared}
-
-if __name__ == '__main__':
-    main()

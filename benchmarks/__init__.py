@@ -1,0 +1,1 @@
+"""What this library takes, in rounds with what people would use instead: `python -m benchmarks`."""

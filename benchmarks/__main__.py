@@ -1,0 +1,120 @@
+"""Measure ours and the peer in the same rounds, and print ratios.
+
+    python -m benchmarks --list               what there is
+    python -m benchmarks layer scoring        these
+    python -m benchmarks                      all that are for this backend
+    python -m benchmarks --small              a quick check in minutes, without targets
+    python -m benchmarks --out FILE.jsonl     and append the numbers, one JSON object a line
+    python -m benchmarks --show FILE.jsonl    a file's numbers as a Markdown table
+
+Each benchmark runs in a process of its own. Exit code 1 if a target is missed.
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import measured
+from benchmarks.cases import CASES, Case
+
+PROGRAM = [sys.executable, '-m', 'benchmarks']
+
+
+def main() -> None:
+    """Run what was asked for."""
+    args = arguments().parse_args()
+    if args.list:
+        listing()
+    elif args.show is not None:
+        print(measured.markdown(read(args.show)))
+    else:
+        names = args.names or [name for name, case in CASES.items() if here(case)]
+        sys.exit(alone(names[0], args) if len(names) == 1 else each(names, args))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', choices=[[], *CASES], metavar='NAME',
+                        help=f'one of {", ".join(CASES)}')
+    parser.add_argument('--list', action='store_true', help='say what each is, and stop')
+    parser.add_argument('--small', action='store_true', help='tiny shapes, no targets')
+    parser.add_argument('--rounds', type=int, help='how often everything is run in turn')
+    parser.add_argument('--seed', type=int, default=0, help='of weights, tokens and routing')
+    parser.add_argument('--out', type=Path, help='append the numbers to this .jsonl file')
+    parser.add_argument('--show', type=Path, metavar='FILE',
+                        help='print the latest numbers of a .jsonl file as Markdown, and stop')
+    return parser
+
+
+def alone(name: str, args: argparse.Namespace) -> int:
+    """Run one benchmark here; 1 if a target is missed."""
+    case = CASES[name]
+    run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
+    missed = False
+    for settings, found in run(args):
+        missed |= measured.tell(name, settings, found, args)
+    return int(missed)
+
+
+def each(names: Sequence[str], args: argparse.Namespace) -> int:
+    """Run some benchmarks one after the other, and print one table of all; 1 if one failed."""
+    failed, records = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            print(f'{name} ...', file=sys.stderr, flush=True)
+            written = Path(folder) / f'{name}.jsonl'
+            done = subprocess.run([*PROGRAM, name, '--out', written, *options(args)], check=False,
+                                  stdout=subprocess.DEVNULL)
+            found = read(written) if written.exists() else []
+            if done.returncode and all(one['met'] is not False for one in found):
+                failed.append(name)
+            if args.out is not None and found:
+                with args.out.open('a') as file:
+                    file.write(written.read_text())
+            records += found
+    if records:
+        measured.show(records)
+    if failed:
+        print(f'failed, see above: {", ".join(failed)}', file=sys.stderr)
+    return int(bool(failed) or any(one['met'] is False for one in records))
+
+
+def options(args: argparse.Namespace) -> list[str]:
+    """What each process is told."""
+    rounds = [] if args.rounds is None else ['--rounds', str(args.rounds)]
+    return ['--small'] * args.small + ['--seed', str(args.seed)] + rounds
+
+
+def here(case: Case) -> bool:
+    """Whether a benchmark is for the backend at hand."""
+    import jax
+
+    return jax.default_backend() in case.backends
+
+
+def listing() -> None:
+    """Print what each benchmark is."""
+    table = Table('name', 'measures', 'against', 'on')
+    for name, case in CASES.items():
+        table.add_row(name, case.about, case.peer, ', '.join(case.backends))
+    Console(width=None if Console().is_terminal else 130).print(table)
+
+
+def read(file: Path) -> list[dict]:
+    """The records of a .jsonl file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+if __name__ == '__main__':
+    main()

@@ -5,7 +5,9 @@
     python -m benchmarks                      all that are for this backend
     python -m benchmarks --small              a quick check in minutes, without targets
     python -m benchmarks --out FILE.jsonl     and append the numbers, one JSON object a line
-    python -m benchmarks --show FILE.jsonl    a file's numbers as a Markdown table
+    python -m benchmarks --show FILE.jsonl    a file's numbers as Markdown tables
+    python -m benchmarks --show FILE.jsonl --write PAGE.md   put them between the page's markers
+    python -m benchmarks --draw FILE.jsonl DIR               the pictures of a file's numbers
 
 Each benchmark runs in a process of its own. Exit code 1 if a target is missed.
 """
@@ -22,19 +24,25 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import measured
+from benchmarks import measured, page
 from benchmarks.cases import CASES, Case
 
 PROGRAM = [sys.executable, '-m', 'benchmarks']
+RIVALS = ('torch', 'lm_eval')  # packages that only what we are compared with needs
 
 
 def main() -> None:
     """Run what was asked for."""
-    args = arguments().parse_args()
+    parser = arguments()
+    args = parser.parse_args()
+    if args.write is not None and args.show is None:
+        parser.error('--write puts the numbers of a file into a page: name the file with --show')
     if args.list:
         listing()
     elif args.show is not None:
-        print(measured.markdown(read(args.show)))
+        show(read(args.show), args.write)
+    elif args.draw is not None:
+        draw(*args.draw)
     else:
         names = args.names or [name for name, case in CASES.items() if here(case)]
         sys.exit(alone(names[0], args) if len(names) == 1 else each(names, args))
@@ -54,16 +62,44 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--out', type=Path, help='append the numbers to this .jsonl file')
     parser.add_argument('--show', type=Path, metavar='FILE',
                         help='print the latest numbers of a .jsonl file as Markdown, and stop')
+    parser.add_argument('--write', type=Path, metavar='PAGE',
+                        help='write what --show prints into a page, between its markers '
+                             f'{page.BEGIN} and {page.END}')
+    parser.add_argument('--draw', nargs=2, type=Path, metavar=('FILE', 'DIR'),
+                        help='draw the pictures of a .jsonl file into a folder, and stop')
     return parser
+
+
+def show(records: Sequence[dict], target: Path | None) -> None:
+    """Print records as Markdown, or put them into a page."""
+    text = measured.markdown(records)
+    if target is None:
+        print(text)
+    else:
+        target.write_text(page.between(target.read_text(), text, str(target)))
+
+
+def draw(file: Path, folder: Path) -> None:
+    """Draw what a file's records allow."""
+    from benchmarks import pictures
+
+    for path in pictures.draw(read(file), folder):
+        print(path)
 
 
 def alone(name: str, args: argparse.Namespace) -> int:
     """Run one benchmark here; 1 if a target is missed."""
     case = CASES[name]
-    run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
     missed = False
-    for settings, found in run(args):
-        missed |= measured.tell(name, settings, found, args)
+    try:
+        run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
+        for settings, found in run(args):
+            missed |= measured.tell(name, settings, found, args)
+    except ModuleNotFoundError as error:
+        if error.name not in RIVALS:
+            raise
+        sys.exit(f'{name}: the rival needs {error.name}, which is not installed; run '
+                 'python -m pip install -e ".[torch,eval]"')
     return int(missed)
 
 

@@ -15,18 +15,17 @@ Letters: T tokens, D width, F hidden width, E experts, K experts per token, S = 
 import argparse
 import math
 import os
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.measured import Measured, Results, median, ratios, rounds
-from moe_jax import cost, experts, ffn, grouped, grouped_choice
+from benchmarks import layer_case
+from benchmarks.layer_case import Case
+from benchmarks.measured import Measured, Results, best, median, ratios, rounds
+from moe_jax import cost, grouped, grouped_choice
 from moe_jax.grouped_ways import implementation
 from moe_jax.presets import PRESETS
 
@@ -38,35 +37,16 @@ except ImportError:  # torch is only a rival here
 ROUNDS, LATENCY_ROUNDS = 12, 20
 SECONDS = 0.02  # of calls in a row that are timed together
 FORWARD, BOTH = ('>=', 0.6), ('>=', 0.5)
-SKEW = 0.3  # standard deviation of the experts' log popularity
 COUNTS = (8, 16, 32, 64, 128)
-
-
-class Case(NamedTuple):
-    """A layer, and whether its share of dense is a target."""
-
-    tokens: int
-    width: int
-    hidden: int
-    experts: int
-    topk: int
-    gated: bool
-    target: bool = False
-
-    @property
-    def flops(self) -> int:
-        """Of the matrix products of a forward pass."""
-        return 2 * self.tokens * self.topk * self.width * self.hidden * (3 if self.gated else 2)
-
-
 CASES = {
-    'olmoe': Case(16384, 2048, 1024, 64, 8, True, target=True),
+    'olmoe': Case(16384, 2048, 1024, 64, 8, True),
     'qwen3': Case(16384, 2048, 768, 128, 8, True),
     'switch 8': Case(16384, 1024, 4096, 8, 1, False),
     'switch 32': Case(16384, 1024, 4096, 32, 1, False),
     'switch 128': Case(16384, 1024, 4096, 128, 1, False),
 }
 SMALL = {'small': Case(256, 64, 128, 8, 2, True)}
+TARGETS = ('olmoe',)
 
 
 def check(args: argparse.Namespace) -> Results:
@@ -80,63 +60,47 @@ def check(args: argparse.Namespace) -> Results:
 def layers(args: argparse.Namespace) -> Results:
     """The layers asked for."""
     for name, case in (SMALL if args.small else CASES).items():
-        yield (f'{name}: T={case.tokens} D={case.width} F={case.hidden} E={case.experts} '
-               f'K={case.topk} {"SwiGLU" if case.gated else "GELU"} bfloat16, '
-               f'grouped products by {" or ".join(grouped.choose())}, '
-               f'{rivals()}, {flags()}{ROUNDS} rounds'), layer(name, case)
+        yield (f'{name}: {case}, grouped products by {" or ".join(grouped.choose())}, '
+               f'{rivals()}, {flags()}{args.rounds or ROUNDS} rounds'), layer(name, case, args)
 
 
 def latencies(args: argparse.Namespace) -> Results:
     """Latency of few and of many tokens."""
     for rows in (1,) if args.small else (1, 16):
-        found, settings = latency(rows, args.small)
+        found, settings = latency(rows, args)
         yield settings, found
 
 
-def layer(name: str, case: Case) -> list[Measured]:
+def layer(name: str, case: Case, args: argparse.Namespace) -> list[Measured]:
     """Times of one case, and its shares of dense."""
-    x, ids, gates, weights = inputs(case)
-    function = ffn.Ffn(ffn.swiglu if case.gated else ffn.gelu)
-
-    def forward(weights, x, gates):
-        return experts.dropless(function, weights, x, ids, gates)[0]
-
-    def both(weights, x, gates):
-        def loss(*args):
-            return jnp.square(forward(*args).astype(jnp.float32)).mean()
-
-        return jax.grad(loss, argnums=(0, 1, 2))(weights, x, gates)
-
-    shape = (case.tokens * case.topk, case.width, case.hidden)
-    found = []
-    for what, run, times, target in (('forward', forward, 1, FORWARD),
-                                     ('with gradients', both, 3, BOTH)):
-        runs = compiled({'ours': (run, (weights, x, gates)), 'jax': dense(shape, case.gated)})
+    arrays, found = layer_case.inputs(case, args.seed), []
+    for what, ours, times, target in (('forward', layer_case.forward, 1, FORWARD),
+                                      ('with gradients', layer_case.both, 3, BOTH)):
+        runs = compiled({'ours': (ours(case), arrays), 'jax': layer_case.dense(case)})
         runs['jax'] = repeated(runs['jax'], times)
         if torch_layer is not None:
-            runs['torch'] = repeated(torch_layer.dense(shape, case.gated), times)
+            runs['torch'] = repeated(torch_layer.dense(case), times)
             make = torch_layer.forward if what == 'forward' else torch_layer.both
-            runs['torch layer'] = make(*map(np.asarray, (ids, gates)), case.experts, *shape[1:],
-                                       case.gated)
-        found += shares(f'{name} {what}', runs, case.flops * times, target if case.target else None)
+            runs['torch layer'] = make('grouped_mm', case, arrays)
+        found += shares(f'{name} {what}', runs, case.flops * times,
+                        target if name in TARGETS else None, args.rounds or ROUNDS)
     return found
 
 
 def shares(
-    what: str, runs: dict[str, Callable[[], Any]], flops: int, target: Any
+    what: str, runs: dict[str, Callable[[], Any]], flops: int, target: Any, count: int
 ) -> list[Measured]:
     """Milliseconds of ours, of torch's layer and of the faster dense; and what share ours has."""
     calls = {name: max(1, math.ceil(SECONDS / once(run, name))) for name, run in runs.items()}
-    taken = rounds(ROUNDS, [repeated(run, calls[name], name) for name, run in runs.items()])
+    taken = rounds(count, [repeated(run, calls[name], name) for name, run in runs.items()])
     each = {name: [1000 * t / calls[name] for t in times]
             for name, times in zip(runs, taken, strict=True)}
-    best = min((name for name in ('jax', 'torch') if name in each),
-               key=lambda name: statistics.median(each[name]))
-    rate = [flops / 1e9 / ms for ms in each[best]]
-    found = [median(f'{what}, of dense', ratios(each[best], each['ours']), 'x', target),
+    dense = best({name: each[name] for name in ('jax', 'torch') if name in each})
+    rate = [flops / 1e9 / ms for ms in each[dense]]
+    found = [median(f'{what}, of dense', ratios(each[dense], each['ours']), 'x', target),
              median(f'{what}, ours', each['ours'], 'ms'),
-             median(f'{what}, dense by {best}', each[best], 'ms'),
-             median(f'{what}, dense by {best}', rate, 'TFLOP/s')]
+             median(f'{what}, dense by {dense}', each[dense], 'ms'),
+             median(f'{what}, dense by {dense}', rate, 'TFLOP/s')]
     if 'torch layer' in each:
         found += [median(f'{what}, torch grouped_mm', each['torch layer'], 'ms'),
                   median(f'{what}, torch grouped_mm over ours',
@@ -144,42 +108,14 @@ def shares(
     return found
 
 
-def inputs(case: Case) -> tuple[jax.Array, ...]:
-    """x [T, D], ids and gates [T, K] of a router with popular and rare experts, and weights."""
-    rng = np.random.default_rng(0)
-    score = rng.gumbel(size=(case.tokens, case.experts)) + SKEW * rng.normal(size=case.experts)
-    ids = np.argsort(-score, axis=1)[:, :case.topk].astype(np.int32)
-    gates = np.full(ids.shape, 1 / case.topk, np.float32)
-    leaves = {'gate': (case.width, case.hidden)} if case.gated else {}
-    leaves |= {'up': (case.width, case.hidden), 'down': (case.hidden, case.width)}
-    keys = dict(zip(leaves, jax.random.split(jax.random.key(0), len(leaves)), strict=True))
-    weights = {name: normal(keys[name], (case.experts, *shape)) / jnp.bfloat16(shape[0] ** 0.5)
-               for name, shape in leaves.items()}
-    x = normal(jax.random.key(1), (case.tokens, case.width))
-    return x, jnp.asarray(ids), jnp.asarray(gates), weights
-
-
-def dense(shape: tuple[int, int, int], gated: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """The products of one expert on all S rows, and random arguments of them."""
-    s, d, f = shape
-    sides = [((s, d), (d, f))] * (2 if gated else 1) + [((s, f), (f, d))]
-
-    def run(*pairs):
-        return [jnp.dot(a, b, preferred_element_type=jnp.float32).astype(a.dtype) for a, b in pairs]
-
-    keys = jax.random.split(jax.random.key(2), (len(sides), 2))
-    return run, tuple((normal(keys[i, 0], left), normal(keys[i, 1], right))
-                      for i, (left, right) in enumerate(sides))
-
-
-def latency(rows: int, small: bool) -> tuple[list[Measured], str]:
+def latency(rows: int, args: argparse.Namespace) -> tuple[list[Measured], str]:
     """Forward milliseconds by number of experts, and how many times those of the fewest."""
-    length = 64 if small else 1024
-    name = 'tiny' if small else 'gpt2_354m'
+    length = 64 if args.small else 1024
+    name = 'tiny' if args.small else 'gpt2_354m'
     configs = [PRESETS[name](e).replace(experts=(e, 0), capacity_eval=None, dtype='bfloat16')
                for e in COUNTS]
-    taken = cost.forward_milliseconds(configs, (rows, length), 2 if small else LATENCY_ROUNDS,
-                                      stored='bfloat16')
+    count = args.rounds or (2 if args.small else LATENCY_ROUNDS)
+    taken = cost.forward_milliseconds(configs, (rows, length), count, stored='bfloat16')
     found = []
     for count, times in zip(COUNTS, taken, strict=True):
         found.append(median(f'E={count}, {rows * length} tokens', times, 'ms'))
@@ -217,11 +153,6 @@ def repeated(run: Callable[[], Any], times: int, name: str = '') -> Callable[[],
 def once(run: Callable[[], Any], name: str) -> float:
     """Seconds of one call, after one that does not count."""
     return rounds(1, [repeated(run, 1, name)])[0][0]
-
-
-def normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Random bfloat16 numbers."""
-    return jax.jit(partial(jax.random.normal, shape=tuple(shape), dtype=jnp.bfloat16))(key)
 
 
 def flags() -> str:

@@ -9,13 +9,16 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -54,16 +57,21 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def rounds(count: int, runs: Sequence[Callable[[], Any]]) -> list[list[float]]:
-    """Seconds of each run in each of `count` rounds, after one round that does not count."""
-    for run in runs:
-        jax.block_until_ready(run())
+def rounds(
+    count: int, runs: Sequence[Callable[[], Any]], after: Callable[[], Any] | None = None
+) -> list[list[float]]:
+    """Seconds of each run in each of `count` rounds, after one round that does not count.
+
+    after: called behind every run, outside its time.
+    """
     found: list[list[float]] = [[] for _ in runs]
-    for _ in range(count):
+    for _ in range(count + 1):
         for run, times in zip(runs, found, strict=True):
             time.sleep(PAUSE)
             times.append(seconds(run))
-    return found
+            if after is not None:
+                after()
+    return [times[1:] for times in found]
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -78,14 +86,45 @@ def median(
     return Measured(what, statistics.median(values), unit, target, (min(values), max(values)))
 
 
+def compared(
+    what: str, above: Sequence[float], below: Sequence[float],
+    target: tuple[str, float] | None = None,
+) -> list[Measured]:
+    """The median of the ratios of all rounds, and the ratio of the least times of both."""
+    return [median(what, ratios(above, below), 'x', target),
+            Measured(f'{what}, least over least', min(above) / min(below), 'x')]
+
+
+def best(times: dict[str, Sequence[float]]) -> str:
+    """The name of the run that is the fastest in the median."""
+    return min(times, key=lambda name: statistics.median(times[name]))
+
+
+def apart(ours: Any, theirs: Any) -> float:
+    """The largest difference of two arrays over the largest number of the second."""
+    ours, theirs = (np.asarray(a, np.float64) for a in (ours, theirs))
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def peak() -> int:
+    """The most memory the process has had, in bytes."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == 'darwin' else most * 1024
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+            else os.cpu_count() or 1)
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores, device, versions, and how busy the machine was (load over a minute)."""
     names = [line.partition(':')[2].strip() for line in _lines('/proc/cpuinfo')
              if line.startswith('model name')]
     return {
         'processor': names[0] if names else platform.processor() or platform.machine(),
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
+        'cores': cores(),
         'device': f'{jax.default_backend()}: {jax.devices()[0].device_kind}',
         'python': platform.python_version(), 'jax': jax.__version__,
         'load': round(os.getloadavg()[0], 2),

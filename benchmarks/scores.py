@@ -42,22 +42,24 @@ def run(args: argparse.Namespace) -> Results:
         experts=(experts,) * layers, topk=8, gate='softmax_topk_renorm', ffn='swiglu',
         ffn_bias=False,
     )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(args.seed)
     shared = one_layer(cfg, rng)
     params, before = model(cfg, shared, rng), model(cfg, shared, rng)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'stats.npz'
-        made(cfg, params).save(path)
+        made(cfg, params, args.seed + 1).save(path)
         size, read = path.stat().st_size, []
         loading = seconds(lambda: read.append(Stats.load(path)))
     found = [Measured(f'read {size / 1e6:,.0f} MB of statistics', loading)]
-    found += measure(cfg, params, before, read[0])
+    found += measure(cfg, params, before, read[0], args.rounds or ROUNDS)
     settings = (f'L={layers}, E={experts} (half stay), top 8, D={width}, F={hidden}; experts in '
                 f'bfloat16, {total(params) / 1e9:.1f} GB, every layer reads the arrays of one')
     yield settings, found
 
 
-def measure(cfg: Config, params: Any, before: Any, stats: Stats) -> list[Measured]:
+def measure(
+    cfg: Config, params: Any, before: Any, stats: Stats, count: int
+) -> list[Measured]:
     """Seconds of each method that ranks, from statistics in memory."""
     names = [row.name for row in prune.methods() if registry.form(row.name) == 'scores'
              and not any(need.startswith('sample_') for need in row.needs)]
@@ -65,7 +67,7 @@ def measure(cfg: Config, params: Any, before: Any, stats: Stats) -> list[Measure
     plans = {name: partial(prune.plan, name, stats, params, cfg, experts=max(cfg.experts) // 2,
                            **options.get(name, {})) for name in names}
     quick = [name for name in names if name not in WEIGHTS]
-    times = rounds(ROUNDS, [plans[name] for name in quick])
+    times = rounds(count, [plans[name] for name in quick])
     found = [median(f'plan {name}', one, 's', ('<=', 1.0))
              for name, one in zip(quick, times, strict=True)]
     for name in WEIGHTS:
@@ -101,9 +103,9 @@ def model(cfg: Config, experts: dict[str, np.ndarray], rng: np.random.Generator)
     }}} for i in range(cfg.layers)}
 
 
-def made(cfg: Config, params: Any) -> Stats:
+def made(cfg: Config, params: Any, seed: int) -> Stats:
     """Statistics of the default set in their true shapes and kinds, drawn at random."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     default = {name: about for name, about in STATISTICS.items() if not about.asked}
     layers = {i: {name: drawn(about, cfg, i, rng) for name, about in default.items()}
               for i in cfg.moe_layers}

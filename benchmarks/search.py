@@ -39,21 +39,24 @@ def run(args: argparse.Namespace) -> Results:
         experts=(experts,), topk=TOPK, gate='softmax_topk_renorm', ffn='swiglu', ffn_bias=False,
         capacity_eval=None,
     )
-    params = init(cfg, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (1, tokens, width))
+    keys = jax.random.split(jax.random.key(args.seed))
+    params = init(cfg, keys[0])
+    x = jax.random.normal(keys[1], (1, tokens, width))
     made: list[Stats] = []
     making = seconds(lambda: made.append(statistics_of(cfg, params, x)))
-    found = measure(cfg, params, x, made[0], kept)
+    found = measure(cfg, params, x, made[0], kept, args)
     settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalised, SwiGLU '
                 f'D={width} F={hidden}, float32; the rival scales with D F, the search does not')
     yield settings, [
         *found, Measured('inner products of all experts, once (with compilation)', making)]
 
 
-def measure(cfg: Config, params: Any, x: jax.Array, stats: Stats, kept: int) -> list[Measured]:
+def measure(
+    cfg: Config, params: Any, x: jax.Array, stats: Stats, kept: int, args: argparse.Namespace
+) -> list[Measured]:
     """Time the search and the rival in turn, and compare their errors on a few sets."""
     sets = subsets.every(cfg.experts[0], kept)
-    picked = sets[np.random.default_rng(0).choice(len(sets), 4, replace=False)]
+    picked = sets[np.random.default_rng(args.seed).choice(len(sets), 4, replace=False)]
     moe = params['layer_0']['moe']
     y = layer(cfg, moe, x)
     again = partial(rerun, cfg.with_experts(kept), moe, x, y)
@@ -62,7 +65,8 @@ def measure(cfg: Config, params: Any, x: jax.Array, stats: Stats, kept: int) -> 
         prune.plan('naee', stats, params, cfg, experts=kept)
 
     cold = seconds(search)
-    for_all, for_four = rounds(ROUNDS, [search, lambda: [again(ids) for ids in picked]])
+    for_all, for_four = rounds(args.rounds or ROUNDS,
+                               [search, lambda: [again(ids) for ids in picked]])
     searched, run = ([1e3 * t / n for t in times] for times, n in
                      ((for_all, len(sets)), (for_four, len(picked))))
     reservoir = reconstruct.sample_of(stats.layer(0), moe['router'], cfg)

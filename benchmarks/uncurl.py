@@ -10,14 +10,12 @@ Letters: E experts, G groups, D width, F hidden width, T tokens.
 """
 
 import argparse
-import resource
-import sys
 from typing import Any
 
 import numpy as np
 
 import prune
-from benchmarks.measured import Measured, Results, seconds
+from benchmarks.measured import Measured, Results, peak, seconds
 from moe_jax import Config, Stats
 from moe_jax.fingerprint import fingerprint
 from moe_jax.model import shapes
@@ -33,7 +31,7 @@ def run(args: argparse.Namespace) -> Results:
         vocab=8, positions=8, width=width, heads=1, mlp_hidden=8, expert_hidden=hidden,
         experts=(experts,), ffn_bias=False,
     )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(args.seed)
     labels = np.arange(experts) % groups
     params = empty(cfg)
     leaves = params['layer_0']['moe']['experts']
@@ -104,12 +102,6 @@ def fill_shared(leaves: dict[str, np.ndarray], labels: np.ndarray, rng: np.rando
         share = np.abs(rng.standard_normal(hidden, np.float32))
         up += into * share
         down += share[:, None] * out
-
-
-def peak() -> int:
-    """The most memory the process has had, in bytes."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == 'darwin' else most * 1024
 
 
 KINDS = {'copies': fill_copies, 'random': fill_random, 'shared': fill_shared}

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe_jax import ops
+
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean and not NaN
 
 
@@ -17,7 +19,8 @@ class Rows(NamedTuple):
 
     segments [B, T] (0: padding) and slots [T], the queries' own; key_segments [B, S]: of everything
     they may look at, slot by slot, themselves included; cos, sin [B, T, R/2] of their positions
-    (None: no rotary positions).
+    (None: no rotary positions). Where segments have branches, the queries' branches and positions,
+    both [B, T]; the keys are the queries' own tokens there.
     """
 
     segments: jax.Array
@@ -25,15 +28,27 @@ class Rows(NamedTuple):
     key_segments: jax.Array
     cos: jax.Array | None
     sin: jax.Array | None
+    branches: jax.Array | None = None
+    positions: jax.Array | None = None
 
 
 def visible(rows: Rows, window: int) -> jax.Array:
-    """Which keys a query sees: bool [B, T, S]; of its own segment, not later, within the window."""
+    """Which keys a query sees: bool [B, T, S]; of its own segment, not later, within the window.
+
+    Of a segment with branches it sees the trunk, which is branch 0, and its own branch; the window
+    counts positions there, as the trunk's end may be many slots away.
+    """
     distance = rows.slots[:, None] - jnp.arange(rows.key_segments.shape[1])[None, :]
     near = distance >= 0
-    if window:
+    if window and rows.branches is None:
         near = near & (distance < window)
-    return near[None] & (rows.segments[:, :, None] == rows.key_segments[:, None, :])
+    seen = near[None] & (rows.segments[:, :, None] == rows.key_segments[:, None, :])
+    if rows.branches is None:
+        return seen
+    seen = seen & ops.along(rows.branches)
+    if window:
+        seen = seen & (rows.positions[:, :, None] - rows.positions[:, None, :] < window)
+    return seen
 
 
 def attend(

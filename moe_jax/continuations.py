@@ -1,24 +1,25 @@
 """Log-probabilities of continuations: of answers, of options, of the rest of a text.
 
-R requests, B rows a batch, T tokens in a row, A tokens of the longest continuation in a batch.
-Requests are sorted into rows of few lengths, so that few programs are compiled, and logits are
-computed where a continuation stands and nowhere else.
+N lists of tokens to read, B rows a batch, T tokens in a row, A places a row to predict at. Requests
+that begin alike share a row, in which their common beginning is computed once (`branches`). Rows
+have few lengths, so that few programs are compiled, and logits are computed where a continuation
+stands and nowhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from moe_jax import sharding
+from moe_jax.branches import Group, alone, grouped, lay, packed
 from moe_jax.config import Config
-from moe_jax.inputs import checked
 from moe_jax.model import Params, hidden
 from moe_jax.score import target_log_probs
 
 SHORTEST = 32
+ROW = 512  # slots that are filled with unrelated requests rather than padded
 Request = tuple[Sequence[int], Sequence[int]]
 
 
@@ -30,10 +31,19 @@ class Found(NamedTuple):
     greedy: np.ndarray
 
 
-class _Row(NamedTuple):
-    request: int
-    tokens: list[int]
-    answer: int
+class _Reading(NamedTuple):
+    """Distinct lists of tokens, sorted, and what is asked of each: (request, its answer)."""
+
+    lists: list[tuple[int, ...]]
+    asked: list[list[tuple[int, list[int]]]]
+
+
+class _Shape(NamedTuple):
+    """Of a batch: B rows, T tokens, A places."""
+
+    rows: int
+    length: int
+    places: int
 
 
 def score_continuations(
@@ -46,20 +56,24 @@ def score_continuations(
 ) -> Found:
     """Log-probability of each request's continuation given its context, both token ids.
 
-    Contexts that do not fit the model's positions lose their beginning; the last token of a
-    continuation is predicted but never read, so a row may hold one token more than the positions.
+    What requests have in common at their beginning is computed once, whatever their order. Contexts
+    that do not fit the model's positions lose their beginning; the last token of a continuation is
+    predicted but never read, so context and continuation may be one token more than the positions.
     `batch` rows at a time of the longest length, more of the shorter ones. progress is called with
-    the number of requests done. Raises ValueError for an empty context or continuation, and for a
-    continuation longer than the positions.
+    the number of requests done. With `cfg.capacity_eval` set, a score depends a little on the other
+    requests. Raises ValueError for an empty context or continuation, for a continuation longer than
+    the positions, and for ids outside the vocabulary.
     """
-    rows = [_row(cfg, i, *request) for i, request in enumerate(requests)]
-    log_prob, greedy = np.zeros(len(rows)), np.zeros(len(rows), bool)
-    for length, part in _batches(cfg, rows, batch):
-        found = _run(cfg, params, part, length)
-        for row, value, hit in zip(part, *found, strict=False):
-            log_prob[row.request], greedy[row.request] = value, hit
+    reading = _reading([_fitted(cfg, i, *request) for i, request in enumerate(requests)])
+    log_prob, greedy = np.zeros(len(requests)), np.ones(len(requests), bool)
+    parts = sharding.row_parts(sharding.mesh_of(params))
+    for shape, rows in _batches(cfg, reading, _rows(cfg, reading.lists), batch, parts):
+        *arrays, owners = _arrays(shape, rows, reading)
+        values, hits = (np.asarray(a).ravel()[:len(owners)] for a in _scorer(cfg)(params, *arrays))
+        np.add.at(log_prob, owners, values)
+        np.logical_and.at(greedy, owners, hits)
         if progress is not None:
-            progress(len(part))
+            progress(len(np.unique(owners)))
     return Found(log_prob, greedy)
 
 
@@ -75,28 +89,71 @@ def lengths(longest: int) -> list[int]:
     return [*sizes, longest]
 
 
-def _row(cfg: Config, index: int, context: Sequence[int], answer: Sequence[int]) -> _Row:
+def rounded(count: int) -> int:
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, ... that is at least `count`."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power
+
+
+def _fitted(cfg: Config, index: int, context: Sequence[int], answer: Sequence[int]
+            ) -> tuple[tuple[int, ...], list[int]]:
+    """What is read, all tokens that fit but the last, and the answer."""
     if not len(context) or not len(answer):
         raise ValueError(f'request {index}: context and continuation need at least one token each '
                          '(a text without a past gets the end token as its context)')
     if len(answer) > cfg.positions:
         raise ValueError(f'request {index}: a continuation of {len(answer)} tokens, and the model '
                          f'has {cfg.positions} positions')
-    tokens = [*context, *answer][-(cfg.positions + 1):]
-    return _Row(index, [int(t) for t in tokens], len(answer))
+    tokens = [int(t) for t in [*context, *answer][-(cfg.positions + 1):]]
+    if not 0 <= min(tokens) <= max(tokens) < cfg.vocab:
+        raise ValueError(f'score_continuations: token ids {min(tokens)}..{max(tokens)} of request '
+                         f'{index} do not fit vocab={cfg.vocab}; is this the tokenizer of the '
+                         'model?')
+    return tuple(tokens[:-1]), tokens[-len(answer):]
 
 
-def _batches(cfg: Config, rows: list[_Row], batch: int) -> Iterator[tuple[int, list[_Row]]]:
-    """Rows of like length together, longest first, so that memory runs out at once or never."""
+def _reading(fitted: Sequence[tuple[tuple[int, ...], list[int]]]) -> _Reading:
+    found: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    for request, (tokens, answer) in enumerate(fitted):
+        found.setdefault(tokens, []).append((request, answer))
+    lists = sorted(found)
+    return _Reading(lists, [found[tokens] for tokens in lists])
+
+
+def _rows(cfg: Config, lists: Sequence[tuple[int, ...]]) -> list[list[Group]]:
+    """The groups of each row. A group's row is at most about twice as long as the longest list."""
+    if cfg.skip is not None and cfg.skip.protect:  # of a row, the most important tokens: all in it
+        return [[group] for group in alone(lists)]
+    room = min(cfg.positions, max(ROW, 2 * max(map(len, lists), default=0)))
+    return packed(grouped(lists, room), lengths(cfg.positions), ROW)
+
+
+def _batches(cfg: Config, reading: _Reading, rows: Sequence[list[Group]], batch: int, parts: int
+             ) -> Iterator[tuple[_Shape, list[list[Group]]]]:
+    """Rows of like length together, longest first, so that memory runs out at once or never.
+
+    All batches of one length have one shape: rows are dealt to them in turn. Their number divides
+    over the `parts` of a mesh.
+    """
     sizes = lengths(cfg.positions)
-    found: dict[int, list[_Row]] = {}
+    found: dict[int, list[list[Group]]] = {}
     for row in rows:
-        found.setdefault(next(n for n in sizes if n >= len(row.tokens) - 1), []).append(row)
+        used = sum(group.slots for group in row)
+        found.setdefault(next(n for n in sizes if n >= used), []).append(row)
     for length in sorted(found, reverse=True):
-        count = _rows_of(cfg, length, batch)
-        part = sorted(found[length], key=lambda row: -row.answer)
-        for first in range(0, len(part), count):
-            yield length, part[first:first + count]
+        same = found[length]
+        many = -(-len(same) // _rows_of(cfg, length, batch))
+        dealt = [same[first::many] for first in range(many)]
+        count = parts * rounded(-(-len(dealt[0]) // parts))
+        most = max(sum(_places(reading, row) for row in part) for part in dealt)
+        for part in dealt:
+            yield _Shape(count, length, rounded(-(-most // count))), part
+
+
+def _places(reading: _Reading, row: list[Group]) -> int:
+    """At how many places a row predicts."""
+    return sum(len(answer) for group in row for i in range(group.first, group.last)
+               for _, answer in reading.asked[i])
 
 
 def _rows_of(cfg: Config, length: int, batch: int) -> int:
@@ -104,36 +161,33 @@ def _rows_of(cfg: Config, length: int, batch: int) -> int:
     return batch * max(1, min(8, cfg.positions // length))
 
 
-def _run(cfg: Config, params: Params, part: list[_Row], length: int
-         ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and greedy flags of a batch of rows, padded to one of few shapes."""
-    longest = max(row.answer for row in part)
-    width = min(length, 1 << (longest - 1).bit_length())
-    count = 1 << (len(part) - 1).bit_length()  # so that a last batch has one of few shapes
-    tokens, segments = (np.zeros((count, length), np.int32) for _ in range(2))
-    places, targets = (np.zeros((count, width), np.int32) for _ in range(2))
-    used = np.zeros((count, width), bool)
-    for i, row in enumerate(part):
-        read, n = row.tokens[:-1], row.answer
-        tokens[i, :len(read)], segments[i, :len(read)] = read, 1
-        places[i, :n] = np.arange(len(read) - n, len(read))
-        targets[i, :n], used[i, :n] = row.tokens[-n:], True
-    tokens, segments = checked(cfg, tokens, segments, 'score_continuations')
-    if targets.max() >= cfg.vocab or targets.min() < 0:
-        raise ValueError(f'score_continuations: token ids up to {targets.max()} do not fit vocab='
-                         f'{cfg.vocab}; is this the tokenizer of the model?')
-    return tuple(np.asarray(a) for a in _scorer(cfg)(
-        params, tokens, segments, places, targets, used))
+def _arrays(shape: _Shape, rows: Sequence[list[Group]], reading: _Reading
+            ) -> tuple[np.ndarray, ...]:
+    """tokens, segments, branches [B, T]; places in all B T tokens and targets [B, A]; owners.
+
+    Places are those of all rows one after the other, so that rows with many and with few answers
+    share the work; owners says whose each is, and ends where padding begins.
+    """
+    tokens, segments, branches = np.zeros((3, shape.rows, shape.length), np.int32)
+    places, targets, owners = [], [], []
+    for i, row in enumerate(rows):
+        for member, slots in lay(row, reading.lists, tokens[i], segments[i], branches[i]).items():
+            for request, answer in reading.asked[member]:
+                places.append(i * shape.length + slots[-len(answer):])
+                targets += answer
+                owners += [request] * len(answer)
+    filled = np.zeros((2, shape.rows * shape.places), np.int32)
+    filled[:, :len(owners)] = np.concatenate(places), targets
+    return (tokens, segments, branches, *filled.reshape(2, shape.rows, shape.places),
+            np.array(owners))
 
 
 @lru_cache(maxsize=64)
 def _scorer(cfg: Config):
     @sharding.jit
-    def run(params, tokens, segments, places, targets, used):
-        x, _ = hidden(cfg, params, tokens, segments)
-        x = jnp.take_along_axis(x, places[:, :, None], axis=1)
-        log_probs, greedy = target_log_probs(cfg, params, x, targets)
-        return sharding.replicate((jnp.where(used, log_probs, 0.0).sum(axis=1),
-                                   (greedy | ~used).all(axis=1)))
+    def run(params, tokens, segments, branches, places, targets):
+        x, _ = hidden(cfg, params, tokens, segments, branches=branches)
+        x = sharding.keep_rows(x.reshape(-1, x.shape[-1])[places])
+        return sharding.replicate(target_log_probs(cfg, params, x, targets))
 
     return run

@@ -3,8 +3,9 @@
 S rows, D width, E experts. Rows sizes[0] belong to expert 0, the next sizes[1] to expert 1, ...;
 rows after the last group are unused and come back as zeros.
 
-On CPU, and for functions that are no `Ffn`, this is the loop over experts of `grouped_loop`. On
-other backends an `Ffn` is evaluated for all experts at once, by grouped matrix products.
+On CPU, and for functions that are no `Ffn`, this is the loop over experts of `grouped_loop`, whose
+gradient is that of `grouped_ffn` for an `Ffn`. On other backends an `Ffn` is evaluated for all
+experts at once, by grouped matrix products.
 """
 
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax import grouped_loop, grouped_matmul
+from moe_jax import grouped_ffn, grouped_loop, grouped_matmul
 from moe_jax.ffn import Ffn
 from moe_jax.gather import Take, gather_rows, take
 from moe_jax.grouped_choice import choose
@@ -33,7 +34,8 @@ def grouped_apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Ar
     """
     how = plan(function, weights, rows)
     if how is None:
-        return grouped_loop.apply(function, weights, rows, sizes)
+        apply = grouped_ffn.apply if isinstance(function, Ffn) else grouped_loop.apply
+        return apply(function, weights, rows, sizes)
     to = grouped_matmul.align(sizes, rows.shape[0], how[1])
     rows = gather_rows(rows, to.source, to.place[:, None])
     y = aligned_apply(function, how, weights, rows, to.sizes)

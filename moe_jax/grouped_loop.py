@@ -3,8 +3,8 @@
 S rows, D width, E experts. Rows sizes[0] belong to expert 0, the next sizes[1] to expert 1, ...;
 rows after the last group are unused and come back as zeros.
 
-On CPU this is a loop over experts with row blocks of dynamic count, because XLA:CPU expands
-`lax.ragged_dot` to a masked dense product whose cost grows with E.
+On CPU this is a loop over experts with row blocks of dynamic count (`grouped_schedule`), because
+XLA:CPU expands `lax.ragged_dot` to a masked dense product whose cost grows with E.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-BLOCKS = (128, 16)  # rows per matrix product: whole blocks first, then the rest in small ones
+from moe_jax.grouped_schedule import (
+    Group,
+    bits,
+    floats,
+    one_of,
+    over_blocks,
+    over_first,
+    over_whole,
+    padded,
+    read,
+    unpadded,
+    write,
+)
+
 Expert = Callable[[Any, jax.Array], jax.Array]
+# (weights of one expert, row, size, rows that are the group's [size, 1], dy [size, D']) ->
+# (gradients by the weights, by the rows)
+Pull = Callable[[Any, jax.Array, int, jax.Array, jax.Array], tuple[Any, jax.Array]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -25,21 +41,19 @@ def apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array) -> 
     weights: expert-major tree, E on axis 0 of every leaf; rows [S, D]; sizes int32 [E]. The
     backward pass evaluates each block again instead of keeping its hidden layer.
     """
-    padded = _pad(rows)
-    width = jax.eval_shape(function, _one(weights, 0), padded[:1]).shape[-1]
+    x, (count, dtype) = padded(rows), (rows.shape[0], rows.dtype)
 
     def expert(e, y):
-        w, first = _one(weights, e), _start(sizes, e)
+        w = one_of(weights, e)
 
-        def block(row, size, y):
-            return _write(y, function(w, _read(padded, row, size)), row)
+        def block(row, size, _, y):
+            return write(y, function(w, read(x, row, size, dtype)), row, dtype)
 
-        return _over_blocks(first, sizes[e], block, y)
+        return over_blocks(Group.of(sizes, e), count, block, y)
 
-    y = jnp.zeros((padded.shape[0], width), rows.dtype)
-    y = jax.lax.fori_loop(0, sizes.shape[0], expert, y)[: rows.shape[0]]
-    used = jnp.arange(rows.shape[0]) < sizes.sum()
-    return jnp.where(used[:, None], y, jnp.zeros_like(y))
+    width = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1]).shape[-1]
+    y = jax.lax.fori_loop(0, sizes.shape[0], expert, jnp.zeros((x.shape[0], width), x.dtype))
+    return unpadded(y, dtype, count, sizes.sum())
 
 
 def sums(
@@ -58,31 +72,31 @@ def sums(
     element. Group r uses expert expert_of[r] [R]. Returns y [S, D'] and the tree, R on axis 0.
     No gradient is defined.
     """
-    padded, gates = _pad(rows), jnp.pad(gates, (0, BLOCKS[0]))
-    shapes = jax.eval_shape(function, _one(weights, 0), padded[:1], gates[:1],
+    x, (count, dtype) = padded(rows), (rows.shape[0], rows.dtype)
+    gates = jnp.pad(gates, (0, x.shape[0] - count))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1], gates[:1],
                             jnp.ones((1,), bool))
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
 
     def group(r, carry):
         y, found = carry
-        w, first = _one(weights, expert_of[r]), _start(sizes, r)
-        last = first + sizes[r]
+        w = one_of(weights, expert_of[r])
 
-        def block(row, size, carry):
+        def block(row, size, valid, carry):
             y, seen = carry
-            valid = row + jnp.arange(size) < last
-            part, sums = function(w, _read(padded, row, size), _read(gates, row, size), valid)
-            return _write(y, part, row), merge(seen, sums)
+            part, sums = function(w, read(x, row, size, dtype),
+                                  jax.lax.dynamic_slice_in_dim(gates, row, size),
+                                  jnp.arange(size) < valid)
+            return write(y, part, row, dtype), merge(seen, sums)
 
-        y, seen = _over_blocks(first, sizes[r], block, (y, zeros))
+        y, seen = over_blocks(Group.of(sizes, r), count, block, (y, zeros))
         put = partial(jax.lax.dynamic_update_index_in_dim, index=r, axis=0)
         return y, jax.tree.map(lambda all_, one: put(all_, one), found, seen)
 
-    y = jnp.zeros((padded.shape[0], shapes[0].shape[-1]), rows.dtype)
+    y = jnp.zeros((x.shape[0], shapes[0].shape[-1]), x.dtype)
     found = jax.tree.map(lambda a: jnp.zeros((sizes.shape[0], *a.shape), a.dtype), zeros)
     y, found = jax.lax.fori_loop(0, sizes.shape[0], group, (y, found))
-    used = (jnp.arange(rows.shape[0]) < sizes.sum())[:, None]
-    return jnp.where(used, y[: rows.shape[0]], 0), found
+    return unpadded(y, dtype, count, sizes.sum()), found
 
 
 def _forward(function, weights, rows, sizes):
@@ -97,74 +111,66 @@ def gradients(
     function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Gradients by weights and rows of `apply`, given the gradient dy [S, D'] by y."""
-    padded, dy = _pad(rows), _pad(dy)
+    x = padded(rows)
+
+    def pull(w, row, size, _, dy):
+        return jax.vjp(function, w, read(x, row, size, rows.dtype))[1](dy)
+
+    return pulled(pull, weights, weights, rows, sizes, dy)
+
+
+def pulled(
+    pull: Pull, weights: Any, like: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Gradients by all weights and by rows, from those of blocks.
+
+    dy is zero where a block reaches past its rows. like: arrays or shapes of the gradients by the
+    weights, as a block's come too.
+    """
+    count, dtype, g = rows.shape[0], rows.dtype, padded(dy)
 
     def expert(e, carry):
-        dx, dweights = carry
-        w, first = _one(weights, e), _start(sizes, e)
-        last = first + sizes[e]
+        w, group = one_of(weights, e), Group.of(sizes, e)
 
-        def block(row, size, carry):
-            dx, dw = carry
-            _, pull = jax.vjp(function, w, _read(padded, row, size))
-            mine = (row + jnp.arange(size) < last)[:, None]
-            grad = _read(dy, row, size)
-            dw_block, dx_block = pull(jnp.where(mine, grad, jnp.zeros_like(grad)))
-            return _write(dx, dx_block, row), jax.tree.map(jnp.add, dw, dw_block)
+        def block(row, size, valid, dx):
+            mine, own = (jnp.arange(size) < valid)[:, None], read(g, row, size, dy.dtype)
+            own = jnp.where(mine, own, jnp.zeros_like(own))
+            dw, back = pull(w, row, size, mine, own)
+            return dw, write(dx, back, row, dtype)
 
-        zero = jax.tree.map(jnp.zeros_like, w)
-        dx, dw = _over_blocks(first, sizes[e], block, (dx, zero))
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=e, axis=0)
-        return dx, jax.tree.map(lambda all_, one: put(all_, one), dweights, dw)
+        def first(row, size, valid, carry):
+            dw, dx = block(row, size, valid, carry[1])
+            return _put(carry[0], dw, like, e), dx
 
-    start = (jnp.zeros_like(padded), jax.tree.map(jnp.zeros_like, weights))
-    dx, dweights = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
-    dx = dx[: rows.shape[0]]
-    used = jnp.arange(rows.shape[0]) < sizes.sum()
-    return dweights, jnp.where(used[:, None], dx, jnp.zeros_like(dx))
+        def more(row, size, valid, carry):
+            dw, dx = block(row, size, valid, carry[1])
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), carry[0], dw), dx
+
+        def rest(j, carry):
+            # Of several blocks the sum is in float32; only the first block's is rounded before.
+            some = group._replace(whole=group.whole - j)
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], jnp.float32), like)
+            total, dx = over_whole(some, count, more, (zeros, carry[1]))
+            before = one_of(_floats(carry[0], like), e)
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, before)
+            return _put(carry[0], total, like, e), dx
+
+        carry = over_first(group, count, first, carry)
+        return jax.lax.fori_loop(0, jnp.minimum(group.whole, 1), rest, carry)
+
+    start = jax.tree.map(lambda w: bits(jnp.zeros(w.shape, w.dtype)), like), padded(
+        jnp.zeros_like(rows))
+    dweights, dx = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
+    return _floats(dweights, like), unpadded(dx, dtype, count, sizes.sum())
+
+
+def _put(tree, one, like, e):
+    return jax.tree.map(lambda all_, a, b: jax.lax.dynamic_update_index_in_dim(
+        all_, bits(a.astype(b.dtype)), e, axis=0), tree, one, like)
+
+
+def _floats(tree, like):
+    return jax.tree.map(lambda a, b: floats(a, b.dtype), tree, like)
 
 
 apply.defvjp(_forward, _backward)
-
-
-def _over_blocks(first, count, block, carry):
-    """Run block(row, size, carry) over rows first .. first+count, big blocks first.
-
-    The last block may reach past the group's end: what it writes there is overwritten by the next
-    expert, which is why experts must run in order and buffers carry a block of padding.
-    """
-    big, small = BLOCKS
-    whole = count // big
-    carry = jax.lax.fori_loop(0, whole, lambda i, c: block(first + i * big, big, c), carry)
-    rest, begin = count - whole * big, first + whole * big
-    steps = (rest + small - 1) // small
-    return jax.lax.fori_loop(0, steps, lambda i, c: block(begin + i * small, small, c), carry)
-
-
-def _pad(rows):
-    return jnp.pad(rows, ((0, BLOCKS[0]), (0, 0)))
-
-
-def _one(weights, e):
-    """One expert's weights.
-
-    XLA:CPU casts what an operation reads in bfloat16 to float32. Without the barrier, which ties
-    the weights to the loop's index, it would do so once, ahead of the loop and for the whole stack
-    of experts: three times the memory.
-    """
-    weights, e = jax.lax.optimization_barrier((weights, e))
-    return jax.tree.map(
-        lambda w: jax.lax.dynamic_index_in_dim(w, e, axis=0, keepdims=False), weights
-    )
-
-
-def _start(sizes, e):
-    return jnp.where(jnp.arange(sizes.shape[0]) < e, sizes, 0).sum()
-
-
-def _read(rows, row, size):
-    return jax.lax.dynamic_slice_in_dim(rows, row, size, axis=0)
-
-
-def _write(rows, block, row):
-    return jax.lax.dynamic_update_slice_in_dim(rows, block.astype(rows.dtype), row, axis=0)

@@ -111,12 +111,20 @@ def hidden(
     key: jax.Array | None = None,
     watch: tuple[str, ...] = (),
     cache: Params | None = None,
+    branches: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """As `forward`, but what the head reads, [B, T, D], in place of the logits."""
+    """As `forward`, but what the head reads, [B, T, D], in place of the logits.
+
+    branches int32 [B, T]: a segment's tokens of branch 0, its trunk, are followed by those of
+    branches 1, 2, ..., each of which goes on from the trunk's end and sees nothing of the others.
+    Not with a cache (ValueError).
+    """
     segments = jnp.ones_like(tokens) if segments is None else segments
     _check(cfg, params, tokens, segments)
+    _check_branches(tokens, branches, cache)
     (x, cache), state = MoeLM(cfg, train, watch).apply(
-        {'params': params}, tokens, segments, cache, rngs={} if key is None else {'jitter': key},
+        {'params': params}, tokens, segments, cache, branches,
+        rngs={} if key is None else {'jitter': key},
         mutable=['aux', 'routing'] if watch else ['aux'],
     )
     out = _collect(cfg, state, segments, watch)
@@ -184,9 +192,10 @@ class MoeLM(nn.Module):
     watch: tuple[str, ...] = ()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None):
+    def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None,
+                 branches: jax.Array | None = None):
         cfg = self.cfg
-        rows, positions, new = rows_in(cfg, segments, cache)
+        rows, positions, new = rows_in(cfg, segments, cache, branches)
         start = None if cache is None else cache['length']
         x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions))
         for i in range(cfg.layers):
@@ -199,12 +208,14 @@ class MoeLM(nn.Module):
         return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new
 
 
-def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None):
+def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None,
+            branches: jax.Array | None = None):
     """`Rows`: where the tokens stand; their positions [B, T], and the cache's own new entries."""
     length = segments.shape[1]
     if cache is None:
         slots, key_segments, new = jnp.arange(length), segments, None
-        positions = ops.positions_in_segments(segments)
+        positions = (ops.positions_in_segments(segments) if branches is None else
+                     ops.positions_in_branches(segments, branches))
     else:
         start = cache['length']
         slots = start + jnp.arange(length)
@@ -214,7 +225,10 @@ def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None):
         same = segments[:, :, None] == key_segments[:, None, :]
         positions = (earlier & same).sum(axis=-1, dtype=jnp.int32)
     cos_sin = (None, None) if cfg.rope is None else rope.angles(cfg.rope, positions)
-    return Rows(segments, slots, key_segments, *cos_sin), positions, new
+    rows = Rows(segments, slots, key_segments, *cos_sin)
+    if branches is not None:
+        rows = rows._replace(branches=branches, positions=positions)
+    return rows, positions, new
 
 
 def _check(cfg, params, tokens, segments):
@@ -228,6 +242,15 @@ def _check(cfg, params, tokens, segments):
     if unknown := sorted(set(params) - known):
         raise ValueError(f'params have {", ".join(unknown)}, which a config of {cfg.layers} layers '
                          'does not; is this the config of these params?')
+
+
+def _check_branches(tokens, branches, cache):
+    if branches is None:
+        return
+    if cache is not None:
+        raise ValueError('branches with a cache: a row with branches is computed at once, without')
+    if branches.shape != tokens.shape:
+        raise ValueError(f'branches {branches.shape} must be [B, T] as tokens {tokens.shape}')
 
 
 def _collect(cfg, state, segments, watch):

@@ -49,6 +49,24 @@ def positions_in_segments(segments: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(starts, axis=1)
 
 
+def positions_in_branches(segments: jax.Array, branches: jax.Array) -> jax.Array:
+    """Position of each token on its way through trunk and branch, int32 [B, T].
+
+    segments [B, T], branches [B, T]: 0 is a segment's trunk, and comes first. A position is the
+    number of earlier tokens of the segment that are the trunk's or of the same branch.
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    earlier = (index[:, None] > index[None, :])[None]
+    same = segments[:, :, None] == segments[:, None, :]
+    return (earlier & same & along(branches)).sum(axis=-1, dtype=jnp.int32)
+
+
+def along(branches: jax.Array) -> jax.Array:
+    """Which tokens are on the way to a token, bool [B, T, T]: those of the trunk and its branch."""
+    keys = branches[:, None, :]
+    return (keys == 0) | (keys == branches[:, :, None])
+
+
 def _like(vector: jax.Array, x: jax.Array) -> jax.Array:
     """A [D] vector as float32 with x's rank, so that broadcasting is explicit."""
     return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + vector.shape)

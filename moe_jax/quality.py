@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
-from scipy import stats as scipy_stats
 
 from moe_jax import processes, sharding
 from moe_jax.config import Config, nearest
@@ -56,7 +55,9 @@ class Quality:
         rows = self._rows(metric, group)
         if len(rows['tokens']) < 2:
             return math.nan, math.nan
-        found = scipy_stats.bootstrap(
+        from scipy import stats  # two fifths of what importing this library took
+
+        found = stats.bootstrap(
             (rows[metric], rows['tokens']), _ratio, paired=True, vectorized=True,
             method='percentile', confidence_level=level, n_resamples=RESAMPLES, batch=200,
             rng=np.random.default_rng(seed)).confidence_interval
@@ -107,7 +108,7 @@ def compare(
     """
     _check_vocabulary(cfg, small_cfg)
     return _gathered(small_cfg, (
-        (group, *_compared(cfg, small_cfg)(params, small, _hidden(cfg)(params, *rows[:2]), *rows))
+        (group, *_distance(cfg, params, small_cfg, small, _hidden(cfg)(params, *rows[:2])[0], rows))
         for group, rows in _read(cfg, batches)))
 
 
@@ -129,14 +130,13 @@ class Reference:
         """Run the original once; batches as for `compare`."""
         rows = tuple(_read(cfg, batches))
         return cls(cfg, params, rows,
-                   tuple(processes.fetch(_hidden(cfg)(params, *r[:2])) for _, r in rows))
+                   tuple(processes.fetch(_hidden(cfg)(params, *r[:2])[0]) for _, r in rows))
 
     def compare(self, small_cfg: Config, small: Params) -> Quality:
         """As `moe_jax.compare`, with this original."""
         _check_vocabulary(self.cfg, small_cfg)
-        run = _compared(self.cfg, small_cfg)
         return _gathered(small_cfg, (
-            (group, *run(self.params, small, x, *rows))
+            (group, *_distance(self.cfg, self.params, small_cfg, small, x, rows))
             for (group, rows), x in zip(self.rows, self.hidden, strict=True)))
 
 
@@ -193,19 +193,33 @@ def _check_vocabulary(cfg: Config, small_cfg: Config) -> None:
                          'two models must share one')
 
 
-@lru_cache(maxsize=16)
+def _distance(cfg, params, small_cfg, small, x, rows):
+    """Sums by row, and (experts used, tokens seen), given the original's hidden state x."""
+    # Both models by the same kind of program, or else a model is at some distance from itself.
+    y, active = _hidden(small_cfg)(small, *rows[:2])
+    sums, tokens = _compared(cfg, small_cfg)(params, small, x, y, *rows)
+    return sums, (active, tokens)
+
+
+@lru_cache(maxsize=64)
 def _hidden(cfg: Config):
-    return sharding.jit(lambda params, tokens, segments: hidden(cfg, params, tokens, segments)[0])
+    """(parameters, tokens, segments) -> what the head reads [B, T, D], experts used; jitted."""
+
+    @sharding.jit
+    def run(params, tokens, segments):
+        x, out = hidden(cfg, params, tokens, segments)
+        return x, sharding.replicate(out['active'])
+
+    return run
 
 
 @lru_cache(maxsize=64)
 def _compared(cfg: Config, small_cfg: Config):
-    """(original, smaller, hidden [B, T, D], tokens, segments, weights [B, T-1]) -> sums by row,
-    (experts used, tokens seen); jitted."""
+    """(original, smaller, what their heads read [B, T, D], tokens, segments, weights [B, T-1]) ->
+    sums by row, tokens seen; jitted."""
 
     @sharding.jit
-    def run(params, small, x, tokens, segments, weights):
-        y, out = hidden(small_cfg, small, tokens, segments)
+    def run(params, small, x, y, tokens, segments, weights):
         targets = jnp.roll(tokens, -1, axis=1)  # slicing x and y would copy them
 
         def block(x, y, wanted):
@@ -215,7 +229,7 @@ def _compared(cfg: Config, small_cfg: Config):
         sums = {name: (value[:, :-1] * weights).sum(axis=1) for name, value in found.items()}
         valid = (segments > 0).sum()
         sums |= {'tokens': weights.sum(axis=1)}
-        return sharding.replicate((sums, (out['active'], valid)))
+        return sharding.replicate((sums, valid))
 
     return run
 

@@ -2,10 +2,10 @@
 
 import os
 
+import quick_compiling
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Most of the time goes into compiling: machine code is not optimised here, which changes no result
-# beyond rounding and takes a tenth off the suite.
-os.environ['XLA_FLAGS'] = f'--xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+os.environ['XLA_FLAGS'] = quick_compiling.flags()
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_DATASETS_OFFLINE'] = '1'
 

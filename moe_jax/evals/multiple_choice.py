@@ -1,6 +1,6 @@
 """Multiple choice by the log-probability of each option's text after the prompt.
 
-M (example, option) rows, T tokens, R rows a batch.
+X examples, O options of the example that has most.
 """
 
 import dataclasses
@@ -10,37 +10,34 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from moe_jax.config import Config
-from moe_jax.data.tasks.encode import encode_score
+from moe_jax.continuations import score_continuations
+from moe_jax.data.tasks.encode import Prompt, encode_score
 from moe_jax.data.tasks.example import Example
 from moe_jax.evals.scores import Scores
 from moe_jax.model import Params
-from moe_jax.score import score
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Questions:
-    """Encoded examples: rows in a few lengths, so that few shapes compile."""
+    """Examples, and the token ids of each."""
 
     examples: tuple[Example, ...]
-    groups: dict[int, dict[str, np.ndarray]]
+    prompts: tuple[Prompt, ...]
 
     @classmethod
     def encode(cls, examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
                end: int | None = None) -> 'Questions':
-        """Examples in rows of at most `length` tokens; ValueError where one does not fit."""
-        return cls(tuple(examples), encode_score(examples, tokenizer, length, end=end))
+        """Examples of at most `length` tokens; ValueError where one does not fit."""
+        return cls(tuple(examples), tuple(encode_score(examples, tokenizer, length, end=end)))
 
 
 def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 32) -> Scores:
-    """Score every option and normalise over each example's options.
+    """Score every option and normalise over each example's options, `rows` rows at a time.
 
     log_likelihood[m] = log softmax_o(sum of log-probabilities of option o's tokens)[label]; an
     example is correct when its label has the largest sum (ties go to the first option).
     """
-    width = max(len(example.choices) for example in questions.examples)
-    sums = np.full((len(questions.examples), width), -np.inf)
-    for group in questions.groups.values():
-        sums[group['example'], group['option']] = option_sums(cfg, params, group, rows)
+    sums = option_sums(cfg, params, questions, rows)
     labels = np.array([example.label for example in questions.examples])
     index = np.arange(len(labels))
     top = sums.max(axis=1, keepdims=True)
@@ -54,20 +51,18 @@ def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 3
     )
 
 
-def option_sums(
-    cfg: Config, params: Params, group: dict[str, np.ndarray], rows: int
-) -> np.ndarray:
-    """Summed log-probability [M] of the answer tokens of each row, in batches of one shape."""
-    count, length = group['tokens'].shape
-    per_batch = max(1, rows * cfg.positions // length)
-    found = []
-    for first in range(0, count, per_batch):
-        part = {k: _filled(group[k][first:first + per_batch], per_batch)
-                for k in ('tokens', 'segments', 'answer')}
-        log_probs = np.asarray(score(cfg, params, part['tokens'], part['segments']), np.float64)
-        found.append((log_probs * part['answer'][:, 1:]).sum(axis=1))
-    return np.concatenate(found)[:count]
+def option_sums(cfg: Config, params: Params, questions: Questions, rows: int) -> np.ndarray:
+    """Summed log-probability [X, O] of every option's tokens; -inf where an example has fewer.
 
-
-def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    return np.pad(array, ((0, rows - len(array)), (0, 0)))
+    Raises ValueError where a context and its option exceed the model's positions.
+    """
+    pairs = [(context, option) for context, options in questions.prompts for option in options]
+    longest = max(len(context) + len(option) for context, option in pairs)
+    if longest > cfg.positions:
+        raise ValueError(f'an example takes {longest} tokens; the model has {cfg.positions} '
+                         'positions: encode the examples with that length')
+    counts = np.array([len(options) for _, options in questions.prompts])
+    sums = np.full((len(counts), counts.max()), -np.inf)
+    sums[np.arange(counts.max())[None] < counts[:, None]] = score_continuations(
+        cfg, params, pairs, batch=rows).log_prob
+    return sums

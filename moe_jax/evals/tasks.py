@@ -117,8 +117,9 @@ def _fair_share(sizes: np.ndarray, limit: int) -> int:
 def digest_of(train: Packed, validation: Validation) -> str:
     """16 hex digits of everything that training and scoring read, labels and groups included."""
     if isinstance(validation, multiple_choice.Questions):
-        arrays = [group[k] for group in validation.groups.values() for k in sorted(group)]
-        known = [(e.id, e.group, e.label) for e in validation.examples]
+        arrays = []
+        known = [(e.id, e.group, e.label, *prompt)
+                 for e, prompt in zip(validation.examples, validation.prompts, strict=True)]
     else:
         arrays = [*(validation.packed[k] for k in sorted(validation.packed)),
                   validation.document_BT]

@@ -46,6 +46,35 @@ def test_queries_in_later_slots_see_the_cache():
     np.testing.assert_array_equal(seen[:, 0], [[0, 0, 1, 1, 0], [0, 0, 1, 1, 0]])
 
 
+def on_branches(segments, branches):
+    """Rows whose positions are worked out by a loop over earlier tokens."""
+    found = rows(segments)
+    positions = [[sum(seg[s] == seg[t] and way[s] in (0, way[t]) for s in range(t))
+                  for t in range(len(seg))] for seg, way in zip(segments, branches, strict=True)]
+    return found._replace(branches=jnp.asarray(branches), positions=jnp.asarray(positions))
+
+
+def test_a_branch_sees_its_trunk_and_itself():
+    seen = attention.visible(on_branches([[1, 1, 1, 1, 1, 2]], [[0, 0, 1, 2, 2, 0]]), 0)
+    np.testing.assert_array_equal(seen[0], [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]])
+
+
+def test_a_window_counts_positions_on_a_branch():
+    seen = attention.visible(on_branches([[1] * 6], [[0, 0, 1, 1, 2, 2]]), 2)
+    np.testing.assert_array_equal(seen[0], [
+        [1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize('window', [0, 2])
+def test_without_branches_all_is_trunk(window):
+    plain = attention.visible(rows(SEGMENTS), window)
+    trunk = on_branches(SEGMENTS, np.zeros_like(SEGMENTS))
+    np.testing.assert_array_equal(attention.visible(trunk, window), plain)
+
+
 def test_large_scores_and_padding_rows_stay_finite():
     q = jnp.full((1, 3, 1, 2), 1e4)
     seen = attention.visible(rows([[1, 0, 0]]), 0)

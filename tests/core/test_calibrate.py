@@ -28,9 +28,9 @@ def stats(params):
 
 
 @pytest.mark.parametrize('share', [0.25, 0.5, 0.9])
-def test_thresholds_are_quantiles_of_the_gate_ratios(params, stats, share):
+def test_thresholds_are_quantiles_of_the_gate_ratios(params, stats, run, share):
     skip = calibrated_skip(CFG, stats, share=share)
-    routing = moe_jax.forward(CFG, params, TOKENS, watch=('routing',))[1]['routing']
+    routing = run(CFG, params, TOKENS, watch=('routing',))[1]['routing']
     assert skip.thresholds[1] == ()
     for i in (0, 2):
         gates = np.asarray(routing[i].gates, np.float64)

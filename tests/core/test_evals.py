@@ -13,7 +13,7 @@ from moe_jax.evals.perplexity import Texts
 from moe_jax.evals.scores import Scores
 
 WORDS = list('abcdefghijklmnopqrst')
-POSITIONS = 64  # the shortest row that options are scored in
+POSITIONS = 64
 
 
 @pytest.fixture(scope='module')
@@ -128,6 +128,13 @@ def test_perplexity_by_a_loop_over_documents(lm, log_probs, documents, rows):
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r'1 of 2 examples have no finite .* first is b'):
         Scores(('a', 'b'), ('', ''), np.array([-1.0, np.nan]), np.ones(2))
+
+
+def test_examples_longer_than_the_model_are_refused(lm, tokenizer, examples):
+    cfg, params = lm
+    with pytest.raises(ValueError, match='takes 14 tokens; the model has 12 positions'):
+        multiple_choice.evaluate(cfg.replace(positions=12), params,
+                                 Questions.encode(examples, tokenizer, POSITIONS))
 
 
 def test_no_examples_are_refused(tokenizer):

@@ -28,6 +28,13 @@ def form(request, cfg, draw):
     return cfg, draw(cfg)
 
 
+@pytest.fixture(scope='module')
+def small(cfg, draw):
+    """A layer alone, where the law is one of rows and not of models."""
+    cfg = cfg.replace(experts=(4,))
+    return cfg, draw(cfg)
+
+
 def greedy_by_recomputing(cfg, params, prompt, count, stop=()):
     """No cache: the whole row again for every token."""
     row = list(prompt)
@@ -78,7 +85,8 @@ def test_stop_tokens_end_a_row_and_are_left_out(form):
     assert len(exact[0]) <= 2
 
 
-def test_the_hosts_rule_ends_a_row(cfg, params, monkeypatch):
+def test_the_hosts_rule_ends_a_row(small, monkeypatch):
+    cfg, params = small
     monkeypatch.setattr(sys.modules['moe_jax.generate'], 'CHUNK', 2)
     free = generate(cfg, params, [[1], [2]], max_new=8)
     found = generate(cfg, params, [[1], [2]], max_new=8,
@@ -106,7 +114,8 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_array_equal(shares(), [1, 0, 0, 0])
 
 
-def test_a_sample_does_not_depend_on_the_other_rows(cfg, params):
+def test_a_sample_does_not_depend_on_the_other_rows(small):
+    cfg, params = small
     warm, key = Sampling(temperature=1.0, top_p=0.9), jax.random.key(3)
     together = generate(cfg, params, [[1, 2], [1, 2]], max_new=6, sampling=warm, key=key)
     alone = generate(cfg, params, [[1, 2]], max_new=6, sampling=warm, key=key)

@@ -93,7 +93,7 @@ def in_batches(batches, size, seed):
 
 def test_batch_size_and_order_do_not_matter(cfg, params, batches):
     found = [observe(cfg, params, in_batches(batches, *how), reservoir=20)
-             for how in ((1, 0), (3, 1), (8, 2))]
+             for how in ((1, 0), (7, 1), (8, 2))]
     for other in found[1:]:
         assert other.data == found[0].data
         for i in (0, 2):
@@ -126,9 +126,9 @@ def test_the_reservoir_holds_what_the_experts_give(cfg, params, batches):
 
 
 def test_reservoirs_merge_to_the_reservoir_of_the_whole(cfg, params, batches):
-    parts = [observe(cfg, params, [batch | {'group': 'x'}], reservoir=12) for batch in batches]
-    whole = observe(cfg, params, [batch | {'group': 'x'} for batch in batches], reservoir=12)
-    apart = observe(cfg, params, batches, reservoir=12)
+    parts = [observe(cfg, params, [batch | {'group': 'x'}], reservoir=9) for batch in batches]
+    whole = observe(cfg, params, [batch | {'group': 'x'} for batch in batches], reservoir=9)
+    apart = observe(cfg, params, batches, reservoir=9)
     for found in (parts[0] + parts[1], parts[1] + parts[0], apart):
         for i in whole.layers:
             equal(found.layer(i), whole.layer(i), rtol=1e-5)

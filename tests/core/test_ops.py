@@ -62,3 +62,11 @@ def test_positions_restart_in_every_segment(segments):
     found = ops.positions_in_segments(jnp.array([segments], jnp.int32))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found[0], numpy_model.places(segments))
+
+
+def test_positions_go_on_from_the_trunk_in_every_branch():
+    segments = [1, 1, 1, 1, 1, 1, 2, 2, 2, 0]
+    branches = [0, 0, 1, 1, 2, 2, 0, 1, 2, 0]
+    found = ops.positions_in_branches(*jnp.array([[segments], [branches]], jnp.int32))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found[0], [0, 1, 2, 3, 2, 3, 0, 1, 1, 0])

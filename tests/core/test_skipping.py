@@ -11,6 +11,17 @@ from moe_jax.generate import generate
 LOGITS = jnp.asarray(2 * np.random.default_rng(0).normal(size=(40, 6)), jnp.float32)
 
 
+@pytest.fixture(scope='module')
+def cfg(cfg):
+    """One layer that skips, behind a dense one."""
+    return cfg.replace(experts=(0, 4))
+
+
+@pytest.fixture(scope='module')
+def params(cfg, draw):
+    return draw(cfg)
+
+
 @pytest.mark.parametrize('gate', ['softmax_topk', 'softmax_topk_renorm', 'sigmoid_topk_renorm'])
 def test_ratio_by_loops(gate):
     found = routing.choose(LOGITS, topk=3, gate=gate, scale=2.5)
@@ -49,16 +60,16 @@ def test_protected_tokens_by_hand():
 
 def test_the_model_skips_and_says_how_much(cfg, params, rows, run):
     full, out = run(cfg, params, *rows)
-    assert out['active'].tolist() == [2, 2]
+    assert out['active'].tolist() == [2]
 
     def skipped(kind, threshold, protect=0.0):
-        skip = Skip(kind=kind, thresholds=((threshold,), (), (threshold,)), protect=protect)
+        skip = Skip(kind=kind, thresholds=((), (threshold,)), protect=protect)
         return run(cfg.replace(skip=skip), params, *rows)
 
     np.testing.assert_allclose(skipped('ratio', 0.0)[0], full, rtol=1e-5, atol=1e-5)
     logits, out = skipped('ratio', 1e9)
     first_only = run(cfg.replace(topk=1), params, *rows)[0]
-    assert out['active'].tolist() == [1, 1] and float(out['dropped'].sum()) == 0
+    assert out['active'].tolist() == [1] and float(out['dropped'].sum()) == 0
     np.testing.assert_allclose(logits, first_only, rtol=1e-5, atol=1e-5)
     protected, out = skipped('ratio', 1e9, protect=1.0)
     np.testing.assert_allclose(protected, full, rtol=1e-5, atol=1e-5)
@@ -67,13 +78,13 @@ def test_the_model_skips_and_says_how_much(cfg, params, rows, run):
 
 
 def test_training_uses_every_choice(cfg, params, rows, run):
-    skip = cfg.replace(skip=Skip(kind='ratio', thresholds=((9.0,), (), (9.0,))))
+    skip = cfg.replace(skip=Skip(kind='ratio', thresholds=((), (9.0,))))
     np.testing.assert_array_equal(run(skip, params, *rows, train=True)[0],
                                   run(cfg, params, *rows, train=True)[0])
 
 
 def test_cached_generation_skips_the_same_experts(cfg, params, run):
-    skip = cfg.replace(skip=Skip(kind='ratio', thresholds=((0.7,), (), (0.7,))))
+    skip = cfg.replace(skip=Skip(kind='ratio', thresholds=((), (0.7,))))
     prompt = [3, 5, 7, 11]
     new = generate(skip, params, [prompt], max_new=4)[0]
     text = list(prompt)
@@ -86,12 +97,12 @@ def test_cached_generation_skips_the_same_experts(cfg, params, run):
 
 
 def test_a_config_with_skips_is_saved_and_checked(cfg):
-    skip = Skip(kind='ratio', thresholds=((0.5,), (), (0.25,)), protect=0.02)
+    skip = Skip(kind='ratio', thresholds=((), (0.5,)), protect=0.02)
     full = cfg.replace(skip=skip)
     assert Config.from_json(full.to_json()) == full and hash(full) is not None
     for wrong, message in (
         (Skip(kind='rati', thresholds=skip.thresholds), "did you mean 'ratio'"),
-        (Skip(kind='ratio', thresholds=((0.5,), (0.5,), (0.5,))), r'needs \[1, 0, 1\]'),
+        (Skip(kind='ratio', thresholds=((0.5,), (0.5,))), r'needs \[0, 1\]'),
         (Skip(kind='ratio', thresholds=skip.thresholds, protect=2.0), 'at most 1'),
     ):
         with pytest.raises(ValueError, match=message):

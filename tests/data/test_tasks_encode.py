@@ -49,37 +49,29 @@ def test_training_rows_hold_each_example_once_with_weight_on_answer_and_end(enco
 
 
 @pytest.mark.parametrize('length', [40, 64, 200, 300])
-def test_scoring_rows_rebuild_every_context_and_option(encoder, length):
+def test_prompts_rebuild_every_context_and_option(encoder, length):
     examples = [example(i, PASSAGE * (i + 1)) for i in range(5)]
-    seen = {}
-    for size, group in encode.encode_score(examples, encoder, length).items():
-        assert size in encode.buckets(length)
-        assert group['tokens'].shape == group['answer'].shape == (len(group['example']), size)
-        for row in range(len(group['tokens'])):
-            real = group['segments'][row] == 1
-            ids, answer = group['tokens'][row], group['answer'][row]
-            assert not ids[~real].any() and not answer[~real].any() and ids[0] == tokenizer.END
-            place = int(group['example'][row]), int(group['option'][row])
-            seen[place] = (decoded(encoder, ids[real & ~answer]), decoded(encoder, ids[answer]))
-    assert set(seen) == {(i, option) for i in range(5) for option in (0, 1)}
-    for (index, option), (context, answer) in seen.items():
-        assert answer == examples[index].choices[option]
-        assert context == seen[index, 0][0]  # every option is scored after the same context
-        head, tail = examples[index].context.split('\n', 1)
-        first, rest = context.removeprefix('<|end|>').split('\n', 1)
+    prompts = encode.encode_score(examples, encoder, length)
+    assert len(prompts) == 5
+    for one, (context, options) in zip(examples, prompts, strict=True):
+        assert context[0] == tokenizer.END
+        assert len(context) + max(map(len, options)) <= length
+        assert tuple(encoder.decode(option) for option in options) == one.choices
+        head, tail = one.context.split('\n', 1)
+        first, rest = encoder.decode(context[1:]).split('\n', 1)
         assert rest == tail  # question, options and 'Output:' survive
         assert head.startswith(first)
-        if length == 300 and index == 0:
+        if length == 300 and one is examples[0]:
             assert first == head
 
 
 def test_training_and_scoring_see_the_same_shortened_prompt(encoder):
     one = example(1, PASSAGE * 9)
     train = encode.encode_train([one], encoder, 64)
-    score = encode.encode_score([one], encoder, 64)[64]
-    size = int(score['segments'][1].sum())
-    assert train['tokens'][0, :size].tolist() == score['tokens'][1, :size].tolist()
-    assert train['tokens'][0, size] == tokenizer.END
+    (context, options), = encode.encode_score([one], encoder, 64)
+    whole = context + options[one.label]
+    assert train['tokens'][0, :len(whole)].tolist() == whole
+    assert train['tokens'][0, len(whole)] == tokenizer.END
 
 
 @pytest.mark.parametrize(('task', 'keeps'), [('boolq', 'head'), ('sst2', 'tail')])
@@ -117,12 +109,6 @@ def test_clips_are_shortened_in_their_order_and_then_it_is_an_error(encoder):
         encode.fit(one, whole, 5)
     with pytest.raises(ValueError, match='example e0'):
         encode.encode_train([one], encoder, 16)
-
-
-def test_few_lengths_compile():
-    assert encode.buckets(256) == [64, 128, 256]
-    assert encode.buckets(200) == [64, 128, 200]
-    assert encode.buckets(32) == [32]
 
 
 def test_text_is_packed_as_pretraining_text_is(encoder):

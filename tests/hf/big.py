@@ -11,6 +11,7 @@ takes them back when it needs them.
 
 import json
 import resource
+import statistics
 import sys
 from pathlib import Path
 
@@ -28,7 +29,11 @@ LIMIT, KEPT = 1.3, 80
 
 
 def make(folder: Path) -> None:
-    """Three shards of random bfloat16, written tensor by tensor."""
+    """Three shards of random bfloat16, written tensor by tensor.
+
+    Of 256 values, quantiles of the normal distribution, which takes a third as long as normal
+    numbers.
+    """
     import ml_dtypes
 
     from moe_jax.families import FAMILIES
@@ -37,15 +42,16 @@ def make(folder: Path) -> None:
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(RAW))
     family = FAMILIES['qwen3_moe']
-    planned = []
+    planned, normal = [], statistics.NormalDist()
+    values = np.array([normal.inv_cdf((i + 0.5) / 256) for i in range(256)])
     for leaf in layout.leaves(family.config(RAW), family):
         shape = leaf.slot.disk_shape(leaf.shape)
         for name in leaf.names:
             def draw(name=name, shape=shape):
-                rng = np.random.default_rng(list(name.encode()))
-                value = rng.standard_normal(shape, np.float32)
-                value = 1 + 0.1 * value if 'norm' in name else value * shape[-1]**-0.5
-                return value.astype(ml_dtypes.bfloat16)
+                scaled = 1 + 0.1 * values if 'norm' in name else values * shape[-1]**-0.5
+                which = np.random.default_rng(list(name.encode())).integers(256, size=shape,
+                                                                            dtype=np.uint8)
+                return scaled.astype(ml_dtypes.bfloat16)[which]
             planned.append(writer.Planned(name, np.dtype(ml_dtypes.bfloat16), shape, draw))
     files = writer.split(planned, 400_000_000)
     weights = {}

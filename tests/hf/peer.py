@@ -1,5 +1,7 @@
 """What transformers in torch makes of a folder; the peer that ours is held to."""
 
+from functools import lru_cache
+
 import numpy as np
 import tiny
 
@@ -13,18 +15,22 @@ def logits(folder, dtype=None, tokens=None, mask=None):
 
     model = open_model(folder, dtype)
     chosen = []
-    for name, module in model.named_modules():
-        if name.endswith(('mlp.gate', 'mlp.router', 'block_sparse_moe.router',
-                          'block_sparse_moe.gate')):
-            module.register_forward_hook(lambda _, __, out: chosen.append(out[2].numpy()))
+    hooks = [module.register_forward_hook(lambda _, __, out: chosen.append(out[2].numpy()))
+             for name, module in model.named_modules()
+             if name.endswith(('mlp.gate', 'mlp.router', 'block_sparse_moe.router',
+                               'block_sparse_moe.gate'))]
     tokens = tiny.TOKENS if tokens is None else tokens
     mask = np.ones_like(tokens) if mask is None else mask
     with torch.no_grad():
         out = model(torch.tensor(tokens), attention_mask=torch.tensor(mask)).logits
+    for hook in hooks:
+        hook.remove()
     return out.float().numpy(), chosen
 
 
+@lru_cache(maxsize=32)
 def open_model(folder, dtype=None):
+    """A folder that does not change any more, opened once."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -21,7 +21,7 @@ CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hi
 
 
 def main(failing: int = -1) -> None:
-    processes.start(heartbeat=10, ending=processes.ENDING if failing < 0 else 10)
+    processes.start(heartbeat=5, ending=processes.ENDING if failing < 0 else 4)
     if jax.process_index() == failing:
         raise RuntimeError('its disk is not mounted')
     params = sharding.place(init(CFG, jax.random.key(0)), sharding.make_mesh(data=2, expert=2))

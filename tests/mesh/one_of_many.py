@@ -22,7 +22,7 @@ CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hi
 
 
 def main(out: str, steps: int, seconds: float) -> None:
-    together = processes.start(heartbeat=10)
+    together = processes.start(heartbeat=5)
     rng = np.random.default_rng(0)
     rows = {'tokens': rng.integers(0, 24, (40, 12)).astype(np.int32),
             'segments': np.ones((40, 12), np.int32), 'weights': np.ones((40, 12), np.float32)}

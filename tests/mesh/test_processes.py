@@ -27,8 +27,7 @@ def launch(out, *, alone=False, seconds=0.0, command=None):
     started = []
     for index in range(1 if alone else 2):
         devices = 4 if alone else 2
-        flags = f'--xla_force_host_platform_device_count={devices} ' \
-                '--xla_backend_optimization_level=0'
+        flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
         env = os.environ | {'PYTHONPATH': str(PROGRAM.parents[2]), 'XLA_FLAGS': flags,
                             'JAX_COMPILATION_CACHE_DIR': str(out.parent / 'compiled'),
                             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}

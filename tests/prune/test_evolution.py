@@ -9,7 +9,8 @@ import pytest
 
 import moe_jax
 import prune
-from moe_jax import Config
+from moe_jax import Config, block_pass
+from moe_jax.layers import Norm
 from prune import evolution, ranking
 
 BASE = Config(
@@ -28,18 +29,21 @@ TOKENS = np.random.default_rng(0).integers(0, 64, (6, 16)).astype(np.int32)
 BATCHES = [{'tokens': TOKENS, 'mask': TOKENS >= 0}]
 
 
+TWO = {form: cfg.replace(experts=cfg.experts[2:]) for form, cfg in FORMS.items()}
+
+
 def drawn(cfg, seed=1):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(0.7 * rng.normal(size=leaf.shape), leaf.dtype),
                         moe_jax.model.shapes(cfg))
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', TWO)
 def test_closed_experts_compute_what_absent_ones_do(form):
-    cfg = FORMS[form]
+    cfg = TWO[form]
     params = drawn(cfg)
     stats = moe_jax.observe(cfg, params, BATCHES)
-    counts = (4, 6, 8) if cfg.groups > 1 else (2, 3, 5)
+    counts = (4, 6) if cfg.groups > 1 else (2, 3)
     scores = prune.scores('reap', stats, params, cfg)
     masks = ranking.kept(scores, dict(zip(cfg.moe_layers, counts, strict=True)), cfg.groups)
     closed, closed_cfg = ranking.shut(params, cfg, masks)
@@ -60,6 +64,16 @@ def test_scores_are_those_that_plans_note():
         prune.scores('uncurl', stats, params, BASE)
 
 
+def logits(cfg, params):
+    """Block by block: the ten models of the next test have blocks of four sizes."""
+    segments = np.ones_like(TOKENS)
+    x = block_pass.embed(BASE, params, TOKENS, segments)
+    for i in range(cfg.layers):
+        x = block_pass.step(block_pass.layer_config(cfg, i))(params[f'layer_{i}'], x, segments)
+    norm = Norm(cfg.norm, cfg.norm_eps, cfg.width)
+    return moe_jax.model.unembed(cfg, params, norm.apply({'params': params['norm_final']}, x))
+
+
 def test_it_finds_the_best_of_all_budgets():
     """Nine experts over three layers of five with at least two each: all 10 budgets by hand."""
     params = drawn(BASE)
@@ -69,7 +83,7 @@ def test_it_finds_the_best_of_all_budgets():
         if sum(counts) == 9:
             small, cfg = prune.apply(params, BASE, prune.plan('reap', stats, params, BASE,
                                                               experts=counts))
-            p, q = (jax.nn.softmax(moe_jax.apply(c, w, TOKENS), -1)[:, :-1]
+            p, q = (jax.nn.softmax(logits(c, w), -1)[:, :-1]
                     for c, w in ((BASE, params), (cfg, small)))
             seen[counts] = float(jnp.minimum(p, q).sum(-1).mean())
     calls = []

@@ -106,12 +106,13 @@ def moe_outputs(params, record, layer, kept):
 def test_progressive_search_is_brute_force_against_the_original(params):
     """min over subsets of |F_D(X') - Z|^2, Z the original's outputs (Lu et al. 2024, 3.2)."""
     found = prune.plan_layerwise('naee', params, CFG, BATCHES, targets=True, experts=3, **WISH)
-    whole = moe_jax.forward(CFG, params, TOKENS, watch=('routing',))[1]['routing']
+    run = jax.jit(moe_jax.forward, static_argnums=0, static_argnames='watch')
+    whole = run(CFG, params, TOKENS, watch=('routing',))[1]['routing']
     first = prune.Plan(
         method='naee', experts=CFG.experts, width=CFG.width, expert_hidden=CFG.expert_hidden,
         layers={0: found.plan.layers[0], 2: prune.LayerPlan(mix=np.eye(5), router=np.eye(5))})
     half, half_cfg = prune.apply(params, CFG, first)
-    behind = moe_jax.forward(half_cfg, half, TOKENS, watch=('routing',))[1]['routing']
+    behind = run(half_cfg, half, TOKENS, watch=('routing',))[1]['routing']
     for layer, record in ((0, whole[0]), (2, behind[2])):
         goal = moe_outputs(params, whole[layer], layer, range(5))
         errors = {kept: ((moe_outputs(params, record, layer, kept) - goal) ** 2).sum()

@@ -88,10 +88,13 @@ def test_of_equal_sizes_all_must_be_safe():
         assert list(safety.table().columns[-1].cells).count('yes') == 1
 
 
-def test_default_budgets_fit_the_model(params, stats):
-    found = prune.safe_sparsity(['frequency'], stats, params, CFG.replace(clamp=True), BATCHES)
+def test_default_budgets_fit_the_model(params):
+    cfg = CFG.replace(experts=(6,))
+    params = {name: leaf for name, leaf in params.items() if name not in ('layer_1', 'layer_2')}
+    stats = moe_jax.observe(cfg, params, BATCHES)
+    found = prune.safe_sparsity(['frequency'], stats, params, cfg.replace(clamp=True), BATCHES)
     assert [p['experts'][0] for p in found.points] == [5, 4, 3, 2, 1]  # each once
-    one = prune.safe_sparsity('frequency', stats, params, CFG, BATCHES)
+    one = prune.safe_sparsity('frequency', stats, params, cfg, BATCHES)
     assert [p['experts'][0] for p in one.points] == [5, 4, 3, 2]  # topk at least
 
 

@@ -1,5 +1,6 @@
 """Each criterion against loops over tokens and weights, or numbers worked out by hand."""
 
+import jax
 import numpy as np
 import pytest
 from weights_case import BATCHES, CFG, LEAVES, TOKENS, drawn, edited, kept, matrices, observed
@@ -8,6 +9,8 @@ import moe_jax
 import prune
 from prune.weights.methods import gblm, lamp, magnitude, moe_pruner, wanda
 from prune.weights.stack import NEVER, Stack, blended, by_expert, channel_norms
+
+run = jax.jit(moe_jax.forward, static_argnums=0, static_argnames='watch')
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +30,7 @@ def everything(params):
 
 def token_loops(params, layer, gated):
     """{leaf: scores [E, in, out]} from the model's own routing, token by token in float64."""
-    record = moe_jax.forward(CFG, params, TOKENS, watch=('routing',))[1]['routing'][layer]
+    record = run(CFG, params, TOKENS, watch=('routing',))[1]['routing'][layer]
     weights = {k: v.astype(np.float64) for k, v in matrices(params, layer).items()}
     squares = {'in': np.zeros((4, CFG.width)), 'hidden': np.zeros((4, CFG.expert_hidden))}
     for x, ids, gates in zip(np.asarray(record.inputs, np.float64), np.asarray(record.ids),

@@ -9,8 +9,8 @@ import math
 import os
 import re
 
-os.environ['XLA_FLAGS'] = ('--xla_force_host_platform_device_count=4 '
-                           '--xla_backend_optimization_level=0')
+os.environ['XLA_FLAGS'] = ' '.join(
+    [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=4'])
 
 import jax
 import jax.numpy as jnp

@@ -16,7 +16,6 @@ RING_OF_2, RING_OF_4 = 1 / 2, 3 / 4
 @pytest.fixture(scope='module')
 def cases():
     env = os.environ | {'PYTHONPATH': str(SCRIPT.parents[2]), 'JAX_PLATFORMS': 'cpu'}
-    env.pop('XLA_FLAGS', None)
     done = subprocess.run([sys.executable, SCRIPT], env=env, capture_output=True, text=True,
                           timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

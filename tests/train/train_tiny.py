@@ -59,7 +59,7 @@ def equal(a, b) -> bool:
 
 
 def main(out: str, seconds: float) -> None:
-    """Train 40 steps slowly enough to be killed at any moment."""
+    """Train 28 steps slowly enough to be killed at any moment."""
     def slow(start: int):
         for rows in stream(start):
             time.sleep(seconds)
@@ -70,7 +70,7 @@ def main(out: str, seconds: float) -> None:
 
 
 def program_options() -> TrainOptions:
-    return TrainOptions(steps=40, batch=4, length=12, peak_lr=3e-3, warmup=5, log_every=1,
+    return TrainOptions(steps=28, batch=4, length=12, peak_lr=3e-3, warmup=5, log_every=1,
                         checkpoint_every=2)
 
 

@@ -1,10 +1,11 @@
-"""Tasks as arrays: packed rows to fine-tune on, bucketed rows to score options with.
+"""Tasks as token ids: packed rows to fine-tune on, contexts and options to score.
 
 Every sequence opens with the end token, which gives the first real token a past, and training
-sequences close with it. B rows, T length, M (example, option) pairs.
+sequences close with it. B rows, T length.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -14,9 +15,15 @@ from moe_jax.data.packing import pack
 from moe_jax.data.tasks.example import Example
 from moe_jax.data.tokenizer import END, SPECIALS
 
-SHORTEST_BUCKET = 64
 # How far to look for the edge of a word before cutting inside one (or in a text without spaces).
 WORD_TOKENS = 32
+
+
+class Prompt(NamedTuple):
+    """Token ids of an example: the context with the end token before it, and each option."""
+
+    context: list[int]
+    options: list[list[int]]
 
 
 def end_id(tokenizer: Tokenizer) -> int:
@@ -106,45 +113,12 @@ def encode_train(examples: Sequence[Example], tokenizer: Tokenizer, length: int,
     return {**rows, 'weights': marks.astype(np.float32)}
 
 
-def buckets(length: int) -> list[int]:
-    """The row lengths to compile for: 64, 128, 256 and so on below `length`, and `length`."""
-    sizes, size = [], SHORTEST_BUCKET
-    while size < length:
-        sizes.append(size)
-        size *= 2
-    return [*sizes, length]
-
-
 def encode_score(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
-                 end: int | None = None) -> dict[int, dict[str, np.ndarray]]:
-    """Rows to score options with, by row length T, all options of an example in one group.
-
-    Each group holds tokens int32 [M, T], segments int32 [M, T] (1, and 0 on padding), answer bool
-    [M, T] (the option's own tokens), example int32 [M] (index in `examples`) and option int32 [M].
-    The log-probability of an option is the sum over its answer tokens.
-    """
+                 end: int | None = None) -> list[Prompt]:
+    """What to score, in the examples' order: context and any option in at most `length` tokens."""
     end = end_id(tokenizer) if end is None else end
-    sizes = buckets(length)
-    found: dict[int, list[tuple[int, int, list[int], int]]] = {}
-    for index, (context, options) in enumerate(tokenized(examples, tokenizer, length)):
-        needed = 1 + len(context) + max(map(len, options))
-        size = next(size for size in sizes if size >= needed)
-        found.setdefault(size, []).extend(
-            (index, option, [end, *context, *ids], len(ids)) for option, ids in enumerate(options))
-    return {size: score_group(found[size], size) for size in sorted(found)}
-
-
-def score_group(pairs: Sequence[tuple[int, int, list[int], int]], length: int,
-                ) -> dict[str, np.ndarray]:
-    """(example, option, ids, length of the answer at their end) as the arrays of one group."""
-    shape = len(pairs), length
-    tokens, segments, answer = (np.zeros(shape, dtype) for dtype in (np.int32, np.int32, bool))
-    for row, (_, _, ids, size) in enumerate(pairs):
-        tokens[row, :len(ids)], segments[row, :len(ids)] = ids, 1
-        answer[row, len(ids) - size:len(ids)] = True
-    return {'tokens': tokens, 'segments': segments, 'answer': answer,
-            'example': np.array([pair[0] for pair in pairs], np.int32),
-            'option': np.array([pair[1] for pair in pairs], np.int32)}
+    return [Prompt([end, *context], options)
+            for context, options in tokenized(examples, tokenizer, length)]
 
 
 def encode_text(texts: Sequence[str], tokenizer: Tokenizer, length: int, *,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from moe_jax import attention, ops, rope
+from moe_jax import attention, attention_loop, ops, rope, sharding
 from moe_jax.attention import Rows
 from moe_jax.config import Config
 from moe_jax.layers import Norm, dense_weights
@@ -109,10 +109,12 @@ def _attend(module, q, k, v, rows, scale, sinks=None):
     """Mixed values, and the attention each query's own token receives, if it protects tokens."""
     skip = module.cfg.skip
     seen = attention.visible(rows, module.cfg.window(module.layer))
+    if skip is None or not skip.protect:
+        alone = jax.default_backend() == 'cpu' and sharding.current() is None and q.shape[1] > 1
+        attend = attention_loop.attend if alone else attention.attend
+        return attend(q, k, v, seen, scale, sinks), None
     probs = attention.probabilities(q, k, seen, scale, sinks)
     mixed = attention.mix(probs, v)
-    if skip is None or not skip.protect:
-        return mixed, None
     received = attention.received(probs, rows.segments)
     return mixed, jnp.take(received, rows.slots, axis=1)
 

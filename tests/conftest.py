@@ -16,6 +16,19 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 MAPS = 30_000  # of the 65,530 that Linux gives a process
+# Files that take more than 20 seconds: one that came last would leave the other worker idle.
+LONGEST = (
+    'mesh/test_on_devices.py', 'mesh/test_processes.py', 'study/test_runner.py',
+    'hf/test_parity.py', 'hf/test_big.py', 'prune/test_contract.py', 'train/test_kill.py',
+    'hf/test_harness.py', 'prune/test_prune_layerwise.py', 'prune/test_evolution.py',
+    'train/test_distill.py', 'train/test_forecast_xla.py', 'hf/test_export.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, all others as they come."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(f'{item.path.parent.name}/{item.path.name}', len(place)))
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.config import Config
-from moe_jax.model import forward
-from train import losses
+from moe_jax.model import hidden
+from train import head_loss, losses
 
 Batch = dict[str, Any]
 Terms = dict[str, jax.Array]
@@ -71,8 +71,8 @@ class LanguageModel:
     ) -> tuple[jax.Array, Terms, dict]:
         """Value, {'ce'} in nats per weighted token, and what the forward pass reports."""
         del extra
-        logits, out = forward(cfg, params, rows['tokens'], rows['segments'], train=True, key=key)
-        nats, _ = losses.cross_entropy(logits, rows['tokens'], rows['weights'])
+        x, out = hidden(cfg, params, rows['tokens'], rows['segments'], train=True, key=key)
+        nats, _ = head_loss.cross_entropy(cfg, params, x, rows['tokens'], rows['weights'])
         value = nats * share.weight + losses.auxiliary(out) / share.micro
         return value, {'ce': nats * share.weight}, out
 

@@ -86,13 +86,40 @@ class Scalars(NamedTuple):
 
 
 def adamw(
-    recipe: Recipe, rate: jax.Array, weight_decay: jax.Array, clip: jax.Array
+    recipe: Recipe, rate: jax.Array, weight_decay: jax.Array, clip: jax.Array,
+    keep: jax.Array | bool = True,
 ) -> optax.GradientTransformation:
-    """Clip the global norm to `clip`, then AdamW with decoupled decay of the leaves of `decays`."""
+    """Clip the global norm to `clip`, then AdamW with decoupled decay of the leaves of `decays`.
+
+    keep: where false, the moments stay as they were.
+    """
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.adamw(rate, recipe.b1, recipe.b2, recipe.eps, weight_decay=weight_decay, mask=decays),
+        # As optax.adamw, state included.
+        optax.chain(
+            scale_by_adam(recipe, keep),
+            optax.add_decayed_weights(weight_decay, decays),
+            optax.scale_by_learning_rate(rate),
+        ),
     )
+
+
+def scale_by_adam(recipe: Recipe, keep: jax.Array | bool) -> optax.GradientTransformation:
+    """optax.scale_by_adam, with the moments finished before anything is made of them.
+
+    Else XLA computes them again beside the weights' update, from the moments before, which it has
+    to copy first because the new ones take their place in memory.
+    """
+    adam = optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
+
+    def update(grads, state, params=None):
+        new = jax.lax.optimization_barrier(jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), adam.update(grads, state)[1], state))
+        mean = optax.tree.bias_correction(new.mu, recipe.b1, new.count)
+        square = optax.tree.bias_correction(new.nu, recipe.b2, new.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + recipe.eps), mean, square), new
+
+    return optax.GradientTransformation(adam.init, update)
 
 
 def without_zeros(recipe: Recipe, values: Leaves, leaves: Leaves) -> Leaves:
@@ -121,11 +148,16 @@ def _is_adam(state: Any) -> bool:
 
 
 def update(
-    recipe: Recipe, scalars: Scalars, rate: jax.Array, grads: Leaves, opt_state: Any, leaves: Leaves
+    recipe: Recipe, scalars: Scalars, rate: jax.Array, grads: Leaves, opt_state: Any,
+    leaves: Leaves, keep: jax.Array | bool = True,
 ) -> tuple[Leaves, Any]:
-    """One clipped AdamW update of the leaves that train; returns (leaves, optimizer state)."""
-    optimizer = adamw(recipe, rate, scalars.weight_decay, scalars.clip)
+    """One clipped AdamW update of the leaves that train; returns (leaves, optimizer state).
+
+    keep: where false, both stay as they were.
+    """
+    optimizer = adamw(recipe, rate, scalars.weight_decay, scalars.clip, keep)
     # optax raises a float to an int32 count, which strict promotion refuses.
     with jax.numpy_dtype_promotion('standard'):
         changes, opt_state = optimizer.update(grads, opt_state, leaves)
-        return without_zeros(recipe, optax.apply_updates(leaves, changes), leaves), opt_state
+        updated = without_zeros(recipe, optax.apply_updates(leaves, changes), leaves)
+    return {name: jnp.where(keep, new, leaves[name]) for name, new in updated.items()}, opt_state

@@ -80,12 +80,9 @@ def train_step(
     rate = optim.learning_rate(
         recipe.schedule, state.step, scalars.peak_lr, scalars.warmup, scalars.steps
     )
-    updated = optim.update(recipe, scalars, rate, grads, state.opt_state, leaves)
-    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(total)
     # A step that is not finite must leave a state worth keeping, and worth describing.
-    leaves, opt_state = jax.tree.map(
-        functools.partial(jnp.where, finite), updated, (leaves, state.opt_state)
-    )
+    finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(total)
+    leaves, opt_state = optim.update(recipe, scalars, rate, grads, state.opt_state, leaves, finite)
     if not experts:
         del metrics['experts']
     metrics |= {'grad_norm': total, 'grad_norms': norms, 'lr': rate, 'finite': finite}

@@ -1,10 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_model
 import pytest
 
-from moe_jax import attention
+from moe_jax import attention, attention_loop
 from moe_jax.attention import Rows
 
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 2, 2, 2, 2]], np.int32)
@@ -82,3 +84,31 @@ def test_large_scores_and_padding_rows_stay_finite():
         lambda q: attention.attend(q, q, jnp.ones_like(q), seen, 1.0), q)
     np.testing.assert_array_equal(value, np.ones((1, 3, 1, 2)))
     assert np.isfinite(pull(jnp.ones_like(q))[0]).all()
+
+
+@pytest.mark.parametrize(('sinks', 'at_a_time'), [(True, 2**24), (False, 60), (True, 60)])
+def test_one_sequence_at_a_time_is_the_same_attention(sinks, at_a_time, monkeypatch):
+    """Values and gradients, whole and in parts of few queries."""
+    monkeypatch.setattr(attention_loop, 'SCORES', at_a_time)
+    q, k, v = normal(2, 6, 4, 3), normal(2, 6, 2, 3, seed=1), normal(2, 6, 2, 5, seed=2)
+    seen, direction = attention.visible(rows(SEGMENTS), 0), normal(2, 6, 4, 5, seed=3)
+    given = tuple(map(jnp.asarray, (q, k, v, *((normal(4, seed=4),) if sinks else ()))))
+
+    def value(attend, given):
+        q, k, v, *sink = given
+        y = attend(q, k, v, seen, 0.7, *sink)
+        return (y * direction).sum(), y
+
+    (a, found), (b, wanted) = (
+        jax.jit(jax.grad(partial(value, module.attend), has_aux=True))(given)[::-1]
+        for module in (attention_loop, attention))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), (a, found), (b, wanted))
+
+
+def test_in_halves_it_is_attention_within_a_rounding():
+    q, k, v = (jnp.asarray(normal(2, 6, h, 4, seed=h), jnp.bfloat16) for h in (4, 2, 2))
+    seen = attention.visible(rows(SEGMENTS), 0)
+    found = attention_loop.attend(q, k, v, seen, 0.5)
+    wanted = attention.attend(*(a.astype(jnp.float32) for a in (q, k, v)), seen, 0.5)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float32), wanted, rtol=0, atol=2e-2)

@@ -71,8 +71,14 @@ def test_the_command_prints_and_writes_results_offline(place, tmp_path, capsys):
     assert set(results) == {'choice', 'until'}
 
 
-def test_an_unknown_task_is_an_error(place):
+def test_an_unknown_task_is_an_error(place, tmp_path, monkeypatch):
+    """A folder stands for the one in which the harness has thousands, which it would all read."""
+    from lm_eval.tasks import manager
+
     from moe_jax.commands_hf import lm_eval
 
-    with pytest.raises(ValueError, match="no task 'choices'"):
+    (tmp_path / 'choose.yaml').write_text((place[1] / 'choice.yaml').read_text().replace(
+        'task: choice', 'task: choose'))
+    monkeypatch.setattr(manager, '__file__', str(tmp_path / 'manager.py'))
+    with pytest.raises(ValueError, match=r"no task 'choices'.*'choice' or 'choose'"):
         lm_eval(place[0], ('choices',), include_path=place[1])

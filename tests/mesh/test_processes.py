@@ -30,7 +30,7 @@ def launch(out, *, alone=False, seconds=0.0, command=None):
         flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
         env = os.environ | {'PYTHONPATH': str(PROGRAM.parents[2]), 'XLA_FLAGS': flags,
                             'JAX_COMPILATION_CACHE_DIR': str(out.parent / 'compiled'),
-                            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
+                            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
         if not alone:
             env |= {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}', 'JAX_NUM_PROCESSES': '2',
                     'JAX_PROCESS_ID': str(index)}

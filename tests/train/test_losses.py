@@ -1,9 +1,15 @@
 """The loss against a loop in numpy."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from train import losses
+from moe_jax.model import unembed
+from moe_jax.presets import PRESETS
+from train import head_loss, losses
 
 
 def test_cross_entropy_equals_numpy():
@@ -41,3 +47,27 @@ def test_huge_logits_stay_finite():
 
 def test_auxiliary_is_balance_plus_z():
     assert losses.auxiliary({'balance': 0.25, 'zloss': 0.5, 'load': 3.0}) == 0.75
+
+
+@pytest.mark.parametrize(('tied', 'rows'), [(True, 4), (False, 4), (True, 1000)])
+def test_by_blocks_it_is_the_cross_entropy_of_all_logits(tied, rows, monkeypatch):
+    """Value and gradients, where the last block is not full."""
+    monkeypatch.setattr(head_loss, 'BLOCK', rows * 11)
+    cfg = PRESETS['tiny'](2).replace(vocab=11, width=8, tied=tied, logit_scale=0.5)
+    rng = np.random.default_rng(0)
+    table, x = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((11, 8), (3, 5, 8)))
+    tokens = jnp.asarray(rng.integers(0, 11, (3, 5)), jnp.int32)
+    weights = jnp.asarray(rng.uniform(0, 2, (3, 5)), jnp.float32)
+
+    def params(table):
+        return {'embed': {'tokens': table}} if tied else {'head': {'kernel': table}}
+
+    def by_blocks(table, x):
+        return 3.0 * head_loss.cross_entropy(cfg, params(table), x, tokens, weights)[0]
+
+    def at_once(table, x):
+        return 3.0 * losses.cross_entropy(unembed(cfg, params(table), x), tokens, weights)[0]
+
+    found, wanted = (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(table, x)
+                     for f in (by_blocks, at_once))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, wanted)

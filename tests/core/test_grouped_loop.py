@@ -1,0 +1,118 @@
+"""The loops over experts of CPU, where groups have many blocks, against one product per group."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moe_jax import ffn, grouped_ffn, grouped_loop, ops
+from moe_jax.grouped_schedule import WHOLE, Group, first_sizes, over_blocks
+
+D, F = 8, 12
+SIZES = (530, 0, 17, 256, 1, 300)  # several blocks, none, few rows, one whole block
+ROWS = sum(SIZES) + 5  # some rows are of no group
+
+
+def layer(kind, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = {'up': (D, F), 'down': (F, D), 'up_bias': (F,), 'down_bias': (D,)}
+    shapes |= {} if kind == 'gelu' else {'gate': (D, F), 'gate_bias': (F,)}
+    weights = {name: jnp.asarray(0.5 * rng.normal(size=(len(SIZES), *shape)), dtype)
+               for name, shape in shapes.items()}
+    x, dy = (jnp.asarray(rng.normal(size=(ROWS, D)), dtype) for _ in range(2))
+    return ffn.Ffn(ffn.FFN[kind] if kind != 'swiglu_clamped' else partial(
+        ffn.swiglu_clamped, limit=1.0, alpha=1.7)), weights, x, dy
+
+
+def by_group(function, weights, x):
+    """The rows of each group by its own expert, one after the other; zeros for the rest."""
+    ends = np.cumsum(SIZES)
+    parts = [function(jax.tree.map(lambda w, e=e: w[e], weights), x[end - SIZES[e]:end])
+             for e, end in enumerate(ends)]
+    return jnp.concatenate([*parts, jnp.zeros((ROWS - sum(SIZES), D), x.dtype)])
+
+
+def both(run, weights, x, dy):
+    y, pull = jax.vjp(run, weights, x)
+    return y, *pull(dy)
+
+
+@pytest.mark.parametrize('kind', ['gelu', 'swiglu', 'swiglu_clamped'])
+def test_many_blocks_equal_one_product_per_group(kind):
+    function, weights, x, dy = layer(kind)
+    sizes = jnp.asarray(SIZES, jnp.int32)
+    exact = jax.jit(partial(both, partial(by_group, function)))(weights, x, dy)
+    for apply in (grouped_loop.apply, grouped_ffn.apply):
+        found = jax.jit(partial(both, lambda w, x, apply=apply: apply(function, w, x, sizes)))(
+            weights, x, dy)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, exact)
+
+
+def test_halves_are_summed_in_float32():
+    """In bfloat16 all is within a rounding or two of float32, sums over many rows too."""
+    function, weights, x, dy = layer('swiglu', jnp.bfloat16)
+    exact = jax.jit(partial(both, partial(by_group, function)))(
+        *jax.tree.map(lambda a: a.astype(jnp.float32), (weights, x, dy)))
+    found = jax.jit(partial(both, lambda w, x: grouped_ffn.apply(
+        function, w, x, jnp.asarray(SIZES, jnp.int32))))(weights, x, dy)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert a.dtype == jnp.bfloat16
+        error = np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+        assert error < 1e-2
+
+
+def test_float32_weights_of_a_half_model_get_float32_gradients():
+    function, weights, x, dy = layer('gelu', jnp.bfloat16)
+    weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    _, dweights, dx = jax.jit(partial(both, lambda w, x: grouped_ffn.apply(
+        function, w, x, jnp.asarray(SIZES, jnp.int32))))(weights, x, dy)
+    assert dx.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(dweights)} == {jnp.dtype('float32')}
+
+
+def test_what_is_kept_is_each_product_once():
+    """Of the hidden layer gate and up are kept, and nothing made of them."""
+    function, weights, x, _ = layer('swiglu')
+    saved = jax.eval_shape(lambda w, x: jax.vjp(lambda w, x: grouped_ffn.apply(
+        function, w, x, jnp.asarray(SIZES, jnp.int32)), w, x)[1], weights, x)
+    kept = [leaf for leaf in jax.tree.leaves(saved) if leaf.shape[-1:] == (F,) and leaf.ndim == 2
+            and leaf.shape[0] >= ROWS]
+    assert len(kept) == 2
+
+
+def test_blocks_hold_every_row_of_a_group_once_and_in_order():
+    rows = 3 * WHOLE
+
+    @jax.jit
+    def visits(sizes):
+        def block(row, size, count, carry):
+            seen, last = carry
+            place = jnp.arange(seen.shape[0])
+            mine = (place >= row) & (place < row + count)
+            return seen + mine.astype(jnp.int32), jnp.where(row > last, row, 10**6)
+
+        return over_blocks(Group.of(sizes, 1), rows, block,
+                           (jnp.zeros((rows,), jnp.int32), jnp.int32(-1)))
+
+    for count in (0, 1, 15, 16, 17, 128, 129, 200, 255, 256, 257, 512, 600):
+        seen, last = visits(jnp.asarray([7, count], jnp.int32))
+        wanted = (np.arange(rows) >= 7) & (np.arange(rows) < 7 + count)
+        assert np.array_equal(seen, wanted) and last < 10**6
+
+
+def test_first_blocks_hold_as_many_rows_as_there_are():
+    assert first_sizes(3) == (16,)
+    assert first_sizes(33) == (16, 32, 48)
+    assert first_sizes(10**6)[-1] == WHOLE
+
+
+def test_a_linear_layer_differentiates_as_a_product_does():
+    rng = np.random.default_rng(0)
+    x, kernel, bias, dy = (rng.normal(size=s) for s in ((3, 4, D), (D, F), (F,), (3, 4, F)))
+    _, pull = jax.vjp(ops.linear, *(jnp.asarray(a, jnp.float32) for a in (x, kernel, bias)))
+    dx, dkernel, dbias = pull(jnp.asarray(dy, jnp.float32))
+    np.testing.assert_allclose(dx, dy @ kernel.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dkernel, np.einsum('btd,btf->df', x, dy), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dbias, dy.sum((0, 1)), rtol=1e-5, atol=1e-5)

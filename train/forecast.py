@@ -115,7 +115,7 @@ def forecast(
     if not 0 < efficiency <= 1:
         raise ValueError(f'efficiency={efficiency}: a share of the published figures, in (0, 1]')
     spread.check(axes, options)
-    needs = memory.of_step(cfg, options, axes, copies=peaks.copies)
+    needs = memory.of_step(cfg, options, axes, copies=peaks.copies, cpu=peaks.name == 'cpu')
     sent = traffic.of_step(cfg, options, axes)
     tokens = options.accumulate * options.batch * options.length
     flops = 3.0 * tokens * cost.count(cfg, options.length).flops

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import experts, ffn, model
+from moe_jax import attention, attention_loop, experts, ffn, model
 from moe_jax.config import Config
 from moe_jax.tree import leaves_with_paths
-from train import losses, spread
+from train import head_loss, losses, spread
 from train.options import TrainOptions
 from train.residuals import kept_bytes
 from train.spread import Axes
@@ -48,10 +48,13 @@ class Memory(NamedTuple):
         return fixed + max(self.gradients, self.activations)
 
 
-def of_step(cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0) -> Memory:
+def of_step(
+    cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0, cpu: bool = False
+) -> Memory:
     """What one step needs on each device of a mesh with these axis sizes ({}: one device).
 
-    copies: how many copies of the trained parameters the compiler makes to update them.
+    copies: how many copies of the trained parameters the compiler makes to update them. cpu:
+    whether the devices are CPUs.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(model.shapes(cfg))}
     trained = trained_shapes(model.shapes(cfg), options)
@@ -63,6 +66,9 @@ def of_step(cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0) 
     rows = options.batch // spread.row_parts(axes)
     activations = kept(spread.on_device(cfg, axes), options.trainable, rows, options.length)
     others, on_the_way = _experts(cfg, axes, rows * options.length)
+    # Traced on CPU, attention goes one sequence at a time, which nothing else does.
+    if jax.default_backend() == 'cpu' and (spread.devices(axes) > 1 or not cpu):
+        others += cfg.layers * _probabilities(spread.on_device(cfg, axes), rows, options.length)
     # The logits are gone when the last layer's rows are exchanged for their gradients.
     activations += others + max(_logits(cfg, axes, rows * options.length), on_the_way)
     sums = gradients if options.accumulate > 1 else 0  # of the micro-batches so far
@@ -123,10 +129,26 @@ def _only(cfg: Config, layers: list[int]) -> Config:
 
 
 def _logits(cfg: Config, axes: Axes, tokens: int) -> int:
-    """The logits, float32, and their gradient."""
+    """The logits, float32, and their gradient; of one device those of a block."""
+    if spread.devices(axes) == 1:
+        return 2 * FLOAT32 * min(tokens * cfg.vocab, head_loss.BLOCK)
     table = 'embed/tokens' if cfg.tied else 'head/kernel'
     split = spread.split_by(axes, table, (cfg.vocab, cfg.width))
     return 2 * FLOAT32 * tokens * cfg.vocab // spread.parts(axes, split[:1] if split else ())
+
+
+@functools.lru_cache(maxsize=64)
+def _probabilities(cfg: Config, rows: int, length: int) -> int:
+    """What a layer's attention keeps, and does not where it goes one sequence at a time."""
+    def of(attend: Any) -> int:
+        return kept_bytes(lambda given, seen: attend(*given, seen, 1.0), given, seen)
+
+    dtype = jnp.dtype(cfg.dtype)
+    heads = cfg.kv_heads if cfg.latent is None else cfg.heads
+    given = tuple(jax.ShapeDtypeStruct((rows, length, count, width), dtype) for count, width in (
+        (cfg.heads, cfg.key_width), (heads, cfg.key_width), (heads, cfg.value_width)))
+    seen = jax.ShapeDtypeStruct((rows, length, length), jnp.bool_)
+    return of(attention.attend) - of(attention_loop.attend)
 
 
 def _experts(cfg: Config, axes: Axes, tokens: int) -> tuple[int, int]:

@@ -27,7 +27,7 @@ class Peaks(NamedTuple):
 # interconnect is given per chip for both directions and halved here; float32 products are made of
 # bfloat16 ones. GPU: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM and H200 SXM; TF32 for
 # float32; NVLink is given for both directions and halved here. Links between hosts are slower than
-# these. cpu: assumed, two cores of a laptop; that its updates copy both moments was measured.
+# these. cpu: assumed, two cores of a laptop; that a step holds one more copy of what trains was measured.
 PEAKS = {peaks.name: peaks for peaks in (
     Peaks('v5e', 197e12, 197e12, 16e9, 819e9, 200e9),
     Peaks('v5p', 459e12, 459e12, 95e9, 2765e9, 600e9),
@@ -35,7 +35,7 @@ PEAKS = {peaks.name: peaks for peaks in (
     Peaks('a100', 312e12, 156e12, 80e9, 2039e9, 300e9),
     Peaks('h100', 989e12, 495e12, 80e9, 3350e9, 450e9),
     Peaks('h200', 989e12, 495e12, 141e9, 4800e9, 450e9),
-    Peaks('cpu', 1e11, 1e11, 16e9, 40e9, 10e9, copies=2),
+    Peaks('cpu', 1e11, 1e11, 16e9, 40e9, 10e9, copies=1),
 )}
 
 

@@ -27,7 +27,8 @@ class Peaks(NamedTuple):
 # interconnect is given per chip for both directions and halved here; float32 products are made of
 # bfloat16 ones. GPU: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM and H200 SXM; TF32 for
 # float32; NVLink is given for both directions and halved here. Links between hosts are slower than
-# these. cpu: assumed, two cores of a laptop; that a step holds one more copy of what trains was measured.
+# these. cpu: assumed, two cores of a laptop; that a step holds one copy more of what trains was
+# measured.
 PEAKS = {peaks.name: peaks for peaks in (
     Peaks('v5e', 197e12, 197e12, 16e9, 819e9, 200e9),
     Peaks('v5p', 459e12, 459e12, 95e9, 2765e9, 600e9),

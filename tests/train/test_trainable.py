@@ -113,7 +113,8 @@ def test_selected_experts_train_as_they_would_in_whole_leaves():
     new, expected = params_of(some, options), whole.params
     for name, leaf in new['layer_0']['moe']['experts'].items():
         theirs = expected['layer_0']['moe']['experts'][name]
-        np.testing.assert_allclose(leaf[jnp.array([1, 3])], theirs[jnp.array([1, 3])], rtol=1e-6)
+        np.testing.assert_allclose(  # a weight that crosses 0 has the rounding of its step
+            leaf[jnp.array([1, 3])], theirs[jnp.array([1, 3])], rtol=1e-6, atol=1e-9)
         assert not equal(leaf[1], start['layer_0']['moe']['experts'][name][1])
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 WHOLE = 256
 FIRST = (*range(16, 129, 16), 192, WHOLE)
+FIRST_OF_FEW = (16, 64, WHOLE)  # where all groups together have no more rows: compiling counts
 
 # (row, size, count, carry) -> carry: rows row .. row+size, of which `count` are the group's.
 Block = Callable[[jax.Array, int, jax.Array, Any], Any]
@@ -72,9 +73,10 @@ def over_blocks(group: Group, rows: int, block: Block, carry: Any) -> Any:
 
 
 def first_sizes(rows: int) -> tuple[int, ...]:
-    """Sizes of first blocks that groups of at most `rows` rows need."""
-    enough = next((size for size in FIRST if size >= rows), WHOLE)
-    return tuple(size for size in FIRST if size <= enough)
+    """Sizes of first blocks that groups of `rows` rows in all need."""
+    sizes = FIRST if rows > WHOLE else FIRST_OF_FEW
+    enough = next((size for size in sizes if size >= rows), WHOLE)
+    return tuple(size for size in sizes if size <= enough)
 
 
 def padded(rows: jax.Array) -> jax.Array:

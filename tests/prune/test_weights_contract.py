@@ -2,6 +2,8 @@
 
 import warnings
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,9 +241,10 @@ def test_each_layer_is_observed_behind_the_sparse_ones(name, options):
     half, _ = prune.apply(params, CFG, first)
     behind = prune.sparsify(name, observed(CFG, half, **asked), half, CFG, **options)
     for i, want in ((0, at_once.layers[0]), (2, behind.layers[2])):
-        for kind in ('masks', 'weights'):
-            jax.tree.map(np.testing.assert_array_equal, getattr(found.plan.layers[i], kind),
-                         getattr(want, kind))
+        jax.tree.map(np.testing.assert_array_equal, found.plan.layers[i].masks, want.masks)
+        # Inverting a Hessian carries the last bit of two programs' sums into the weights.
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5),
+                     found.plan.layers[i].weights, want.weights)
     sparse, cfg = prune.apply(params, CFG, found.plan)
     assert cfg == found.cfg == CFG and found.plan.options['layerwise']
     jax.tree.map(np.testing.assert_array_equal, sparse, found.params)

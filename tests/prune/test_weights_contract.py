@@ -1,7 +1,6 @@
 """One contract for every criterion, what is refused before any work, and layer by layer."""
 
 import warnings
-
 from functools import partial
 
 import jax

@@ -59,7 +59,7 @@ def _forward(function, weights, rows, sizes):
 def _backward(function, saved, dy):
     weights, rows, sizes, kept = saved
     half = is_half(rows.dtype)
-    # XLA:CPU multiplies 16-bit floats as they are only where the summed axes are last and first.
+    # XLA:CPU multiplies 16-bit floats as they are, but not where it sums over the rows of both.
     turned = (padded(rows).T, padded(dy).T) if half else (padded(rows), None)
     pull = partial(_pull, function, rows.dtype, kept, *turned)
     like = dict(weights)

@@ -25,6 +25,7 @@ import moe_jax
 import prune
 import train
 from moe_jax import Config, expert_parallel, experts, ffn, model, sharding
+from moe_jax.continuations import score_continuations
 from moe_jax.data import batches as data
 from moe_jax.tree import take
 from train import store
@@ -98,6 +99,11 @@ def forward() -> None:
         params = arrays(model.shapes(cfg))
         placed = sharding.place(params, sharding.make_mesh(**axes))
         close(run(cfg, placed, tokens), run(cfg, params, tokens), f'{change} {axes}')
+    # Options that share a context, in rows with branches.
+    asked = [(row[:8], row[8:8 + n]) for row in tokens[:5].tolist() for n in (1, 2, 4)]
+    one, many = (score_continuations(CFG, at, asked) for at in (
+        params, sharding.place(params, sharding.make_mesh(data=2, expert=4))))
+    close(many.log_prob, one.log_prob, 'options')
 
 
 def pruning() -> None:

@@ -4,8 +4,9 @@ S rows, D width, E experts. Rows sizes[0] belong to expert 0, the next sizes[1] 
 rows after the last group are unused and come back as zeros.
 
 On CPU, and for functions that are no `Ffn`, this is the loop over experts of `grouped_loop`, whose
-gradient is that of `grouped_ffn` for an `Ffn`. On other backends an `Ffn` is evaluated for all
-experts at once, by grouped matrix products.
+gradient is that of `grouped_ffn` for an `Ffn`; or, where compiled products are at hand, an `Ffn` is
+evaluated by them, some rows at a time (`grouped_chunks`). On other backends it is evaluated for all
+rows at once, by grouped matrix products.
 """
 
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moe_jax import grouped_ffn, grouped_loop, grouped_matmul
+from moe_jax import grouped_chunks, grouped_ffn, grouped_loop, grouped_matmul
 from moe_jax.ffn import Ffn
 from moe_jax.gather import Take, gather_rows, take
 from moe_jax.grouped_choice import choose
@@ -24,6 +25,7 @@ from moe_jax.grouped_loop import sums as grouped_sums
 __all__ = ['Expert', 'aligned_apply', 'choose', 'grouped_apply', 'grouped_gradients',
            'grouped_sums', 'plan', 'taking']
 
+IN_PARTS = 'native', 'loop'  # ways by which a layer is evaluated some rows at a time
 Plan = tuple[str, int]  # a way of `grouped_ways`, and the block at whose multiples groups begin
 
 
@@ -34,8 +36,7 @@ def grouped_apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Ar
     """
     how = plan(function, weights, rows)
     if how is None:
-        apply = grouped_ffn.apply if isinstance(function, Ffn) else grouped_loop.apply
-        return apply(function, weights, rows, sizes)
+        return _apply(function, weights, rows)(function, weights, rows, sizes)
     to = grouped_matmul.align(sizes, rows.shape[0], how[1])
     rows = gather_rows(rows, to.source, to.place[:, None])
     y = aligned_apply(function, how, weights, rows, to.sizes)
@@ -46,20 +47,33 @@ def grouped_gradients(
     function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
 ) -> tuple[Any, jax.Array]:
     """Gradients by weights and rows of `grouped_apply`, given the gradient dy [S, D'] by y."""
-    if plan(function, weights, rows) is None:
+    if _way(function, weights, rows)[0] == 'loop':
         return grouped_loop.gradients(function, weights, rows, sizes, dy)
     _, pull = jax.vjp(lambda w, rows: grouped_apply(function, w, rows, sizes), weights, rows)
     return pull(dy)
 
 
 def plan(function: Expert, weights: Any, rows: jax.Array, count: int | None = None) -> Plan | None:
-    """How to evaluate all experts at once, by shapes; None: by the loop.
+    """How to evaluate all rows at once, by shapes; None: a part after the other.
 
     count: S, where rows [N, D] are not yet chosen.
     """
+    how = _way(function, weights, rows, count)
+    return None if how[0] in IN_PARTS else how
+
+
+def _apply(function, weights, rows):
+    """How rows are evaluated a part after the other."""
+    if not isinstance(function, Ffn):
+        return grouped_loop.apply
+    native = _way(function, weights, rows)[0] == 'native'
+    return grouped_chunks.apply if native else grouped_ffn.apply
+
+
+def _way(function, weights, rows, count=None):
     ways = choose()
     if ways == ('loop',) or not isinstance(function, Ffn):
-        return None
+        return 'loop', 1
     experts, f, d = weights['down'].shape
     return grouped_matmul.pick(ways, rows.shape[0] if count is None else count, experts, d, f,
                                rows.dtype)

@@ -1,6 +1,6 @@
 """Which ways of the grouped matrix product this process uses: found out once, by trying them.
 
-MOE_JAX_GROUPED names one way of `grouped_ways` to use instead. On CPU nothing is tried.
+MOE_JAX_GROUPED names one way of `grouped_ways` to use instead.
 """
 
 import logging
@@ -16,15 +16,18 @@ import numpy as np
 from moe_jax.grouped_ways import IMPLEMENTATIONS, Implementation, implementation
 
 VARIABLE = 'MOE_JAX_GROUPED'
-# The most specialised first; `trial` throws out what does not run or is dense.
+# The most specialised first; `trial` throws out what does not run or is dense. The last is exact
+# everywhere.
 ORDER = MappingProxyType({
-    'cpu': ('loop',), 'tpu': ('ragged', 'blocks'),
+    'cpu': ('native', 'loop'), 'tpu': ('ragged', 'blocks'),
     'gpu': ('mosaic', 'triton', 'ragged', 'blocks'),
 })
 DENSE = 2.0  # FLOPs over those of the rows' own experts, above which a product counts as dense
 SIZES, WIDTHS = (128, 0, 256, 128, 64, 128, 0, 128), (128, 256)  # of a trial; some rows unused
 SPARE = 128
-TOLERANCE = 2e-2  # relative, of bfloat16 factors against float64
+# Relative, against float64, of factors of a dtype.
+TOLERANCE = MappingProxyType({'bfloat16': 2e-2, 'float32': 1e-5})
+TRIED = MappingProxyType({'native': ('bfloat16', 'float32')})  # others in bfloat16 alone
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ def choose() -> tuple[str, ...]:
         order = ORDER.get(backend, ('blocks',))
         # In a thread of its own, where no trace and no mesh of the caller is in force.
         with ThreadPoolExecutor(1) as thread:
-            found = order if len(order) == 1 else tuple(
-                name for name in order if thread.submit(_works, name).result())
+            found = (*(name for name in order[:-1] if thread.submit(_works, name).result()),
+                     order[-1])
     log.info('grouped matrix products: %s', ', else '.join(found))
     return found
 
@@ -55,31 +58,33 @@ def choose() -> tuple[str, ...]:
 def _works(name: str) -> bool:
     """Whether a way is there, is not dense, and gives what it should in a small case."""
     try:
-        error, dense = trial(implementation(name))
+        trials = [(dtype, *trial(implementation(name), dtype))
+                  for dtype in TRIED.get(name, ('bfloat16',))]
     except Exception as reason:  # a kernel that does not compile here raises anything
         log.info('grouped matrix products: not %s: %s', name, str(reason).partition('\n')[0])
         return False
-    if error > TOLERANCE or dense > DENSE:
-        log.info('grouped matrix products: not %s: error %.1e, %.1f times the FLOPs',
-                 name, error, dense)
-        return False
+    for dtype, error, dense in trials:
+        if error > TOLERANCE[dtype] or dense > DENSE:
+            log.info('grouped matrix products: not %s: in %s error %.1e, %.1f times the FLOPs',
+                     name, dtype, error, dense)
+            return False
     return True
 
 
-def trial(way: Implementation) -> tuple[float, float]:
+def trial(way: Implementation, dtype: str = 'bfloat16') -> tuple[float, float]:
     """Largest relative error of the three products, and FLOPs over those needed (0: unknown)."""
     (d, f), rng = WIDTHS, np.random.default_rng(0)
     sizes, block = np.asarray(SIZES, np.int32), way.block(sum(SIZES), len(SIZES))
-    if not way.fits(block, d, f, jnp.bfloat16):
-        raise ValueError('it does not take bfloat16')
+    if not way.fits(block, d, f, jnp.dtype(dtype)):
+        raise ValueError(f'it does not take {dtype}')
     rows = sum(SIZES) + SPARE
-    lhs, rhs, dy = (rng.standard_normal(shape).astype(jnp.bfloat16)
+    lhs, rhs, dy = (rng.standard_normal(shape).astype(jnp.dtype(dtype))
                     for shape in ((rows, d), (len(SIZES), d, f), (rows, f)))
 
     def run(lhs, rhs, dy, sizes):
         return (way.matmul(lhs, rhs, sizes, block, turned=False),
                 way.matmul(dy, rhs, sizes, block, turned=True),
-                way.outer(lhs, dy, sizes, block, jnp.bfloat16))
+                way.outer(lhs, dy, sizes, block, jnp.dtype(dtype)))
 
     compiled = jax.jit(run).lower(lhs, rhs, dy, sizes).compile()
     found = [np.asarray(y, np.float64) for y in compiled(lhs, rhs, dy, sizes)]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import grouped_loop, ops
-from moe_jax.ffn import Ffn, down
+from moe_jax.ffn import Ffn, Linear, down
 from moe_jax.grouped_schedule import (
     Group,
     bits,
@@ -43,7 +43,7 @@ def _forward(function, weights, rows, sizes):
 
         def block(row, size, _, carry):
             y, kept = carry
-            products, hidden = _products(function, w, read(x, row, size, dtype))
+            products, hidden = products_of(function, w, read(x, row, size, dtype))
             return write(y, down(w, hidden), row, dtype), {
                 name: write(kept[name], u, row, dtype) for name, u in products.items()}
 
@@ -78,7 +78,7 @@ apply.defvjp(_forward, _backward)
 def _pull(function, dtype, kept, x, dy_turned, w, row, size, mine, dy):
     """Gradients of one block: by the weights of its expert and by its rows."""
     products = {name: read(u, row, size, dtype) for name, u in kept.items()}
-    hidden, pull = jax.vjp(partial(_hidden, function), products)
+    hidden, pull = jax.vjp(partial(hidden_of, function), products)
     by_products, = pull(_last_by_last(dy, w['down'].astype(dtype)).astype(dtype))
     dx = sum(_last_by_last(du, w[name].astype(dtype)) for name, du in by_products.items())
     if dy_turned is None:
@@ -95,18 +95,20 @@ def _pull(function, dtype, kept, x, dy_turned, w, row, size, mine, dy):
     return found, dx
 
 
-def _products(function: Ffn, weights: Any, x: jax.Array) -> tuple[Products, jax.Array]:
-    """What the hidden layer of one expert asks of its products, and the layer, [M, F] each."""
+def products_of(
+    function: Ffn, weights: Any, x: jax.Array, linear: Linear = ops.linear
+) -> tuple[Products, jax.Array]:
+    """What the hidden layer asks of its products, and the layer, [M, F] each."""
     found: Products = {}
 
-    def linear(x, name, bias):
-        found[name] = ops.linear(x, weights[name], None if bias is None else weights[bias])
+    def named(x, name, bias):
+        found[name] = linear(x, weights[name], None if bias is None else weights[bias])
         return found[name]
 
-    return found, function.hidden({name: name for name in weights}, x, linear)
+    return found, function.hidden({name: name for name in weights}, x, named)
 
 
-def _hidden(function: Ffn, products: Products) -> jax.Array:
+def hidden_of(function: Ffn, products: Products) -> jax.Array:
     """The hidden layer [M, F] from what it asked of its products."""
     some = next(iter(products.values()))
     return function.hidden({name: name for name in products}, some,
@@ -117,7 +119,7 @@ def _names(function: Ffn, weights: Any) -> list[str]:
     """The products that the hidden layer asks for."""
     one = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape[1:], w.dtype), weights)
     x = jax.ShapeDtypeStruct((1, weights['down'].shape[2]), weights['down'].dtype)
-    return list(jax.eval_shape(lambda w, x: _products(function, w, x)[0], one, x))
+    return list(jax.eval_shape(lambda w, x: products_of(function, w, x)[0], one, x))
 
 
 def _dot(a, b):

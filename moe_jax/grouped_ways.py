@@ -8,6 +8,7 @@ kernel then have one expert each, and nothing is masked.
     ragged   `lax.ragged_dot`: native on TPU, where we could not run it; elsewhere XLA may expand it
              to a dense product whose cost grows with E
     blocks   batched products of blocks of rows (`grouped_blocks`): exact on every backend
+    native   compiled code of ours for CPU (`grouped_native`), where it was built
     loop     a loop over experts (`grouped_loop`), for CPU
 """
 
@@ -100,6 +101,18 @@ def _ragged():
     return Implementation(_one, _any, matmul, outer)
 
 
+def _native():
+    from moe_jax import grouped_native as ways
+
+    def matmul(lhs, rhs, sizes, block, *, turned):
+        return ways.matmul(lhs, rhs, sizes, turned=turned)
+
+    def outer(lhs, dy, sizes, block, dtype):
+        return ways.outer(lhs, dy, sizes, dtype)
+
+    return Implementation(_one, ways.fits, matmul, outer)
+
+
 def _blocks():
     return Implementation(_block, _any, grouped_blocks.matmul, grouped_blocks.outer)
 
@@ -117,7 +130,7 @@ def _loop():
 
 IMPLEMENTATIONS: dict[str, Callable[[], Implementation]] = {
     'mosaic': _mosaic, 'triton': _triton, 'ragged': _ragged, 'blocks': _blocks,
-    'loop': _loop,
+    'native': _native, 'loop': _loop,
 }
 
 

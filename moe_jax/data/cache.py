@@ -7,14 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def root() -> Path:
-    """The cache folder: $MOE_JAX_CACHE, else moe-jax in $XDG_CACHE_HOME or ~/.cache; made if new.
-
-    Raises OSError naming the folder and the variable when it cannot be made or written.
+def place() -> Path:
+    """The cache folder, there or not: $MOE_JAX_CACHE, else moe-jax in $XDG_CACHE_HOME or ~/.cache.
     """
     chosen = os.environ.get('MOE_JAX_CACHE')
     parent = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    path = Path(chosen or Path(parent) / 'moe-jax').expanduser().absolute()
+    return Path(chosen or Path(parent) / 'moe-jax').expanduser().absolute()
+
+
+def root() -> Path:
+    """The cache folder, made if new.
+
+    Raises OSError naming the folder and the variable when it cannot be made or written.
+    """
+    path = place()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,6 +16,7 @@ from moe_jax import (
     commands_curve,
     commands_hf,
     commands_latency,
+    commands_native,
     commands_sparsify,
     commands_train,
 )
@@ -34,6 +35,7 @@ app.command(name='curve')(commands_curve.curve)
 app.command(name='eval')(commands.evaluate)
 app.command(name='latency')(commands_latency.latency)
 app.command(name='convert')(commands_hf.convert)
+app.command(name='build-kernels')(commands_native.build_kernels)
 app.command(name='families')(commands_hf.families)
 app.command(name='lm-eval')(commands_hf.lm_eval)
 

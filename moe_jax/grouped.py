@@ -23,7 +23,7 @@ from moe_jax.grouped_loop import Expert
 from moe_jax.grouped_loop import sums as grouped_sums
 
 __all__ = ['Expert', 'aligned_apply', 'choose', 'grouped_apply', 'grouped_gradients',
-           'grouped_sums', 'plan', 'taking']
+           'grouped_sums', 'native', 'plan', 'taking']
 
 IN_PARTS = 'native', 'loop'  # ways by which a layer is evaluated some rows at a time
 Plan = tuple[str, int]  # a way of `grouped_ways`, and the block at whose multiples groups begin
@@ -62,12 +62,16 @@ def plan(function: Expert, weights: Any, rows: jax.Array, count: int | None = No
     return None if how[0] in IN_PARTS else how
 
 
+def native(function: Expert, weights: Any, rows: jax.Array) -> bool:
+    """Whether compiled products evaluate it (`grouped_chunks`)."""
+    return _way(function, weights, rows)[0] == 'native'
+
+
 def _apply(function, weights, rows):
     """How rows are evaluated a part after the other."""
     if not isinstance(function, Ffn):
         return grouped_loop.apply
-    native = _way(function, weights, rows)[0] == 'native'
-    return grouped_chunks.apply if native else grouped_ffn.apply
+    return grouped_chunks.apply if native(function, weights, rows) else grouped_ffn.apply
 
 
 def _way(function, weights, rows, count=None):

@@ -18,7 +18,7 @@ from moe_jax.ffn import Ffn, down
 from moe_jax.grouped_ffn import hidden_of, products_of
 from moe_jax.grouped_schedule import bits, floats, read, write
 
-CHUNK = 2**22  # numbers of one hidden layer that exist at a time
+CHUNK = 2**22  # numbers of a hidden layer that exist at a time
 LEAST = 256  # rows of a chunk: where groups are large, a chunk lays their matrices out anew
 
 Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -88,14 +88,15 @@ apply.defvjp(_forward, _backward)
 
 
 def over_chunks(
-    part: Part, inputs: Any, sizes: jax.Array, hidden: int, dtypes: Mapping[str, Any] | None = None
+    part: Part, inputs: Any, sizes: jax.Array, wide: int, dtypes: Mapping[str, Any] | None = None
 ) -> tuple[Any, dict[str, jax.Array]]:
     """What `part` gives for all rows, and its pairs summed by group, [E, A, B] each.
 
-    inputs: tree of [S, ...]; sizes int32 [E]; hidden: F; dtypes: of sums, float32 where not named.
+    inputs: tree of [S, ...]; sizes int32 [E]; wide: numbers that a row of a chunk takes; dtypes: of
+    sums, float32 where not named.
     """
     dtypes, count = dtypes or {}, jax.tree.leaves(inputs)[0].shape[0]
-    cut = _Cut.of(count, hidden)
+    cut = _Cut.of(count, wide)
     if cut.count == 1:
         found, pairs = part(sizes, inputs)
         return found, {name: native.outer(*pair, sizes, dtypes.get(name, jnp.float32))
@@ -131,8 +132,8 @@ class _Cut(NamedTuple):
     size: int
 
     @classmethod
-    def of(cls, rows: int, hidden: int) -> '_Cut':
-        count = max(1, -(-rows // max(LEAST, CHUNK // hidden)))
+    def of(cls, rows: int, wide: int) -> '_Cut':
+        count = max(1, -(-rows // max(LEAST, CHUNK // wide)))
         return cls(rows, count, -(-rows // count))
 
     def first(self, i: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax import ffn as ffns
+from moe_jax import grouped, grouped_chunks
 from moe_jax.experts import gather_rows
 from moe_jax.ffn import Ffn
 from moe_jax.grouped import grouped_sums
@@ -34,6 +35,7 @@ from moe_jax.routing import Routing
 
 MAXIMA = ('norm_max', 'element_max')
 HIGHEST = jax.lax.Precision.HIGHEST
+BESIDE = 8  # arrays of the size of a hidden layer that its sums are made from
 DENSE_BLOCK = 256  # tokens whose outputs of all experts exist at a time
 
 Sums = dict[str, jax.Array]
@@ -64,11 +66,15 @@ def evaluate(
     gates = jnp.where(used, routing.gates, 0.0)
     gathered = gather_rows(x, order // k, inverse.reshape(n, k))
 
-    def one(w, rows, gates, valid):
-        return _expert(ffn, w, rows, gates, valid, 'grams' in watch)
+    own, grams = gates.ravel()[order], 'grams' in watch
+    if grouped.native(ffn, weights, gathered) and expert_of == tuple(range(count)):
+        y, sums = _all_experts(ffn, weights, gathered, own, sizes, grams)
+    else:
+        def one(w, rows, gates, valid):
+            return _expert(ffn, w, rows, gates, valid, grams)
 
-    y, sums = grouped_sums(one, _merge, weights, gathered, gates.ravel()[order], sizes,
-                           jnp.where(real, table, 0))
+        y, sums = grouped_sums(one, _merge, weights, gathered, own, sizes,
+                               jnp.where(real, table, 0))
     y_NKD = gather_rows(y, inverse, order[:, None]).reshape(n, k, -1)
     out = jnp.einsum('nkd,nk->nd', y_NKD.astype(jnp.float32), gates)
     sums['moments'] = jnp.moveaxis(sums['moments'], 0, -1)
@@ -100,33 +106,68 @@ def dense(ffn: Ffn, weights: Mapping[str, Any], x: jax.Array, valid: jax.Array) 
     return jax.lax.scan(block, start, blocks)[0]
 
 
+def _pairs(x, hidden, y, gates, valid, grams):
+    """What to sum over rows [M]: pairs of coefficients [M, A] and of values [M, B], float32."""
+    live = valid.astype(jnp.float32)
+    x, h, y = (jnp.where(valid[:, None], a.astype(jnp.float32), 0.0) for a in (x, hidden, y))
+    g, norm = gates * live, jnp.linalg.norm(y, axis=-1)
+    one, by_gate = jnp.stack([live], axis=1), jnp.stack([live, g], axis=1)
+    by_square = jnp.stack([live, g * g], axis=1)
+    pairs = {
+        'moments': (jnp.stack([live, g, g * g], axis=1), jnp.stack([live, norm, norm**2], axis=1)),
+        'outputs': (by_gate, y), 'output_squares': (one, jnp.square(y)),
+        'input_squares': (by_square, jnp.square(x)),
+        'hiddens': (one, h), 'hidden_squares': (by_square, jnp.square(h)),
+    }
+    if grams:
+        pairs |= {'input_gram': (x, x), 'hidden_gram': (h, h)}
+    return pairs, {'norm_max': norm, 'element_max': jnp.abs(y).max(axis=-1)}
+
+
+# Of the sums of `_pairs`, the coefficient that each name has.
+SUMS = {
+    'outputs': ('output_sum', 'gated_output_sum'), 'output_squares': ('output_square',),
+    'input_squares': ('input_square', 'gated_input_square'),
+    'hiddens': ('hidden_sum',), 'hidden_squares': ('hidden_square', 'gated_hidden_square'),
+}
+
+
+def _named(sums):
+    """The sums of `_pairs` [..., A, B] by their own names."""
+    found = {name: sums[name] for name in ('moments', 'input_gram', 'hidden_gram') if name in sums}
+    for pair, names in SUMS.items():
+        found |= {name: sums[pair][..., a, :] for a, name in enumerate(names)}
+    return found
+
+
 def _expert(ffn, w, x, gates, valid, grams):
     """One expert on rows [M, D]: its outputs, and the sums over the valid rows."""
     hidden = ffn.hidden(w, x)
     y = ffns.down(w, hidden)
-    live = valid.astype(jnp.float32)
-    x32, h32, y32 = (jnp.where(valid[:, None], a.astype(jnp.float32), 0.0) for a in (x, hidden, y))
-    g = gates * live
-    norm = jnp.linalg.norm(y32, axis=-1)
-    powers = (jnp.stack([live, g, g * g]), jnp.stack([live, norm, norm * norm]))
-    inputs, hiddens, outputs = jnp.square(x32), jnp.square(h32), jnp.square(y32)
-    sums = {
-        'moments': jnp.einsum('am,cm->ac', *powers, precision=HIGHEST),
-        'norm_max': norm.max(),
-        'element_max': jnp.abs(y32).max(),
-        'output_sum': y32.sum(axis=0),
-        'output_square': outputs.sum(axis=0),
-        'gated_output_sum': (g[:, None] * y32).sum(axis=0),
-        'input_square': inputs.sum(axis=0),
-        'gated_input_square': (jnp.square(g)[:, None] * inputs).sum(axis=0),
-        'hidden_sum': h32.sum(axis=0),
-        'hidden_square': hiddens.sum(axis=0),
-        'gated_hidden_square': (jnp.square(g)[:, None] * hiddens).sum(axis=0),
-    }
-    if grams:
-        sums['input_gram'] = jnp.einsum('md,mc->dc', x32, x32, precision=HIGHEST)
-        sums['hidden_gram'] = jnp.einsum('mf,mg->fg', h32, h32, precision=HIGHEST)
-    return y, sums
+    pairs, tops = _pairs(x, hidden, y, gates, valid, grams)
+    sums = {name: jnp.einsum('ma,mb->ab', *pair, precision=HIGHEST)
+            for name, pair in pairs.items()}
+    return y, _named(sums) | {name: top.max() for name, top in tops.items()}
+
+
+def _all_experts(ffn, weights, x, gates, sizes, grams):
+    """As `grouped_sums` of `_expert`, by compiled products."""
+    weights = grouped_chunks.cast_to(weights, x.dtype)
+
+    def part(mine, given):
+        x, gates = given
+        y, hidden, _ = grouped_chunks.evaluate(ffn, weights, x, mine)
+        valid = jnp.arange(x.shape[0]) < mine.sum()
+        pairs, tops = _pairs(x, hidden, y, gates, valid, grams)
+        return (y, tops), pairs
+
+    (y, tops), sums = grouped_chunks.over_chunks(
+        part, (x, gates), sizes, BESIDE * weights['down'].shape[1])
+    row = jnp.arange(x.shape[0], dtype=jnp.int32)
+    group = jnp.searchsorted(jnp.cumsum(sizes), row, side='right')
+    tops = {name: jnp.zeros(sizes.shape, jnp.float32).at[group].max(top, mode='drop')
+            for name, top in tops.items()}
+    return y, _named(sums) | tops
 
 
 def _merge(a: Sums, b: Sums) -> Sums:
@@ -135,12 +176,21 @@ def _merge(a: Sums, b: Sums) -> Sums:
 
 def _cosines(y_NKD, ids, used, rows):
     """Cosines of the outputs of every two choices of a token, summed by pair of rows [R, R]."""
-    gram = jnp.einsum('nkd,njd->nkj', y_NKD, y_NKD, preferred_element_type=jnp.float32)
+    gram = _grams(y_NKD)
     norm = jnp.sqrt(jnp.maximum(jnp.diagonal(gram, axis1=1, axis2=2), 0.0))
     norms = norm[:, :, None] * norm[:, None, :]
     both = used[:, :, None] & used[:, None, :] & (norms > 0)
     cosine = jnp.where(both, gram / jnp.where(norms > 0, norms, 1.0), 0.0)
     return pair_sums(ids, cosine, rows)
+
+
+def _grams(y_NKD):
+    """Inner products of the outputs of every two choices of a token [N, K, K]."""
+    def of(y):
+        return jnp.einsum('...kd,...jd->...kj', y, y, preferred_element_type=jnp.float32)
+
+    # XLA:CPU copies the factors of a batched product; one after the other they take a quarter.
+    return jax.lax.map(of, y_NKD) if jax.default_backend() == 'cpu' else of(y_NKD)
 
 
 def pair_sums(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:

@@ -1,0 +1,33 @@
+"""`moe-jax build-kernels`: compile the grouped matrix products of CPUs for this processor."""
+
+import time
+
+
+def build_kernels() -> None:
+    """Compile the grouped matrix products for this machine's processor, once.
+
+    Models with many experts then run faster on CPU: docs/performance.md says by how much. It takes
+    seconds and a C++ compiler (GCC 12 or Clang 12 and later; CXX names another than the first one
+    installed). Everything works without, and on GPUs and TPUs nothing of it is used. What is
+    compiled lies in the cache folder (MOE_JAX_CACHE) and is tried before it is used; a new version
+    of jax or of moe-jax asks for it again.
+    """
+    import jax
+
+    from moe_jax import native_build
+    from moe_jax.grouped_choice import TOLERANCE, TRIED, trial
+    from moe_jax.grouped_ways import implementation
+
+    start = time.perf_counter()
+    fresh = not native_build.place().exists()
+    path = native_build.build()
+    took = f'compiled in {time.perf_counter() - start:.0f} s' if fresh else 'there already'
+    print(f'{path}: {took}')
+    for dtype in TRIED['native']:
+        with jax.default_device(jax.local_devices(backend='cpu')[0]):
+            error, _ = trial(implementation('native'), dtype)
+        print(f'{dtype}: relative error {error:.1e} against float64')
+        if error > TOLERANCE[dtype]:
+            raise RuntimeError(f'{path}: wrong in {dtype}, so that it will not be used; try another '
+                               'compiler (CXX) after deleting it')
+    print('used from now on where JAX runs on the CPU; MOE_JAX_GROUPED=loop does without')

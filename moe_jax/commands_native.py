@@ -28,6 +28,6 @@ def build_kernels() -> None:
             error, _ = trial(implementation('native'), dtype)
         print(f'{dtype}: relative error {error:.1e} against float64')
         if error > TOLERANCE[dtype]:
-            raise RuntimeError(f'{path}: wrong in {dtype}, so that it will not be used; try another '
-                               'compiler (CXX) after deleting it')
+            raise RuntimeError(f'{path}: wrong in {dtype}, so that it will not be used; delete it '
+                               'and try another compiler (CXX)')
     print('used from now on where JAX runs on the CPU; MOE_JAX_GROUPED=loop does without')

@@ -6,6 +6,9 @@ import quick_compiling
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = quick_compiling.flags()
+# The same products on every machine, whether compiled ones were built there or not; these have
+# tests of their own, and `MOE_JAX_GROUPED= pytest` runs all tests with them.
+os.environ.setdefault('MOE_JAX_GROUPED', 'loop')
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['HF_DATASETS_OFFLINE'] = '1'
 
@@ -20,8 +23,9 @@ MAPS = 30_000  # of the 65,530 that Linux gives a process
 LONGEST = (
     'mesh/test_on_devices.py', 'mesh/test_processes.py', 'study/test_runner.py',
     'hf/test_parity.py', 'hf/test_big.py', 'prune/test_contract.py', 'train/test_kill.py',
-    'hf/test_harness.py', 'prune/test_prune_layerwise.py', 'prune/test_evolution.py',
-    'train/test_distill.py', 'train/test_forecast_xla.py', 'hf/test_export.py',
+    'hf/test_harness.py', 'core/test_grouped_native.py', 'prune/test_prune_layerwise.py',
+    'prune/test_evolution.py', 'train/test_distill.py', 'train/test_forecast_xla.py',
+    'hf/test_export.py',
 )
 
 

@@ -1,0 +1,191 @@
+"""The compiled grouped products, and experts and their statistics by them; needs a C++ compiler."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import native_products
+import numpy as np
+import pytest
+from grouped_layer import ROWS, SIZES, D, F, both, by_group, layer
+
+from moe_jax import (
+    ffn,
+    grouped,
+    grouped_choice,
+    grouped_chunks,
+    grouped_native,
+    native_build,
+    observed,
+)
+from moe_jax.routing import Routing
+
+PROGRAM = Path(native_products.__file__)
+WITHOUT = ['-mno-avx512f', '-mno-avx']  # what older processors lack
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _built(tmp_path_factory):
+    """Compiled into a cache of its own, and used."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MOE_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+        patch.delenv(grouped_choice.VARIABLE, raising=False)
+        try:
+            native_build.compiler()
+        except FileNotFoundError as reason:
+            pytest.skip(str(reason))
+        native_build.build()
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _chosen_anew():
+    grouped_choice.choose.cache_clear()
+    yield
+    grouped_choice.choose.cache_clear()
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('case', native_products.CASES, ids=str)
+def test_products_equal_numpy(case, dtype):
+    native_products.check(case, dtype)
+
+
+@pytest.mark.parametrize('case', [((1, 4), 5, 3, 5), ((7, 0, 20), 30, 33, 1)], ids=str)
+def test_float32_of_odd_widths(case):
+    native_products.check(case, 'float32')
+    assert grouped_native.fits(1, 3, 5, jnp.dtype('float32'))
+    assert not grouped_native.fits(1, 3, 4, jnp.dtype('bfloat16'))
+    assert not grouped_native.fits(1, 4, 4, jnp.dtype('float16'))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_rows_of_other_groups_and_of_none_are_not_touched(dtype):
+    """Not a number in one group or past the last stays there; sums of an odd number of rows too."""
+    sizes = (3, 5, 4)
+    lhs, rhs, dy, counts = native_products.inputs(sizes, 15, 6, 10, dtype)
+    bad = jnp.asarray([*range(3, 8), *range(12, 15)])
+    lhs, dy = lhs.at[bad].set(jnp.nan), dy.at[bad].set(jnp.nan)
+    y, dx, dw = native_products.products(lhs, rhs, dy, counts)
+    for found in (y, dx):
+        good = np.asarray(np.isfinite(found.astype(jnp.float32)).all(axis=1))
+        assert good.tolist() == [True] * 3 + [False] * 5 + [True] * 7
+        assert not np.asarray(found[12:], np.float32).any()
+    assert np.isfinite(np.asarray(dw, np.float32)).all(axis=(1, 2)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize('kind', ['gelu', 'swiglu_clamped'])
+@pytest.mark.parametrize('rows', [ROWS, 300, 64])
+def test_experts_some_rows_at_a_time_equal_one_product_per_group(kind, rows, monkeypatch):
+    monkeypatch.setattr(grouped_chunks, 'LEAST', 1)
+    monkeypatch.setattr(grouped_chunks, 'CHUNK', rows * F)
+    function, weights, x, dy = layer(kind)
+    sizes = jnp.asarray(SIZES, jnp.int32)
+    exact = jax.jit(partial(both, partial(by_group, function)))(weights, x, dy)
+    found = jax.jit(partial(both, lambda w, x: grouped.grouped_apply(function, w, x, sizes)))(
+        weights, x, dy)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, exact)
+
+
+@pytest.mark.parametrize('rows', [ROWS, 100])
+@pytest.mark.parametrize('weights_dtype', ['float32', 'bfloat16'])
+def test_halves_are_summed_in_float32(rows, weights_dtype, monkeypatch):
+    monkeypatch.setattr(grouped_chunks, 'LEAST', 1)
+    monkeypatch.setattr(grouped_chunks, 'CHUNK', rows * F)
+    function, weights, x, dy = layer('swiglu', jnp.bfloat16)
+    exact = jax.jit(partial(both, partial(by_group, function)))(
+        *jax.tree.map(lambda a: a.astype(jnp.float32), (weights, x, dy)))
+    weights = jax.tree.map(lambda w: w.astype(weights_dtype), weights)
+    y, dweights, dx = jax.jit(partial(both, lambda w, x: grouped_chunks.apply(
+        function, w, x, jnp.asarray(SIZES, jnp.int32))))(weights, x, dy)
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(dweights)} == {jnp.dtype(weights_dtype)}
+    for a, b in zip(jax.tree.leaves((y, dweights, dx)), jax.tree.leaves(exact), strict=True):
+        assert np.linalg.norm(np.asarray(a, np.float64) - b) < 1e-2 * np.linalg.norm(b)
+
+
+def test_what_is_kept_is_each_product_once():
+    function, weights, x, _ = layer('swiglu')
+    saved = jax.eval_shape(lambda w, x: jax.vjp(lambda w, x: grouped_chunks.apply(
+        function, w, x, jnp.asarray(SIZES, jnp.int32)), w, x)[1], weights, x)
+    assert sum(leaf.shape == (ROWS, F) for leaf in jax.tree.leaves(saved)) == 2
+
+
+def test_gradients_as_an_exchange_asks_for_them(monkeypatch):
+    function, weights, x, dy = layer('swiglu')
+    sizes, found = jnp.asarray(SIZES, jnp.int32), {}
+    for way in ('loop', 'native'):
+        monkeypatch.setenv(grouped_choice.VARIABLE, way)
+        grouped_choice.choose.cache_clear()
+        found[way] = jax.jit(lambda w, x, dy: grouped.grouped_gradients(
+            function, w, x, sizes, dy))(weights, x, dy)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5),
+                 found['native'], found['loop'])
+
+
+@pytest.mark.parametrize('rows', [100, 4])
+def test_statistics_equal_those_of_the_loop(rows, monkeypatch):
+    """With tokens that do not count, an expert without tokens, and second moments."""
+    monkeypatch.setattr(grouped_chunks, 'LEAST', 1)
+    monkeypatch.setattr(grouped_chunks, 'CHUNK', rows * observed.BESIDE * F)
+    rng, count = np.random.default_rng(0), 6
+    weights = {name: jnp.asarray(rng.normal(size=(count, *shape)), jnp.float32)
+               for name, shape in {'gate': (D, F), 'up': (D, F), 'down': (F, D)}.items()}
+    x = jnp.asarray(rng.normal(size=(29, D)), jnp.float32)
+    ids = np.argsort(rng.random((29, count - 1)), axis=1)[:, :2].astype(np.int32)
+    nothing = jnp.zeros((29, count))
+    routing = Routing(jnp.asarray(ids), jnp.asarray(rng.random((29, 2)), jnp.float32), nothing,
+                      nothing)
+    used = jnp.asarray(rng.random((29, 2)) < 0.8)
+    found = {}
+    for way in ('loop', 'native'):
+        monkeypatch.setenv(grouped_choice.VARIABLE, way)
+        grouped_choice.choose.cache_clear()
+        found[way] = jax.jit(lambda *a: observed.evaluate(
+            ffn.Ffn(ffn.swiglu), *a, tuple(range(count)), ('grams',)))(weights, x, routing, used)
+    assert found['native'][1].keys() == found['loop'][1].keys()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5),
+                 found['native'], found['loop'])
+
+
+def test_they_are_used_where_they_were_built(monkeypatch, tmp_path, caplog):
+    assert grouped.choose() == ('native', 'loop')
+    function, weights, x, _ = layer('gelu')
+    assert grouped.native(function, weights, x) and grouped.plan(function, weights, x) is None
+    assert not grouped.native(function, weights, x.astype(jnp.float16))
+    monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path / 'new'))
+    monkeypatch.setattr(grouped_native, 'load', grouped_native.load.__wrapped__)
+    grouped_choice.choose.cache_clear()
+    with caplog.at_level(logging.INFO, 'moe_jax'):
+        assert grouped.choose() == ('loop',)
+    assert '`moe-jax build-kernels` makes it' in caplog.text and not (tmp_path / 'new').exists()
+
+
+def test_no_compiler_and_one_that_refuses(monkeypatch, tmp_path):
+    monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path))
+    monkeypatch.setenv('CXX', f'{sys.executable} -c 1/0')
+    with pytest.raises(RuntimeError, match=r'the compiler refused:\n.*(\n.*)*ZeroDivisionError'):
+        native_build.build()
+    assert not any((tmp_path / 'native').iterdir())
+    monkeypatch.delenv('CXX')
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r'none of c\+\+, g\+\+, clang\+\+ is installed'):
+        native_build.build()
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='names instructions of x86-64')
+@pytest.mark.parametrize('without', WITHOUT)
+def test_processors_that_can_less(without, tmp_path):
+    environment = os.environ | {
+        'MOE_JAX_CACHE': str(tmp_path), 'CXX': f'{native_build.compiler()[0]} {without}'}
+    run = 'from moe_jax import native_build; native_build.build(); import runpy, sys; ' \
+          f'runpy.run_path({str(PROGRAM)!r}, run_name="__main__")'
+    done = subprocess.run([sys.executable, '-c', run], env=environment, capture_output=True,
+                          text=True, timeout=300, cwd=PROGRAM.parents[2])
+    assert done.stdout == 'right\n', done.stderr

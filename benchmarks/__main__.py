@@ -89,11 +89,15 @@ def draw(file: Path, folder: Path) -> None:
 
 def alone(name: str, args: argparse.Namespace) -> int:
     """Run one benchmark here; 1 if a target is missed."""
+    from moe_jax import grouped
+
     case = CASES[name]
     missed = False
     try:
         run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
+        by = f'; our experts by {grouped.choose()[0]}' if case.experts else ''
         for settings, found in run(args):
+            settings += by
             missed |= measured.tell(name, settings, found, args)
     except ModuleNotFoundError as error:
         if error.name not in RIVALS:

@@ -4,12 +4,14 @@
 torch's grouped matrix product and a loop over experts with an array for each (the faster in the
 median is the rival) and the dense products that its rows would need of one expert (the faster of
 jax, summed in float32, and torch; three times as many with gradients). 'of dense' is the time of
-the dense products over ours. What ours and torch compute is held against each other.
+the dense products over ours. What ours and torch compute is held against each other. Where compiled
+products are at hand, the layer by the loop that is used without them runs too.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +30,7 @@ from benchmarks.measured import (
     ratios,
     rounds,
 )
+from moe_jax import grouped, grouped_choice
 
 CASES = {
     'E8': Case(4096, 128, 512, 8, 1, False, 'float32'),
@@ -46,7 +49,7 @@ APART = {'float32': 1e-5, 'bfloat16': 4e-2}
 MANY = Case(16384, 256, 1024, 128, 1, False, 'float32')
 FEW_EXPERTS, FLAT = 8, 1.2
 ROUNDS = {'forward': 15, 'with gradients': 7}
-RIVALS = ('grouped_mm', 'per expert')
+RIVALS, LOOP = ('grouped_mm', 'per expert'), 'by the loop'
 
 
 def run(args: argparse.Namespace) -> Results:
@@ -68,7 +71,7 @@ def measure(case: Case, target: float | None, args: argparse.Namespace) -> list[
     for what, ours, theirs, factor in (
             ('forward', layer_case.forward, torch_layer.forward, 1),
             ('with gradients', layer_case.both, torch_layer.both, 3)):
-        runs = {'ours': partial(jax.jit(ours(case)), *arrays)}
+        runs = {'ours': partial(jax.jit(ours(case)), *arrays)} | by_loop(ours(case), arrays)
         runs |= {way: theirs(way, case, arrays) for way in RIVALS}
         error = difference(case, what, runs)
         found.append(Measured(f'{what}, largest relative difference to torch', error, '',
@@ -76,6 +79,23 @@ def measure(case: Case, target: float | None, args: argparse.Namespace) -> list[
         count = args.rounds or (2 if args.small else ROUNDS[what])
         found += told(what, times(runs | dense, count, factor), target if factor == 1 else None)
     return found
+
+
+def by_loop(layer: Callable[..., Any], arrays: Arrays) -> dict[str, Callable[[], Any]]:
+    """The layer by the loop, compiled already, or nothing where that is what is used anyway."""
+    if grouped.choose() == ('loop',):
+        return {}
+    run, before = partial(jax.jit(layer), *arrays), os.environ.get(grouped_choice.VARIABLE)
+    os.environ[grouped_choice.VARIABLE] = 'loop'
+    grouped_choice.choose.cache_clear()
+    try:
+        jax.block_until_ready(run())
+    finally:
+        os.environ.pop(grouped_choice.VARIABLE)
+        if before is not None:
+            os.environ[grouped_choice.VARIABLE] = before
+        grouped_choice.choose.cache_clear()
+    return {LOOP: run}
 
 
 def difference(case: Case, what: str, runs: dict[str, Callable[[], Any]]) -> float:
@@ -105,6 +125,9 @@ def told(what: str, each: dict[str, Sequence[float]], target: float | None) -> l
                   None if target is None else ('>=', target)),
         median(f'{what}, of dense', ratios(each[dense], each['ours']), 'x'),
         median(f'{what}, ours', each['ours'], 'ms'),
+        *([median(f'{what}, {LOOP}', each[LOOP], 'ms'),
+           *compared(f'{what}, {LOOP} over ours', each[LOOP], each['ours'])]
+          if LOOP in each else ()),
         *(median(f'{what}, torch {way}', each[way], 'ms') for way in RIVALS),
         median(f'{what}, dense by {dense}', each[dense], 'ms'),
     ]

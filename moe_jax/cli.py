@@ -3,9 +3,12 @@
 Modules are imported inside the commands, so that --help and a wrong argument answer at once.
 """
 
+import contextlib
 import errno
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +26,7 @@ from moe_jax import (
 
 TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
+LOGS = 'moe_jax', 'prune', 'train'
 
 app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
@@ -163,7 +167,8 @@ def main() -> None:
     130 stopped by Ctrl-C at once.
     """
     try:
-        app.cli(prog='moe-jax', description=_HELP)
+        with _told_on_stderr():
+            app.cli(prog='moe-jax', description=_HELP)
     except KeyboardInterrupt:
         print('moe-jax: interrupted', file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -175,6 +180,24 @@ def main() -> None:
         print('\n'.join(['moe-jax: ' + _message(error), *getattr(error, '__notes__', ())]),
               file=sys.stderr)
         sys.exit(FAILED)
+
+
+@contextlib.contextmanager
+def _told_on_stderr() -> Iterator[None]:
+    """What the library logs (how experts are multiplied, what a file lacks) is for people here."""
+    handler, logs = logging.StreamHandler(), [logging.getLogger(n) for n in LOGS]
+    before = [(log.level, log.propagate) for log in logs]
+    for log in logs:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False  # packages that are imported give the root a handler of its own
+    try:
+        yield
+    finally:
+        for log, (level, propagate) in zip(logs, before, strict=True):
+            log.removeHandler(handler)
+            log.setLevel(level)
+            log.propagate = propagate
 
 
 def _message(error: Exception) -> str:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from moe_jax.outer_product import summed_outer
+
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5) -> jax.Array:
     """Normalise the last axis in float32, then scale and shift; returns x's dtype."""
@@ -49,9 +51,7 @@ def _product_backward(saved, dy):
     dy = dy.astype(x.dtype)
     dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())),
                              preferred_element_type=jnp.float32)
-    rows, grads = (a.reshape(-1, a.shape[-1]) for a in (x, dy))
-    dkernel = jax.lax.dot_general(rows, grads, (((0,), (0,)), ((), ())),
-                                  preferred_element_type=jnp.float32)
+    dkernel = summed_outer(*(a.reshape(-1, a.shape[-1]) for a in (x, dy)))
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from moe_jax import sharding
 from moe_jax.config import Config
 from moe_jax.model import Params, unembed
+from moe_jax.outer_product import summed_outer
 from train import losses
 
 BLOCK = 2**23  # logits that exist at a time: 32 MB of float32
@@ -48,8 +49,7 @@ def _forward(x, table, targets, weights, scale):
         nats, dlogits = _logits(*part, table, scale)
         dlogits = (dlogits * scale).astype(x.dtype)
         dx = jnp.dot(dlogits, table, preferred_element_type=jnp.float32)
-        dtable = dtable + jax.lax.dot_general(dlogits, part[0], (((0,), (0,)), ((), ())),
-                                              preferred_element_type=jnp.float32)
+        dtable = dtable + summed_outer(dlogits, part[0])
         return (total + nats, dtable), dx.astype(x.dtype)
 
     start = jnp.float32(0.0), jnp.zeros(table.shape, jnp.float32)

@@ -23,6 +23,8 @@ from moe_jax import (
     grouped_native,
     native_build,
     observed,
+    ops,
+    outer_product,
 )
 from moe_jax.routing import Routing
 
@@ -189,3 +191,27 @@ def test_processors_that_can_less(without, tmp_path):
     done = subprocess.run([sys.executable, '-c', run], env=environment, capture_output=True,
                           text=True, timeout=300, cwd=PROGRAM.parents[2])
     assert done.stdout == 'right\n', done.stderr
+
+
+def test_kernels_of_linear_layers_get_their_gradients_by_it(monkeypatch):
+    """In bfloat16 alone, and where no mesh is in force."""
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((50, 6), (50, 10)))
+    exact = np.asarray(a, np.float64).T @ np.asarray(b, np.float64)
+    asked, outer = [], grouped_native.outer
+    monkeypatch.setattr(grouped_native, 'outer',
+                        lambda *given: asked.append(given) or outer(*given))
+    found = jax.jit(outer_product.summed_outer)(a, b)
+    assert found.dtype == jnp.float32 and len(asked) == 1
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((5, 10, 6), (6, 10)))
+    grad = jax.grad(lambda kernel: ops.linear(x, kernel).astype(jnp.float32).sum())(kernel)
+    wanted = np.asarray(x, np.float64).sum((0, 1))[:, None] * np.ones((1, 10))
+    np.testing.assert_allclose(np.asarray(grad, np.float64), wanted, rtol=1e-2, atol=1e-2)
+    assert len(asked) == 2
+    odd, float32 = (a[:, :5], b), (a.astype(jnp.float32), b.astype(jnp.float32))
+    for pair in (odd, float32):
+        wanted = np.asarray(pair[0], np.float64).T @ np.asarray(pair[1], np.float64)
+        np.testing.assert_allclose(jax.jit(outer_product.summed_outer)(*pair), wanted, rtol=1e-5,
+                                   atol=1e-5)
+    assert len(asked) == 2

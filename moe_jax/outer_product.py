@@ -1,0 +1,23 @@
+"""Gradients by kernels: outer products summed over rows."""
+
+import jax
+import jax.numpy as jnp
+
+
+def summed_outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a [N, D], b [N, F] of one dtype -> sum over n of a[n, d] b[n, f], [D, F] float32."""
+    if _compiled(a, b):
+        from moe_jax import grouped_native
+
+        return grouped_native.outer(a, b, jnp.full((1,), len(a), jnp.int32), jnp.float32)[0]
+    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _compiled(a, b):
+    """Whether to use the compiled product: XLA:CPU takes 16-bit floats for float32 where it sums
+    over the rows of both factors."""
+    from moe_jax import grouped_choice, grouped_native, sharding  # these import ops, and ops this
+
+    return (a.dtype == jnp.bfloat16 and sharding.current() is None
+            and grouped_choice.choose()[0] == 'native'
+            and grouped_native.fits(1, a.shape[1], b.shape[1], a.dtype))

@@ -29,7 +29,7 @@ constexpr Unit kHalfUnit = Unit::kWidened;
 #endif
 
 struct Scratch {
-  alignas(64) float a[kDepth * kRows];
+  alignas(64) float a[kDepth * kRowsLaidOut];
   alignas(64) float b[kDepth * kColumns];
   alignas(64) float sums[kRows * kColumns];
 };
@@ -140,13 +140,15 @@ void multiply(Factor<T> a, Factor<T> b, long m, long n, long k, Out* out, long l
 // work(i) for every i below `count`, by the threads of the pool and by this one.
 void in_parallel(ffi::ThreadPool& pool, long count, std::function<void(long)> work) {
   struct State {
+    std::function<void(long)> work;
     std::atomic<long> next{0}, done{0};
   };
   auto state = std::make_shared<State>();
-  // A thread that comes late finds nothing left to do, and `work` is a copy of its own.
-  auto take = [state, count, work = std::move(work)] {
+  state->work = std::move(work);
+  // A thread that comes late finds nothing left to do, in a state that is still there.
+  auto take = [state, count] {
     for (long i; (i = state->next++) < count;) {
-      work(i);
+      state->work(i);
       ++state->done;
     }
   };

@@ -23,7 +23,9 @@ SOURCES = Path(__file__).parent / 'native'
 COMPILERS = 'c++', 'g++', 'clang++'  # after $CXX; GCC 12 or Clang 12 and later
 # Every instruction of this processor; no licence to change what a sum is.
 TUNED = '-mcpu=native' if platform.machine() in ('arm64', 'aarch64') else '-march=native'
-FLAGS = '-std=c++17', '-O3', TUNED, '-fPIC', '-shared', '-pthread', '-Wno-psabi'
+# Halves are read as what pairs of them are multiplied as, hence no assumption about aliasing.
+FLAGS = ('-std=c++17', '-O3', TUNED, '-fno-strict-aliasing', '-fPIC', '-shared', '-pthread',
+         '-Wno-psabi')
 SYMBOLS = ('-undefined', 'dynamic_lookup') if sys.platform == 'darwin' else ()
 
 

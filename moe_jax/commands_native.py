@@ -24,8 +24,12 @@ def build_kernels() -> None:
     took = f'compiled in {time.perf_counter() - start:.0f} s' if fresh else 'there already'
     print(f'{path}: {took}')
     for dtype in TRIED['native']:
-        with jax.default_device(jax.local_devices(backend='cpu')[0]):
-            error, _ = trial(implementation('native'), dtype)
+        try:
+            with jax.default_device(jax.local_devices(backend='cpu')[0]):
+                error, _ = trial(implementation('native'), dtype)
+        except OSError as reason:
+            raise RuntimeError(f'{path}: does not load ({reason}); delete it, and the same command '
+                               'compiles it anew') from reason
         print(f'{dtype}: relative error {error:.1e} against float64')
         if error > TOLERANCE[dtype]:
             raise RuntimeError(f'{path}: wrong in {dtype}, so that it will not be used; delete it '

@@ -89,8 +89,8 @@ def trial(way: Implementation, dtype: str = 'bfloat16') -> tuple[float, float]:
     compiled = jax.jit(run).lower(lhs, rhs, dy, sizes).compile()
     found = [np.asarray(y, np.float64) for y in compiled(lhs, rhs, dy, sizes)]
     wanted = _by_numpy(*(a.astype(np.float64) for a in (lhs, rhs, dy)), sizes)
-    error = max(float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
-                for y, exact in zip(found, wanted, strict=True))
+    error = float(np.max([np.linalg.norm(y - exact) / np.linalg.norm(exact)
+                          for y, exact in zip(found, wanted, strict=True)]))
     flops = (compiled.cost_analysis() or {}).get('flops', 0.0)
     return error if error == error else float('inf'), flops / (6 * sum(SIZES) * d * f)
 

@@ -73,7 +73,7 @@ def _backward(function, saved, dy):
         dx = sum(turned(du, cast[name]).astype(jnp.float32)
                  for name, du in by_products.items())
         pairs = {name: (rows, du) for name, du in by_products.items()} | {'down': (hidden, dy)}
-        ones = jnp.ones((rows.shape[0], 2), rows.dtype)  # two, which are a pair of 16 bits
+        ones = jnp.ones((rows.shape[0], 1), rows.dtype)
         biases = {f'{name}_bias': (ones, du) for name, (_, du) in pairs.items()}
         return dx.astype(rows.dtype), {name: pair for name, pair in (pairs | biases).items()
                                        if name in weights}
@@ -115,8 +115,7 @@ def over_chunks(
                        for name, pair in pairs.items()}
 
     start = jax.tree.map(lambda a: bits(jnp.zeros((count, *a.shape[1:]), a.dtype)), like), {
-        name: jnp.zeros((sizes.shape[0], a.shape[1], b.shape[1]),
-                        native.sum_dtype(a.dtype, dtypes.get(name, jnp.float32)))
+        name: jnp.zeros((sizes.shape[0], a.shape[1], b.shape[1]), jnp.float32)
         for name, (a, b) in pairs.items()}
     found, totals = jax.lax.fori_loop(0, cut.count, step, start)
     return (jax.tree.map(lambda a, b: floats(a, b.dtype), found, like),

@@ -29,7 +29,7 @@ def load() -> None:
 
 
 def fits(block: int, d: int, f: int, dtype: Any) -> bool:
-    """Whether the products take rows of such widths: of bfloat16 pairs are multiplied."""
+    """Whether `matmul` takes rows of such widths: of bfloat16 pairs are multiplied."""
     return dtype == jnp.float32 or (dtype == jnp.bfloat16 and d % 2 == 0 and f % 2 == 0)
 
 
@@ -46,25 +46,21 @@ def matmul(lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, turned: bool) ->
 def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: Any) -> jax.Array:
     """[E, D, F] with lhs[rows of e].T @ dy[rows of e] at e; lhs [S, D], dy [S, F]."""
     shape = sizes.shape[0], lhs.shape[1], dy.shape[1]
-    return _call(TARGETS[1], shape, sum_dtype(lhs.dtype, dtype))(lhs, dy, sizes).astype(dtype)
+    half = lhs.dtype == jnp.bfloat16 and dtype == jnp.bfloat16  # of others the sums are float32
+    made = jnp.bfloat16 if half else jnp.float32
+    return _call(TARGETS[1], shape, made)(lhs, dy, sizes).astype(dtype)
 
 
 def outer_into(
     total: jax.Array, lhs: jax.Array, dy: jax.Array, sizes: jax.Array, begins: jax.Array,
     row: jax.Array,
 ) -> jax.Array:
-    """total [E, D, F] with `outer` added, or in its place where begins [E]; in place.
+    """total [E, D, F] float32 with `outer` added, or in its place where begins [E]; in place.
 
-    total of `sum_dtype`; the first group begins at `row`.
+    The first group begins at `row`.
     """
     call = _call(TARGETS[2], total.shape, total.dtype, input_output_aliases={0: 0})
     return call(total, lhs, dy, sizes, begins.astype(jnp.int32), row.astype(jnp.int32))
-
-
-def sum_dtype(dtype: Any, wanted: Any) -> Any:
-    """The dtype in which `outer` gives the products of rows of `dtype` that end as `wanted`."""
-    half = dtype == jnp.bfloat16 and wanted == jnp.bfloat16
-    return jnp.bfloat16 if half else jnp.float32
 
 
 def _call(name, shape, dtype, **how):

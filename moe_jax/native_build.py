@@ -54,7 +54,8 @@ def build() -> Path:
                    str(SOURCES / 'grouped.cc'), '-o', str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f'the compiler refused:\n{shlex.join(command)}\n{done.stderr}')
+            raise RuntimeError(f'the compiler refused:\n{shlex.join(command)}\n{done.stderr}\n'
+                               'GCC 12 or Clang 12 is needed, or later; CXX names another one')
     return path
 
 
@@ -74,7 +75,8 @@ def compiler() -> list[str]:
 
 def place() -> Path:
     """Where the library for this processor, this jax and these sources belongs."""
-    made_from = [jax.lib.__version__, *FLAGS, platform.system(), platform.machine(), _processor()]
+    made_from = [jax.lib.__version__, *FLAGS, platform.system(), platform.machine(),
+                 *platform.libc_ver(), _processor()]
     digest = hashlib.sha256('\n'.join(made_from).encode())
     for source in sorted(SOURCES.glob('*.*')):
         digest.update(source.read_bytes())
@@ -85,6 +87,9 @@ def place() -> Path:
 def _processor():
     """What the processor can do: a library with instructions that it lacks would end the process.
     """
+    if sys.platform == 'darwin':
+        named = ['sysctl', '-n', 'machdep.cpu.brand_string']
+        return subprocess.run(named, capture_output=True, text=True, check=True).stdout
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:  # not Linux

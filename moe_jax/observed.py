@@ -31,6 +31,7 @@ from moe_jax import grouped, grouped_chunks
 from moe_jax.experts import gather_rows
 from moe_jax.ffn import Ffn
 from moe_jax.grouped import grouped_sums
+from moe_jax.grouped_schedule import bits, floats
 from moe_jax.routing import Routing
 
 MAXIMA = ('norm_max', 'element_max')
@@ -189,8 +190,10 @@ def _grams(y_NKD):
     def of(y):
         return jnp.einsum('...kd,...jd->...kj', y, y, preferred_element_type=jnp.float32)
 
+    if jax.default_backend() != 'cpu':
+        return of(y_NKD)
     # XLA:CPU copies the factors of a batched product; one after the other they take a quarter.
-    return jax.lax.map(of, y_NKD) if jax.default_backend() == 'cpu' else of(y_NKD)
+    return jax.lax.map(lambda raw: of(floats(raw, y_NKD.dtype)), bits(y_NKD))
 
 
 def pair_sums(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:

@@ -58,13 +58,12 @@ inline Bits wide_bits(Halves x) { return __builtin_convertvector(x, Bits); }
 
 template <Unit unit>
 inline Vec add_product(Vec sum, float a, Vec b) {
-  Vec x = a - Vec{};
 #if defined(__AVX512BF16__)
-  if constexpr (unit == Unit::kPair) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)b);
+  if constexpr (unit == Unit::kPair) {  // the bits of `a` are not those of a number
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_ps(a), (__m512bh)b);
   }
 #endif
-  return sum + x * b;
+  return sum + (a - Vec{}) * b;
 }
 
 // c[high, kWide] = (c if more) + sum over `units` of a's by b's: unit p of row i at

@@ -112,6 +112,17 @@ def test_halves_are_summed_in_float32(rows, weights_dtype, monkeypatch):
         assert np.linalg.norm(np.asarray(a, np.float64) - b) < 1e-2 * np.linalg.norm(b)
 
 
+def test_sums_over_many_chunks_are_not_rounded_on_the_way(monkeypatch):
+    """300 equal rows of a bfloat16 model, some in each of 100 chunks: their sum is exact."""
+    monkeypatch.setattr(grouped_chunks, 'LEAST', 1)
+    monkeypatch.setattr(grouped_chunks, 'CHUNK', 3 * F)
+    function, weights, _, _ = layer('swiglu', jnp.bfloat16)
+    x, dy = (jnp.ones((300, D), jnp.bfloat16) for _ in range(2))
+    sizes = jnp.zeros((len(SIZES),), jnp.int32).at[1].set(300)
+    _, pull = jax.vjp(lambda w: grouped_chunks.apply(function, w, x, sizes), weights)
+    np.testing.assert_array_equal(jax.jit(pull)(dy)[0]['down_bias'][1], 300.0)
+
+
 def test_what_is_kept_is_each_product_once():
     function, weights, x, _ = layer('swiglu')
     saved = jax.eval_shape(lambda w, x: jax.vjp(lambda w, x: grouped_chunks.apply(
@@ -210,9 +221,8 @@ def test_kernels_of_linear_layers_get_their_gradients_by_it(monkeypatch):
     wanted = np.asarray(x, np.float64).sum((0, 1))[:, None] * np.ones((1, 10))
     np.testing.assert_allclose(np.asarray(grad, np.float64), wanted, rtol=1e-2, atol=1e-2)
     assert len(asked) == 2
-    odd, float32 = (a[:, :5], b), (a.astype(jnp.float32), b.astype(jnp.float32))
-    for pair in (odd, float32):
+    for pair, count in ((a[:, :5], b), 3), ((a.astype(jnp.float32), b.astype(jnp.float32)), 3):
         wanted = np.asarray(pair[0], np.float64).T @ np.asarray(pair[1], np.float64)
         np.testing.assert_allclose(jax.jit(outer_product.summed_outer)(*pair), wanted, rtol=1e-5,
                                    atol=1e-5)
-    assert len(asked) == 2
+        assert len(asked) == count

@@ -1,7 +1,7 @@
 """Experts on rows sorted by expert, by compiled products, some rows at a time.
 
 S rows, D width, F hidden, E experts, C rows of a chunk. What the hidden layer of a chunk takes is
-used again for the next one: it stays in the cache, and no fresh memory is asked for, which costs
+used again for the next one: it stays in the cache, and no fresh memory is asked for, which can cost
 more than the arithmetic where the hidden layer of all rows is large. For the gradient what
 `Ffn.hidden` asks of its products is kept, [S, F] each, and nothing else, as in `grouped_ffn`.
 """

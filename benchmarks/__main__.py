@@ -89,7 +89,7 @@ def draw(file: Path, folder: Path) -> None:
 
 def alone(name: str, args: argparse.Namespace) -> int:
     """Run one benchmark here; 1 if a target is missed."""
-    from moe_jax import grouped
+    from moe_jax.experts import grouped
 
     case = CASES[name]
     missed = False

@@ -25,9 +25,11 @@ import jax
 from benchmarks import layer_case
 from benchmarks.layer_case import Case
 from benchmarks.measured import Measured, Results, best, median, ratios, rounds
-from moe_jax import cost, grouped, grouped_choice
-from moe_jax.grouped_ways import implementation
-from moe_jax.presets import PRESETS
+from moe_jax.config.presets import PRESETS
+from moe_jax.experts import grouped
+from moe_jax.kernels import trial
+from moe_jax.kernels.table import implementation
+from moe_jax.study.clock import forward_milliseconds
 
 try:
     from benchmarks import torch_layer
@@ -53,7 +55,7 @@ def check(args: argparse.Namespace) -> Results:
     """What the ways of the grouped product that this process uses are off, in bfloat16."""
     yield 'value and both gradients, bfloat16 against float64', [
         Measured(f'{way}, largest relative error',
-                 grouped_choice.trial(implementation(way))[0], '', ('<=', 4e-3))
+                 trial.trial(implementation(way))[0], '', ('<=', 4e-3))
         for way in grouped.choose()]
 
 
@@ -115,7 +117,7 @@ def latency(rows: int, args: argparse.Namespace) -> tuple[list[Measured], str]:
     configs = [PRESETS[name](e).replace(experts=(e, 0), capacity_eval=None, dtype='bfloat16')
                for e in COUNTS]
     count = args.rounds or (2 if args.small else LATENCY_ROUNDS)
-    taken = cost.forward_milliseconds(configs, (rows, length), count, stored='bfloat16')
+    taken = forward_milliseconds(configs, (rows, length), count, stored='bfloat16')
     found = []
     for count, times in zip(COUNTS, taken, strict=True):
         found.append(median(f'E={count}, {rows * length} tokens', times, 'ms'))

@@ -30,7 +30,8 @@ from benchmarks.measured import (
     ratios,
     rounds,
 )
-from moe_jax import grouped, grouped_choice
+from moe_jax.experts import grouped
+from moe_jax.kernels import trial
 
 CASES = {
     'E8': Case(4096, 128, 512, 8, 1, False, 'float32'),
@@ -85,16 +86,16 @@ def by_loop(layer: Callable[..., Any], arrays: Arrays) -> dict[str, Callable[[],
     """The layer by the loop, compiled already, or nothing where that is what is used anyway."""
     if grouped.choose() == ('loop',):
         return {}
-    run, before = partial(jax.jit(layer), *arrays), os.environ.get(grouped_choice.VARIABLE)
-    os.environ[grouped_choice.VARIABLE] = 'loop'
-    grouped_choice.choose.cache_clear()
+    run, before = partial(jax.jit(layer), *arrays), os.environ.get(trial.VARIABLE)
+    os.environ[trial.VARIABLE] = 'loop'
+    trial.choose.cache_clear()
     try:
         jax.block_until_ready(run())
     finally:
-        os.environ.pop(grouped_choice.VARIABLE)
+        os.environ.pop(trial.VARIABLE)
         if before is not None:
-            os.environ[grouped_choice.VARIABLE] = before
-        grouped_choice.choose.cache_clear()
+            os.environ[trial.VARIABLE] = before
+        trial.choose.cache_clear()
     return {LOOP: run}
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax import experts, ffn
+from moe_jax.experts import evaluate
+from moe_jax.layers import ffn
 
 SKEW = 0.3  # standard deviation of the experts' log popularity
 Arrays = tuple[Any, jax.Array, jax.Array, jax.Array]  # weights, x [T, D], ids and gates [T, K]
@@ -23,7 +24,7 @@ class Case(NamedTuple):
     tokens: int
     width: int
     hidden: int
-    experts: int
+    evaluate: int
     topk: int
     gated: bool
     dtype: str = 'bfloat16'
@@ -66,7 +67,7 @@ def inputs(case: Case, seed: int) -> Arrays:
 def forward(case: Case) -> Callable[..., jax.Array]:
     """The layer, a function of `inputs`: [T, D]."""
     def run(weights, x, ids, gates):
-        return experts.dropless(case.function, weights, x, ids, gates)[0]
+        return evaluate.dropless(case.function, weights, x, ids, gates)[0]
 
     return run
 

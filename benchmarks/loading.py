@@ -24,9 +24,9 @@ import numpy as np
 
 from benchmarks.measured import Measured, Results, compared, median, rounds, seconds
 from moe_jax import export_hf, load
+from moe_jax.base.tree import leaves_with_paths
 from moe_jax.families import FAMILIES
 from moe_jax.hf import layout, writer
-from moe_jax.tree import leaves_with_paths
 
 # L, E, D, F, V
 MANY = {'full': (200, 256, 16, 8, 64), 'small': (8, 32, 16, 8, 64)}

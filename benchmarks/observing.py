@@ -24,11 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measured import Measured, Results, apart, compared, median, ratios, rounds
-from moe_jax import Config, Stats, ffn, init, observe, score
-from moe_jax.block_pass import layer_config, watched
-from moe_jax.blocks import Record
-from moe_jax.collector import Wish
-from moe_jax.model import hidden
+from moe_jax import Config, Stats, init
+from moe_jax.calibration import observe
+from moe_jax.calibration.block_pass import layer_config, watched
+from moe_jax.calibration.collector import Wish
+from moe_jax.inference import score
+from moe_jax.layers import ffn
+from moe_jax.model.decoder import hidden
+from moe_jax.model.moe import Record
 
 # L, D, F, E, K, B, T, batches, and whether every expert on every token is run beside it
 SHAPES = {
@@ -80,7 +83,7 @@ def memory_of(cfg: Config, params: Any, batch: Mapping[str, Any]) -> list[Measur
     rows, length = batch['tokens'].shape
     x = jax.ShapeDtypeStruct((rows, length, cfg.width), jnp.float32)
     whole, none = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((rows, length), (1, 0)))
-    layer = jax.jit(watched(layer_config(cfg, 0), Wish().watch)).lower(
+    layer = jax.jit(watched(layer_config(cfg, 0), Wish().observer)).lower(
         params['layer_0'], x, whole, none)
     plans = {'observe, a layer': layer, SAID['rival']: _every(cfg).lower(params, batch['tokens'])}
     sizes = {name: plan.compile().memory_analysis() for name, plan in plans.items()}

@@ -23,10 +23,10 @@ import numpy as np
 import prune
 from benchmarks.measured import Measured, Results, median, rounds, seconds
 from moe_jax import Config, Stats
-from moe_jax.fingerprint import fingerprint
-from moe_jax.stats import BINS, STATISTICS, Statistic
-from moe_jax.tree import count_bytes
-from prune import registry
+from moe_jax.base.tree import count_bytes
+from moe_jax.calibration.table import BINS, STATISTICS, Statistic
+from moe_jax.model.fingerprint import fingerprint
+from prune.experts import registry
 
 SIZES = {'full': (48, 128, 2048, 768), 'small': (4, 16, 64, 32)}
 ROUNDS = 5

@@ -19,11 +19,13 @@ import numpy as np
 
 import prune
 from benchmarks.measured import Measured, Results, median, ratios, rounds, seconds
-from moe_jax import Config, Stats, init, sample
-from moe_jax.blocks import SparseMoe
-from moe_jax.fingerprint import fingerprint
-from moe_jax.tree import take
-from prune import reconstruct, subsets
+from moe_jax import Config, Stats, init
+from moe_jax.base.tree import take
+from moe_jax.calibration import reservoir as sample
+from moe_jax.model.fingerprint import fingerprint
+from moe_jax.model.moe import SparseMoe
+from prune.subsets import error
+from prune.subsets import search as subsets
 
 SIZES = {'full': (16, 8, 16_384, 512, 1024), 'small': (8, 4, 1024, 64, 128)}
 TOPK = 2
@@ -69,9 +71,9 @@ def measure(
                                [search, lambda: [again(ids) for ids in picked]])
     searched, run = ([1e3 * t / n for t in times] for times, n in
                      ((for_all, len(sets)), (for_four, len(picked))))
-    reservoir = reconstruct.sample_of(stats.layer(0), moe['router'], cfg)
+    reservoir = error.sample_of(stats.layer(0), moe['router'], cfg)
     exact = np.array([float(again(ids)) for ids in picked])
-    apart = np.abs(reconstruct.errors(reservoir, cfg, picked) / exact - 1).max()
+    apart = np.abs(error.errors(reservoir, cfg, picked) / exact - 1).max()
     every = f'all {len(sets):,} sets'
     return [
         median(every, for_all, 's', ('<=', 60.0)),

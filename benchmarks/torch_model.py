@@ -16,8 +16,8 @@ from torch.nn import functional
 from benchmarks import torch_layer
 from benchmarks.torch_layer import tensor
 from moe_jax import Config
-from moe_jax.tree import leaves_with_paths
-from train.optim import NO_DECAY
+from moe_jax.base.tree import leaves_with_paths
+from train.optim.adamw import NO_DECAY
 
 Params = dict[str, Any]  # by path; experts as one array of all, or as a list
 EXPERTS = re.compile(r'moe/experts/(up|down)$')

@@ -28,8 +28,8 @@ from benchmarks.measured import (
 )
 from moe_jax import Config, init
 from train import TrainOptions
-from train.state import init_state
-from train.step import make_step
+from train.loop.state import init_state
+from train.loop.step import make_step
 
 ROUNDS = 9
 APART = {'float32': 1e-4, 'bfloat16': 1e-2}

@@ -17,8 +17,8 @@ import numpy as np
 import prune
 from benchmarks.measured import Measured, Results, peak, seconds
 from moe_jax import Config, Stats
-from moe_jax.fingerprint import fingerprint
-from moe_jax.model import shapes
+from moe_jax.model.decoder import shapes
+from moe_jax.model.fingerprint import fingerprint
 
 SIZES = {'full': (128, 32, 1024, 4096), 'small': (16, 4, 128, 512)}
 TOKENS = 4096

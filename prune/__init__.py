@@ -7,23 +7,24 @@
 others, described in a few lines.
 """
 
-from prune.apply import apply
-from prune.evolution import Evolved, evolve
-from prune.foreign import Foreign
-from prune.layerwise import Layerwise, plan_layerwise
-from prune.leaves import Leaf
-from prune.masks import sparsity
-from prune.moments import apply_moments, stands_for
-from prune.observing import observe_options
-from prune.plan import LayerPlan, Plan
-from prune.planner import plan
-from prune.protect import super_experts
-from prune.ranking import scores
-from prune.registry import check_options, methods, options
-from prune.safe_sparsity import safe_sparsity
-from prune.safety import Safety
-from prune.select import select as select_experts
-from prune.sensitivity import sensitivity
+from prune.catalog.observing import observe_options
+from prune.curves.safe_sparsity import safe_sparsity
+from prune.curves.safety import Safety
+from prune.experts.evolution import Evolved, evolve
+from prune.experts.layerwise import Layerwise, plan_layerwise
+from prune.experts.planner import plan
+from prune.experts.protect import super_experts
+from prune.experts.ranking import scores
+from prune.experts.registry import check_options, methods, options
+from prune.experts.select import select as select_experts
+from prune.experts.sensitivity import sensitivity
+from prune.foreign.foreign import Foreign
+from prune.foreign.leaves import Leaf
+from prune.plans.layer import LayerPlan
+from prune.plans.masks import sparsity
+from prune.plans.plan import Plan
+from prune.surgery.apply import apply
+from prune.surgery.moments import apply_moments, stands_for
 from prune.weights.layerwise import sparsify_layerwise
 from prune.weights.registry import check_weight_options, weight_methods, weight_options
 from prune.weights.sparsify import sparsify

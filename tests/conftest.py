@@ -2,7 +2,7 @@
 
 import os
 
-import quick_compiling
+from tests import quick_compiling
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = quick_compiling.flags()
@@ -22,9 +22,9 @@ MAPS = 30_000  # of the 65,530 that Linux gives a process
 # Files that take more than 20 seconds: one that came last would leave the other worker idle.
 LONGEST = (
     'mesh/test_on_devices.py', 'mesh/test_processes.py', 'study/test_runner.py',
-    'hf/test_parity.py', 'hf/test_big.py', 'prune/test_contract.py', 'train/test_kill.py',
-    'hf/test_harness.py', 'core/test_grouped_native.py', 'prune/test_prune_layerwise.py',
-    'prune/test_evolution.py', 'train/test_distill.py', 'train/test_forecast_xla.py',
+    'hf/test_parity.py', 'hf/test_big.py', 'experts/test_contract.py', 'loop/test_kill.py',
+    'hf/test_harness.py', 'kernels/test_native.py', 'experts/test_layerwise.py',
+    'experts/test_evolution.py', 'recipes/test_distill.py', 'forecasting/test_forecast_xla.py',
     'hf/test_export.py',
 )
 

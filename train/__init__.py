@@ -3,22 +3,22 @@
 A run is data in, data out: `fit` takes params and gives new params, leaving its inputs alone.
 """
 
-from train.distill import Distill, distill, router_kd, towards
-from train.finetune import finetune, warm_routers
-from train.forecast import Forecast, forecast
-from train.loop import Callback, fit
-from train.moments import carry, last_state
-from train.objective import Objective
-from train.options import TrainOptions
-from train.peaks import PEAKS, Peaks
-from train.pretrain import pretrain
-from train.run import Run
-from train.signals import Interrupted
-from train.state import TrainState, init_state, params_of
-from train.step import Diverged, make_step
-from train.teacher import teach
-from train.trainable import TRAINABLE, Trainable
-from train.tsep import Tsep, tsep
+from train.forecasting.forecast import Forecast, forecast
+from train.forecasting.peaks import PEAKS, Peaks
+from train.loop.carry import carry, last_state
+from train.loop.fit import Callback, fit
+from train.loop.options import TrainOptions
+from train.loop.signals import Interrupted
+from train.loop.state import TrainState, init_state, params_of
+from train.loop.step import Diverged, make_step
+from train.objectives.objective import Objective
+from train.objectives.teacher import teach
+from train.recipes.distill import Distill, distill, router_kd, towards
+from train.recipes.finetune import finetune, warm_routers
+from train.recipes.pretrain import pretrain
+from train.recipes.run import Run
+from train.recipes.tsep import Tsep, tsep
+from train.trainable.trainable import TRAINABLE, Trainable
 
 __all__ = [
     'PEAKS',

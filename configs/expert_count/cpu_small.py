@@ -10,8 +10,8 @@ Expect: held-out loss of 3.8 to 4.1 nats per token by domain after pretraining, 
 
 import dataclasses
 
-from moe_jax.presets import cpu_small, tiny
-from moe_jax.study.spec import Method, Recovery, Study
+from moe_jax.config.presets import cpu_small, tiny
+from moe_jax.study.expert_count.spec import Method, Recovery, Study
 from train import TrainOptions
 
 UNCURL = Method(label='uncurl', name='uncurl')

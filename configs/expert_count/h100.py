@@ -10,8 +10,8 @@ the mean load) because the dropless loop is made for CPUs.
 
 import dataclasses
 
-from moe_jax.presets import h100
-from moe_jax.study.spec import Method, Recovery, Study
+from moe_jax.config.presets import h100
+from moe_jax.study.expert_count.spec import Method, Recovery, Study
 from train import TrainOptions
 
 RIVALS = (

@@ -12,8 +12,8 @@ the corpus; fine-tuning takes equal steps on every task where the paper takes 50
 
 import dataclasses
 
-from moe_jax.presets import gpt2_354m
-from moe_jax.study.spec import Method, Recovery, Study
+from moe_jax.config.presets import gpt2_354m
+from moe_jax.study.expert_count.spec import Method, Recovery, Study
 from train import TrainOptions
 
 ROWS, MICRO = 512, 4  # rows a step, and of them at a time on the device

@@ -10,8 +10,8 @@ after every stage of recovery: methods differ most before any training.
 
 from pathlib import Path
 
-from moe_jax.study import spec
-from moe_jax.study.spec import Method, Study
+from moe_jax.study.expert_count import spec
+from moe_jax.study.expert_count.spec import Method, Study
 
 EXPERT_COUNT = spec.load(Path(__file__).parents[1] / 'expert_count' / 'cpu_small.py')
 DROP = ('frequency', 'seer', 'expert_drop', 'ean', 'reap', 'man', 'aimer', 'router_norm', 'stun',

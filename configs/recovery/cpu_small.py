@@ -12,7 +12,7 @@ nats per token after pretraining; 0.063 nats lost to dropping and 0.020 to zeroi
 
 import dataclasses
 
-from moe_jax.presets import cpu_small, tiny
+from moe_jax.config.presets import cpu_small, tiny
 from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Sparsify
 from train import TRAINABLE, Distill, Trainable, TrainOptions
 

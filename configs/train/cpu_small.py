@@ -9,7 +9,7 @@ The model is in runs/cpu_small/model, ready for `moe-jax observe` and `moe-jax p
 
 import dataclasses
 
-from moe_jax.presets import cpu_small, tiny
+from moe_jax.config.presets import cpu_small, tiny
 from train import Run, TrainOptions
 
 

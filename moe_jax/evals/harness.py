@@ -19,10 +19,10 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from moe_jax import storage
-from moe_jax.continuations import score_continuations
-from moe_jax.generate import Sampling, generate
 from moe_jax.hf.folder import SUBFOLDER
+from moe_jax.inference.continuations import score_continuations
+from moe_jax.inference.generate import Sampling, generate
+from moe_jax.storage import folder as storage
 
 MAX_NEW = 256
 

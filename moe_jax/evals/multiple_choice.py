@@ -10,11 +10,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from moe_jax.config import Config
-from moe_jax.continuations import score_continuations
 from moe_jax.data.tasks.encode import Prompt, encode_score
 from moe_jax.data.tasks.example import Example
 from moe_jax.evals.scores import Scores
-from moe_jax.model import Params
+from moe_jax.inference.continuations import score_continuations
+from moe_jax.model.decoder import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

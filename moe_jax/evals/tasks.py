@@ -20,7 +20,7 @@ from moe_jax.data.tasks.splits import cap
 from moe_jax.data.tokenizer import END
 from moe_jax.evals import multiple_choice, perplexity
 from moe_jax.evals.scores import Scores
-from moe_jax.model import Params
+from moe_jax.model.decoder import Params
 
 Packed = Mapping[str, np.ndarray]
 Validation = multiple_choice.Questions | perplexity.Texts

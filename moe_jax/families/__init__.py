@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from moe_jax.config import nearest
+from moe_jax.base.checks import nearest
 from moe_jax.families.family import Family
 
 MODULES = ('mixtral', 'olmoe', 'qwen2_moe', 'qwen3_moe', 'granitemoe', 'glm4_moe', 'dots1',

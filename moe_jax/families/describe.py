@@ -3,11 +3,11 @@
 
 from rich.table import Table
 
+from moe_jax.base.text import human
 from moe_jax.config import Config
-from moe_jax.cost import count
-from moe_jax.describe import human
 from moe_jax.families import FAMILIES
 from moe_jax.families.family import Family
+from moe_jax.model.cost import count
 
 GATES = {
     'softmax_topk': 'softmax, then top-k, raw',

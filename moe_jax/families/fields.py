@@ -8,9 +8,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.config import Rope, nearest
-from moe_jax.config_checks import LIMIT
-from moe_jax.config_parts import yarn_magnitude
+from moe_jax.base.checks import nearest
+from moe_jax.config import Rope
+from moe_jax.config.checks import LIMIT
+from moe_jax.config.parts import yarn_magnitude
 
 EXPERTS = ('num_experts', 'num_local_experts', 'n_routed_experts', 'moe_num_experts')
 TOPK = ('num_experts_per_tok', 'num_experts_per_token', 'moe_topk', 'moe_k')

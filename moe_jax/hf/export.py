@@ -18,16 +18,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.checkpoint import check_params, check_target, guard_space, swap
+from moe_jax.base.files import check_target, guard_space, swap
+from moe_jax.base.tree import host, leaves_with_paths
 from moe_jax.config import CLOSED, Config
-from moe_jax.config_checks import group_least, nearest_grouped
+from moe_jax.config.checks import group_least, nearest_grouped
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
 from moe_jax.hf import layout, load, writer
 from moe_jax.hf.folder import MANIFEST, SideFiles
 from moe_jax.hf.shards import INDEX, SINGLE
-from moe_jax.model import Params
-from moe_jax.tree import host, leaves_with_paths
+from moe_jax.model.decoder import Params
+from moe_jax.model.params import check_params
 
 SHARD_BYTES = 5 * 10**9
 # What training may change without the folder being another model: transformers knows none of it.

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_jax import model
+from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.families import family_of
 from moe_jax.families.family import Family, Slot, layer_of
 from moe_jax.hf.shards import Shards, Tensor, listed, read_json
-from moe_jax.tree import leaves_with_paths
+from moe_jax.model import decoder
 
 CONFIG = 'config.json'
 HEAD = 'lm_head.weight'
@@ -48,7 +48,7 @@ def leaves(cfg: Config, family: Family, tensors: Mapping[str, Tensor] | None = N
     tensors None: the family's own layout, for a folder yet to be written.
     """
     found = []
-    for path, leaf in leaves_with_paths(model.shapes(cfg)):
+    for path, leaf in leaves_with_paths(decoder.shapes(cfg)):
         layer, shape = layer_of(path), tuple(leaf.shape)
         slots = family.candidates(path)
         chosen = next((slot for slot in slots if tensors is not None

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from moe_jax.calibration.stats import Stats
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
 from moe_jax.pictures.similarity import alike
 from moe_jax.pictures.spots import DROPPED, spots
-from moe_jax.stats import Stats
 
 
 @style.look()

@@ -4,7 +4,8 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from moe_jax.stats import Stats, Sums
+from moe_jax.calibration.stats import Stats
+from moe_jax.calibration.table import Sums
 
 Layers = int | Sequence[int] | None
 

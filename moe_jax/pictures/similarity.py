@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from moe_jax.calibration.stats import Stats
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
-from moe_jax.stats import Stats
 
 Kind = Literal['logits', 'outputs', 'together']
 

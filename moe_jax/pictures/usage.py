@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from moe_jax.calibration.stats import Stats
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
-from moe_jax.stats import Stats
 
 COLOURS = 'YlGnBu'
 

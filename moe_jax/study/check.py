@@ -6,8 +6,8 @@ from pathlib import Path
 import prune
 from moe_jax.data import fetch, folder, tasks, tokenizer
 from moe_jax.data.tasks import local, superglue
+from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery.spec import Drop, RecoveryStudy, Sparsify
-from moe_jax.study.spec import Study
 from prune.weights.request import weight_request
 
 

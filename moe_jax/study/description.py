@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from moe_jax.study.cells import Cell, stage_options, tokens
+from moe_jax.study.expert_count.cells import Cell, stage_options, tokens
+from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.material import Material
 from moe_jax.study.recovery.spec import RecoveryStudy
-from moe_jax.study.spec import Study
-from train.options import TrainOptions
+from train.loop.options import TrainOptions
 
 PACKAGES = ('moe-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy', 'tokenizers')
 

@@ -4,13 +4,13 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from moe_jax import cost
-from moe_jax.describe import human
-from moe_jax.study.cells import compared, stage_options, tokens
+from moe_jax.base.text import human
+from moe_jax.model import cost
+from moe_jax.study.expert_count.cells import compared, stage_options, tokens
+from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery.cells import recovered
 from moe_jax.study.recovery.spec import RecoveryStudy
-from moe_jax.study.spec import Study
-from train.forecast import duration
+from train.forecasting.forecast import duration
 
 # float32 parameter, gradient and two Adam moments
 STATE_BYTES = 16

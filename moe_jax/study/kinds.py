@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from moe_jax.study import cells, check, compute, description, estimate
+from moe_jax.study import check, description, estimate
+from moe_jax.study.expert_count import cells, compute
+from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery import cells as recovery_cells
 from moe_jax.study.recovery import compute as recovery_compute
 from moe_jax.study.recovery.spec import RecoveryStudy
-from moe_jax.study.spec import Study
 
 
 class Kind(NamedTuple):

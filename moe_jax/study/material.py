@@ -14,8 +14,8 @@ from moe_jax.data.encode import encode_part
 from moe_jax.data.packing import pack
 from moe_jax.evals import perplexity
 from moe_jax.evals.tasks import EncodedTask, digest_of, encode_task, texts
+from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery.spec import RecoveryStudy
-from moe_jax.study.spec import Study
 
 Packed = Mapping[str, np.ndarray]
 

@@ -44,16 +44,16 @@ def answer(asked: dict[str, Any]) -> list[dict[str, list[float]]]:
     """What `measured` gives, on the devices of this process."""
     import jax
 
-    from moe_jax import cost
+    from moe_jax.base.sharding import make_mesh
     from moe_jax.config import Config
-    from moe_jax.sharding import make_mesh
+    from moe_jax.study.clock import forward_milliseconds
 
     degrees = [n for n in asked['degrees'] if n <= jax.device_count()]
     meshes = {n: None if n == 1 else make_mesh(expert=n) for n in degrees}
     found = []
     for text in asked['configs']:
         cfg = Config.from_json(text)
-        times = cost.forward_milliseconds(
+        times = forward_milliseconds(
             [cfg] * len(degrees), tuple(asked['shape']), asked['rounds'], list(meshes.values()))
         found.append(dict(zip(map(str, degrees), times, strict=True)))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from moe_jax.checkpoint import guard_space
+from moe_jax.base.files import guard_space
 
 FILE = 'records.jsonl'
 LOCK = '.lock'

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train.options import TrainOptions
+from train.loop.options import TrainOptions
 
 
 def check_common(study: Any, counts: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from prune.masks import pack
+from prune.plans.masks import pack
 
 Scope = Literal['output', 'matrix', 'layer', 'global']
 Pattern = tuple[int, int]

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from moe_jax.base.tree import at
+from moe_jax.calibration.layerwise import layerwise
+from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.fingerprint import fingerprint
-from moe_jax.layerwise import layerwise
-from moe_jax.stats import Stats
-from moe_jax.tree import at
-from prune.apply import apply_layer, config_of
-from prune.layerwise import Layerwise, of_group
-from prune.original import check_model
-from prune.plan import LayerPlan, Plan
+from moe_jax.model.fingerprint import fingerprint
+from prune.experts.layerwise import Layerwise
+from prune.inputs.original import check_model, of_group
+from prune.plans.layer import LayerPlan
+from prune.plans.plan import Plan
+from prune.surgery.apply import apply_layer, config_of
 from prune.weights.registry import weight_observe_options
 from prune.weights.request import WeightRequest, weight_request
 from prune.weights.sparsify import sparsify

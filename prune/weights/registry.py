@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_jax.config import nearest
-from prune.masks import LEAVES
-from prune.registry import checked_options, options_of
-from prune.statistics import options_for
+from moe_jax.base.checks import nearest
+from prune.experts.registry import checked_options, options_of
+from prune.inputs.statistics import options_for
+from prune.plans.masks import LEAVES
 from prune.weights.methods import WEIGHT_METHODS
 
 FORMS = ('scores', 'solve')

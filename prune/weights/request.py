@@ -10,12 +10,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from moe_jax import ffn
-from moe_jax.config import Config, nearest
-from moe_jax.stats import Stats
-from moe_jax.tree import host
-from prune import statistics
-from prune.masks import LEAVES, matrix
+from moe_jax.base.checks import nearest
+from moe_jax.base.tree import host
+from moe_jax.calibration.stats import Stats
+from moe_jax.config import Config
+from moe_jax.layers import ffn
+from prune.inputs import statistics
+from prune.plans.masks import LEAVES, matrix
 from prune.weights import registry
 from prune.weights.cut import WITHIN, Pattern, Scope, per_pattern
 from prune.weights.stack import Stack, by_expert

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.fingerprint import fingerprint
-from moe_jax.stats import Stats
-from prune.masks import pack
-from prune.original import check_model
-from prune.plan import LayerPlan, Plan
+from moe_jax.model.fingerprint import fingerprint
+from prune.inputs.original import check_model
+from prune.plans.layer import LayerPlan
+from prune.plans.masks import pack
+from prune.plans.plan import Plan
 from prune.weights import registry
 from prune.weights.cut import Pattern, Scope, pooled
 from prune.weights.request import WeightRequest, weight_request

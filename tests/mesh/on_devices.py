@@ -24,12 +24,17 @@ import numpy as np
 import moe_jax
 import prune
 import train
-from moe_jax import Config, expert_parallel, experts, ffn, model, sharding
-from moe_jax.continuations import score_continuations
+from moe_jax import Config
+from moe_jax.base import sharding
+from moe_jax.base.tree import take
 from moe_jax.data import batches as data
-from moe_jax.tree import take
-from train import store
-from train.step import train_step
+from moe_jax.experts import evaluate as experts
+from moe_jax.experts import parallel
+from moe_jax.inference.continuations import score_continuations
+from moe_jax.layers import ffn
+from moe_jax.model import decoder
+from train.loop import store
+from train.loop.step import train_step
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
@@ -61,7 +66,7 @@ def layer() -> None:
             ('swiglu', 7, 3, 0.0, ((wide, None), (mixed, None))),
             ('gelu', 8, 6, 1.0, ((wide, None),))):
         cfg = CFG.replace(ffn=kind, experts=(count,), topk=topk)
-        weights = arrays(model.shapes(cfg)['layer_0']['moe']['experts'])
+        weights = arrays(decoder.shapes(cfg)['layer_0']['moe']['experts'])
         x = arrays(jax.ShapeDtypeStruct((45, 16), jnp.float32), 1)
         rng = np.random.default_rng(2)
         liking = rng.normal(size=(45, count)) + skew * (np.arange(count) == 0)
@@ -80,7 +85,7 @@ def layer() -> None:
             mesh = sharding.make_mesh(**axes)
             with jax.set_mesh(mesh):
                 placed = sharding.place({'moe': {'experts': weights}}, mesh)['moe']['experts']
-                many = run(partial(expert_parallel.evaluate, form=form))(placed, x, gates)
+                many = run(partial(parallel.evaluate, form=form))(placed, x, gates)
             # The value itself is a sum of cancelling terms, whose order differs.
             pairs = zip(*map(jax.tree.leaves, ((one[0][1], one[1]), (many[0][1], many[1]))),
                         strict=True)
@@ -96,7 +101,7 @@ def forward() -> None:
             ({'experts': (6, 0, 7)}, {'data': 2, 'expert': 4}, moe_jax.apply),
             ({}, {'fsdp': 2, 'expert': 2, 'model': 2}, moe_jax.score)):
         cfg = CFG.replace(**change)
-        params = arrays(model.shapes(cfg))
+        params = arrays(decoder.shapes(cfg))
         placed = sharding.place(params, sharding.make_mesh(**axes))
         close(run(cfg, placed, tokens), run(cfg, params, tokens), f'{change} {axes}')
     # Options that share a context, in rows with branches.
@@ -112,7 +117,7 @@ def pruning() -> None:
     11 rows, which divide over no axis, and experts whole or split, with rows or without.
     """
     cfg = CFG.replace(experts=(0, 4))
-    params = arrays(model.shapes(cfg))
+    params = arrays(decoder.shapes(cfg))
     rng = np.random.default_rng(0)
     batches = [{'tokens': rng.integers(0, 24, (11, 9)), 'mask': rng.uniform(size=(11, 9)) < 0.9}]
     mask = batches[0]['mask']
@@ -147,7 +152,7 @@ def pruning() -> None:
 def notebook() -> None:
     """What a person does beside it: functions of their own, other meshes, layers one by one."""
     cfg = CFG.replace(experts=(4,))
-    params, mesh = arrays(model.shapes(cfg)), sharding.make_mesh(data=2, expert=4)
+    params, mesh = arrays(decoder.shapes(cfg)), sharding.make_mesh(data=2, expert=4)
     placed = sharding.place(params, mesh)
     tokens = np.random.default_rng(0).integers(0, 24, (5, 9)).astype(np.int32)
     one = moe_jax.apply(cfg, params, tokens)
@@ -203,7 +208,7 @@ def training() -> None:
     rows = {'tokens': rng.integers(0, 24, (40, 12)).astype(np.int32),
             'segments': np.ones((40, 12), np.int32), 'weights': np.ones((40, 12), np.float32)}
     stream = partial(data.stream, rows, 8, 0)
-    params = arrays(model.shapes(cfg), scale=0.1)
+    params = arrays(decoder.shapes(cfg), scale=0.1)
 
     def dying(start):
         for k, batch in enumerate(stream(start), start):
@@ -249,7 +254,7 @@ def distilling() -> None:
     rng = np.random.default_rng(0)
     rows = {'tokens': rng.integers(0, 24, (12, 12)).astype(np.int32),
             'segments': np.ones((12, 12), np.int32), 'weights': np.ones((12, 12), np.float32)}
-    teacher, other = (arrays(model.shapes(cfg), seed, 0.1) for seed in (0, 1))
+    teacher, other = (arrays(decoder.shapes(cfg), seed, 0.1) for seed in (0, 1))
     seen = [{'tokens': rows['tokens'], 'mask': rows['segments'] > 0}]
     stats = moe_jax.observe(cfg, teacher, seen)
     plan = prune.plan('reap', stats, teacher, cfg, experts=3)

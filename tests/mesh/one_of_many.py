@@ -2,7 +2,7 @@
 
     python tests/mesh/one_of_many.py OUT STEPS [SECONDS a step waits]
 
-What there is besides this process, the environment says (`moe_jax.processes.start`).
+What there is besides this process, the environment says (`moe_jax.base.processes.start`).
 """
 
 import os
@@ -14,8 +14,10 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 import jax
 import numpy as np
 
-from moe_jax import Config, processes, sharding
-from train import TrainOptions, pretrain
+from moe_jax import Config
+from moe_jax.base import processes, sharding
+from train import TrainOptions
+from train.recipes import pretrain
 
 CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hidden=24,
              experts=(4, 0), topk=2, capacity_train=1.2, capacity_eval=None)

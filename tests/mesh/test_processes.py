@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_jax import processes
+from moe_jax.base import processes
 
 PROGRAM = Path(__file__).with_name('one_of_many.py')
 OBSERVING = Path(__file__).with_name('observing.py')

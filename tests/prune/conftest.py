@@ -7,6 +7,7 @@ import pytest
 
 import moe_jax
 from moe_jax import Config, Stats
+from moe_jax.model.decoder import shapes
 
 EXPERTS = 6
 
@@ -61,7 +62,7 @@ def random_params(cfg, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype),
-        moe_jax.model.shapes(cfg),
+        shapes(cfg),
     )
 
 

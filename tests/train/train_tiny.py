@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from moe_jax import model
 from moe_jax.config import Config
+from moe_jax.model import decoder
 from train import TrainOptions, fit
 
 CFG = Config(vocab=64, positions=16, width=16, heads=2, mlp_hidden=32, expert_hidden=24,
@@ -19,7 +19,7 @@ OPTIONS = TrainOptions(steps=7, batch=4, length=12, peak_lr=3e-3, warmup=2, log_
 
 
 def params(cfg: Config = CFG, seed: int = 0):
-    return jax.jit(model.init, static_argnums=0)(cfg, jax.random.key(seed))
+    return jax.jit(decoder.init, static_argnums=0)(cfg, jax.random.key(seed))
 
 
 def batch(index: int, rows: int = 4, length: int = 12) -> dict[str, np.ndarray]:

@@ -14,19 +14,26 @@ import numpy as np
 
 import prune
 import train
+from moe_jax.calibration.observe import observe
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.evals.tasks import evaluate
-from moe_jax.model import Params
-from moe_jax.observe import observe
-from moe_jax.score import score
+from moe_jax.inference.score import score
+from moe_jax.model.decoder import Params
 from moe_jax.study import records
-from moe_jax.study.cells import Cell
-from moe_jax.study.compute import Outputs, Workshop, domain_losses, examples, pretrain, reporting
+from moe_jax.study.expert_count.cells import Cell
+from moe_jax.study.expert_count.compute import (
+    Outputs,
+    Workshop,
+    domain_losses,
+    examples,
+    pretrain,
+    reporting,
+)
 from moe_jax.study.recovery.cells import NONE, label, shrink_options
 from moe_jax.study.recovery.spec import Drop, Shrink, Sparsify
-from train.options import TrainOptions
-from train.state import trained_shapes
+from train.loop.options import TrainOptions
+from train.loop.state import trained_shapes
 
 INSIDE = 'moe/experts/'  # whose zeros a sparse model keeps while it trains
 Rows = Mapping[str, np.ndarray]

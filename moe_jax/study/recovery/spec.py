@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from moe_jax.config import Config
 from moe_jax.study.spec_checks import check_common, check_labels, check_lengths
-from train.distill import Distill
-from train.options import TrainOptions
-from train.trainable import Trainable
+from train.loop.options import TrainOptions
+from train.recipes.distill import Distill
+from train.trainable.trainable import Trainable
 
 COUNTS = (
     'experts', 'tuning_rows', 'corpus_characters', 'task_limit', 'validation_limit',

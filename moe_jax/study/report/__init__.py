@@ -11,14 +11,15 @@ from typing import Any
 
 from rich.console import Console
 
-from moe_jax.study.report import background, page, parallel, raw, recovery, tables
+from moe_jax.study.report import page, raw, recovery
 from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
-from moe_jax.study.report.load import gather, load
-from moe_jax.study.report.methods import SIDE_BY_SIDE
+from moe_jax.study.report.expert_count import background, parallel, tables
+from moe_jax.study.report.expert_count.load import gather, load
+from moe_jax.study.report.expert_count.methods import SIDE_BY_SIDE
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict, verdict
+from moe_jax.study.report.expert_count.words import Section, words
 from moe_jax.study.report.page import Page
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict, verdict
-from moe_jax.study.report.words import Section, words
 
 __all__ = ['Report', 'build', 'load', 'show', 'verdict', 'words', 'write']
 

@@ -7,7 +7,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from moe_jax.study.report.document import Cell, Table
-from moe_jax.study.report.words import Section
+from moe_jax.study.report.expert_count.words import Section
 
 TONES = {'better': 'green', 'worse': 'red', 'noise': 'default', '': 'default'}
 

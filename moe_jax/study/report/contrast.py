@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moe_jax.study.report.expert_count.values import Model, factor
 from moe_jax.study.report.paired import Estimate, Key, mean, over_seeds
-from moe_jax.study.report.values import Model, factor
 
 Table = Mapping[Key, Estimate]
 

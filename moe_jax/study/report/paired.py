@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from moe_jax.study.report.values import Model, Score
+from moe_jax.study.report.expert_count.values import Model, Score
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -5,7 +5,7 @@ No paper; no statistics.
 
 import numpy as np
 
-from prune.masks import LEAVES
+from prune.plans.masks import LEAVES
 from prune.weights.stack import Stack
 
 PAPER = 'baseline'

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from moe_jax.pictures import style
 from moe_jax.study.report.document import Figure
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 from moe_jax.study.report.figures import (
     answer,
     embedding,
@@ -14,8 +16,6 @@ from moe_jax.study.report.figures import (
     threshold,
     usage,
 )
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
 
 # Each returns (matplotlib figure, caption), or None when its records are not there yet.
 FIGURES: dict[str, Callable] = {

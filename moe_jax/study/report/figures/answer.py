@@ -4,11 +4,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_jax.pictures import style
-from moe_jax.study.report import names
 from moe_jax.study.report.contrast import Contrast
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
-from moe_jax.study.report.words import headline
+from moe_jax.study.report.expert_count import names
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
+from moe_jax.study.report.expert_count.words import headline
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:

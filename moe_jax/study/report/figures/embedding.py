@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from moe_jax.pictures import style
 from moe_jax.pictures.spots import spots
-from moe_jax.study.report.values import Embedding, Records
-from moe_jax.study.report.verdict import Verdict
+from moe_jax.study.report.expert_count.values import Embedding, Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 
 COLUMNS = 3
 

@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moe_jax.pictures import style
-from moe_jax.study.report import background
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
+from moe_jax.study.report.expert_count import background
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 
 
 def _title(rounds: dict[int, tuple[float, ...]]) -> str:

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from moe_jax.pictures import style
-from moe_jax.study.report import names
+from moe_jax.study.report.expert_count import names
+from moe_jax.study.report.expert_count.lineup import Lineup, Standing
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 from moe_jax.study.report.figures.scale import signed_root
-from moe_jax.study.report.lineup import Lineup, Standing
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
 PANELS = 6

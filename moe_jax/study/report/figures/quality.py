@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from moe_jax.pictures import style
-from moe_jax.study.report import names
+from moe_jax.study.report.expert_count import names
+from moe_jax.study.report.expert_count.values import Model, Records, is_choice, scratch
+from moe_jax.study.report.expert_count.verdict import Verdict
 from moe_jax.study.report.paired import mean
-from moe_jax.study.report.values import Model, Records, is_choice, scratch
-from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
 

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from moe_jax.pictures import style
-from moe_jax.study.report import background, names
+from moe_jax.study.report.expert_count import background, names
+from moe_jax.study.report.expert_count.values import Model, Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 from moe_jax.study.report.figures.scale import signed_root
-from moe_jax.study.report.values import Model, Records
-from moe_jax.study.report.verdict import Verdict
 
 COLUMNS = 3
 PANELS = 6

@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_jax.pictures import style
-from moe_jax.study.report import names
-from moe_jax.study.report.threshold import Threshold
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
+from moe_jax.study.report.expert_count import names
+from moe_jax.study.report.expert_count.threshold import Threshold
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 
 
 def _title(verdict: Verdict) -> str:

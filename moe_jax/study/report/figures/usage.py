@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moe_jax.pictures import style
-from moe_jax.study.report.values import Records
-from moe_jax.study.report.verdict import Verdict
+from moe_jax.study.report.expert_count.values import Records
+from moe_jax.study.report.expert_count.verdict import Verdict
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:

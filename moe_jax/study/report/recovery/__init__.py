@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
+from moe_jax.study.report.expert_count.words import Section
 from moe_jax.study.report.page import Page, drawn, said, setup
 from moe_jax.study.report.recovery import tables
 from moe_jax.study.report.recovery.load import gather
 from moe_jax.study.report.recovery.standings import Finding, finding
 from moe_jax.study.report.recovery.values import Records
 from moe_jax.study.report.recovery.words import words
-from moe_jax.study.report.words import Section
 
 ABOUT = 'recovery'  # what the study's record says it is about
 

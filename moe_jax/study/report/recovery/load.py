@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from moe_jax.study.report.load import (
+from moe_jax.study.report.expert_count.load import (
     examples_of,
     losses_of,
     notes_of,

@@ -1,7 +1,7 @@
 """The tables of a recovery study."""
 
-from moe_jax.study.report import names
 from moe_jax.study.report.document import Cell, Table
+from moe_jax.study.report.expert_count import names
 from moe_jax.study.report.paired import Estimate
 from moe_jax.study.report.recovery.standings import Finding, Ranking, Standing
 from moe_jax.study.report.recovery.values import NONE, Outcome, Records, Recovered

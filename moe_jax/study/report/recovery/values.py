@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from moe_jax.study.report.values import Examples, Pretrain, TaskNote
+from moe_jax.study.report.expert_count.values import Examples, Pretrain, TaskNote
 
 NONE = 'none'  # not shrunk, or not recovered
 

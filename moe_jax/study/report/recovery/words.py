@@ -1,10 +1,11 @@
 """The answer of a recovery study in plain language, every sentence made from its numbers."""
 
-from moe_jax.study.report import names
+from moe_jax.base.text import listed
+from moe_jax.study.report.expert_count import names
+from moe_jax.study.report.expert_count.words import Section
 from moe_jax.study.report.paired import Estimate
 from moe_jax.study.report.recovery.standings import Finding, Ranking, Standing
 from moe_jax.study.report.recovery.values import Records, Way
-from moe_jax.study.report.words import Section
 
 
 def share(estimate: Estimate) -> str:
@@ -25,8 +26,8 @@ def headline(found: Finding) -> str:
         return 'No answer yet: no shrunk model was recovered'
     parts = [(_first(ranking), f'after "{ranking.shrink}"') for ranking in ranked]
     if len({who for who, _ in parts}) == 1:
-        return f'Most is won back by {parts[0][0]} {names.listed(where for _, where in parts)}'
-    return f'Most is won back by {names.listed(f"{who} {where}" for who, where in parts)}'
+        return f'Most is won back by {parts[0][0]} {listed(where for _, where in parts)}'
+    return f'Most is won back by {listed(f"{who} {where}" for who, where in parts)}'
 
 
 def _first(ranking: Ranking) -> str:
@@ -34,7 +35,7 @@ def _first(ranking: Ranking) -> str:
     if ranking.recipes[0].won.status != 'better':
         return 'nothing measurable'
     level = [s.model.recipe for s in tied(ranking)]
-    return ranking.recipes[0].model.recipe + (f' (level with {names.listed(level)})' if level
+    return ranking.recipes[0].model.recipe + (f' (level with {listed(level)})' if level
                                               else '')
 
 
@@ -61,18 +62,18 @@ def _shrink_words(ranking: Ranking, records: Records) -> list[str]:
     level = tied(ranking)
     if level:
         text.append(f', and within noise of it '
-                    f'{names.listed(f"{s.model.recipe} ({s.share.value:.0%})" for s in level)}')
+                    f'{listed(f"{s.model.recipe} ({s.share.value:.0%})" for s in level)}')
     behind = [s for s in others if s not in level and s.share is not None]
     if behind:
         text.append('; measurably less '
-                    f'{names.listed(f"{s.model.recipe} {share(s.share)}" for s in behind)}')
+                    f'{listed(f"{s.model.recipe} {share(s.share)}" for s in behind)}')
     nothing = [s.model.recipe for s in ranking.recipes if s.won.status == 'noise']
     worse = [s.model.recipe for s in ranking.recipes if s.won.status == 'worse']
     text.append('. ')
     if nothing:
-        text.append(f'Within noise of no recovery at all: {names.listed(nothing)}. ')
+        text.append(f'Within noise of no recovery at all: {listed(nothing)}. ')
     if worse:
-        text.append(f'Worse than no recovery: {names.listed(worse)}. ')
+        text.append(f'Worse than no recovery: {listed(worse)}. ')
     return [''.join(text).strip(), *_ceiling_words(ranking, records), *_elsewhere_words(ranking)]
 
 
@@ -92,7 +93,7 @@ def _ceiling_words(ranking: Ranking, records: Records) -> list[str]:
     text = ''
     if above:
         text = (f'More than 100% means better on the task than the unshrunk model was '
-                f'({names.listed(above)}): training on the task helps any model. ')
+                f'({listed(above)}): training on the task helps any model. ')
     text += (f'Given the same {records.study.ceiling}, the unshrunk model ends at '
              f'{share(top.share)} on this scale; ')
     short = ranking.recipes[0].short
@@ -130,7 +131,7 @@ def _caveats(found: Finding, records: Records) -> list[str]:
                    'equal tokens are not equal time.')
     if plan.rates and plan.tuning_rows:
         out.append('The peak learning rate of each recipe, way of shrinking and task is the one '
-                   f'of {names.listed(f"{rate:g}" for rate in plan.rates)} with the lowest loss on '
+                   f'of {listed(f"{rate:g}" for rate in plan.rates)} with the lowest loss on '
                    f'{plan.tuning_rows} rows kept back from training, tried with the first seed '
                    'and kept for the others; the scored text had no part in it.')
     out += _edges(records)

@@ -1,0 +1,1 @@
+"""Routing statistics: one pass over text, additive sums, and files of them."""

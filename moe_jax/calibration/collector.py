@@ -1,0 +1,180 @@
+"""The pass over one batch, and what is kept of it: what `observe` and `layerwise` share.
+
+B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch
+(`sharding.row_parts`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from moe_jax.base import processes
+from moe_jax.calibration import reservoir as sample
+from moe_jax.calibration.block_pass import embed, layer_config, step, watched
+from moe_jax.calibration.expert_gradients import gradient_sums
+from moe_jax.calibration.expert_sums import MAXIMA, ExpertSums
+from moe_jax.calibration.table import WRAP, Sums, merge, merge_layers, statistic, tally
+from moe_jax.config import Config
+from moe_jax.model.decoder import Params
+
+FLUSH = 16  # batches whose sums are added on the device before they go to the host
+NOWHERE = np.iinfo(np.int32).max
+Layers = dict[int, Sums]
+Collect = Callable[..., tuple[dict[int, Any], dict[int, Any]]]
+
+
+class Wish(NamedTuple):
+    """What to collect: tokens in the reservoir, and the options of `observe`."""
+
+    reservoir: int = 0
+    outputs: sample.Outputs = 'gram'
+    dense: bool = False
+    grams: bool = False
+    gradients: bool = False
+
+    @property
+    def observer(self) -> ExpertSums:
+        """What evaluates and sums the experts of a layer."""
+        return ExpertSums(self.grams, self.dense)
+
+
+class Batch(NamedTuple):
+    """tokens, segments int32 [B, T] and the keys of their tokens, uint64 [B, T]."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    keys: np.ndarray
+
+    @property
+    def data(self) -> int:
+        """The batch's share of a sum over tokens that names the data."""
+        return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % WRAP
+
+
+def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Collect:
+    """(tokens, segments, pick [P, C]) -> sums and per-token arrays, by layer."""
+    ones = [layer_config(cfg, i) for i in range(cfg.layers)]
+
+    def run(tokens, segments, pick):
+        x, sums, rows = embed(cfg, params, tokens, segments), {}, {}
+        for i, one in enumerate(ones):
+            layer = params[f'layer_{i}']
+            if cfg.experts[i]:
+                x, sums[i], rows[i] = watched(one, wish.observer, mesh)(layer, x, segments, pick)
+            else:
+                x = step(one, mesh)(layer, x, segments)
+        if wish.gradients:
+            for i, found in gradient_sums(cfg, params, tokens, segments).items():
+                sums[i] |= found
+        return sums, rows
+
+    return run
+
+
+def collected(
+    wish: Wish, items: Iterable[tuple[str, Batch, Callable[..., Any]]], parts: int = 1
+) -> dict[str, Layers]:
+    """{group: statistics} of (group, batch, run) items, `run` as `model_pass` gives it."""
+    collector, found = Collector(wish, parts), {}
+    name, count = '', 0
+
+    def settle() -> None:
+        if count:
+            part = collector.take()
+            found[name] = merge_layers(found[name], part, wish.reservoir) if (
+                name in found) else part
+
+    for group, batch, run in items:
+        if group != name or count == FLUSH:
+            settle()
+            name, count = group, 0
+        collector.add(group, batch, run)
+        count += 1
+    settle()
+    return found
+
+
+class Collector:
+    """Runs batches through a pass and hands out their statistics, some batches at a time."""
+
+    def __init__(self, wish: Wish, parts: int = 1) -> None:
+        self.wish, self.parts = wish, parts
+        self.smallest: dict[str, np.ndarray] = {}  # the reservoir's keys so far, by group
+        self.sums: Any = None
+        self.host: list[Layers] = []
+
+    def add(self, group: str, batch: Batch, run: Callable[..., Any]) -> None:
+        """Run one batch: `run(tokens, segments, pick)` as `model_pass` returns."""
+        pick = self._pick(group, batch)
+        sums, rows = run(batch.tokens, batch.segments, pick)
+        self.sums = sums if self.sums is None else _added(self.sums, sums)
+        self.host.append(_on_host(processes.fetch(rows), batch, pick))
+
+    def take(self) -> Layers:
+        """The statistics of the batches since the last call, in numpy."""
+        layers = {i: _checked(i, found) for i, found in processes.fetch(self.sums).items()}
+        for i, found in layers.items():
+            parts = [part[i] for part in self.host]
+            found['vocab'] = tally(np.concatenate([part.pop('vocab') for part in parts]))
+            if parts[0]:
+                total = parts[0]
+                for part in parts[1:]:
+                    total = merge(total, part, self.wish.reservoir)
+                best = np.argsort(total['sample_key'], kind='stable')[:self.wish.reservoir]
+                found |= {name: value[best] for name, value in total.items()}
+        self.sums, self.host = None, []
+        return layers
+
+    def _pick(self, group: str, batch: Batch) -> np.ndarray:
+        """Flat places in each part of the batch that enter the reservoir, NOWHERE for none."""
+        size = self.wish.reservoir
+        keys, valid = (a.reshape(self.parts, -1) for a in (batch.keys, batch.segments > 0))
+        picks = np.full((self.parts, min(size, keys.shape[1])), NOWHERE, np.int32)
+        if not size:
+            return picks
+        held = self.smallest.get(group, np.zeros(0, np.uint64))
+        below = held[-1] if len(held) == size else np.uint64(2**64 - 1)
+        for p in range(self.parts):
+            found = sample.pick(keys[p], valid[p], size, below)
+            picks[p, : len(found)] = found
+        new = np.sort(np.concatenate([held, keys[valid]]))
+        self.smallest[group] = new[:size]
+        return picks
+
+
+@jax.jit
+def _added(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
+    return {i: {name: (jnp.maximum if name in MAXIMA else jnp.add)(a[i][name], b[i][name])
+                for name in a[i]} for i in a}
+
+
+def _on_host(rows: Mapping[int, Any], batch: Batch, pick: np.ndarray) -> Layers:
+    """Each layer's part of the vocabulary tally and of the reservoir."""
+    valid, found = batch.segments.ravel() > 0, {}
+    tokens = batch.tokens.ravel()[valid].astype(np.int64)
+    taken = pick.ravel() != NOWHERE
+    place = (pick + np.arange(len(pick))[:, None] * (len(valid) // len(pick))).ravel()[taken]
+    for i, layer in rows.items():
+        first = layer.pop('top1')[valid].astype(np.int64)
+        found[i] = {'vocab': np.stack([tokens, first, np.ones_like(first)], axis=1)}
+        if pick.shape[1]:
+            found[i] |= {'sample_key': batch.keys.ravel()[place],
+                         **{name: value[taken] for name, value in layer.items()}}
+    return found
+
+
+def _checked(index: int, layer: Mapping[str, np.ndarray]) -> Sums:
+    for name, value in layer.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f'observe: {name} of layer_{index} is not finite; look for NaN and '
+                             f'infinity in the weights up to layer_{index}/moe')
+    return {
+        name: np.asarray(value, np.int64 if statistic(name).kind == 'count' else np.float64)
+        for name, value in layer.items()
+    }
+
+

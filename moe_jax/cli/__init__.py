@@ -1,0 +1,1 @@
+"""The `moe-jax` command: one file per sub-command."""

@@ -1,0 +1,39 @@
+"""The commands about folders of transformers: convert, families, lm-eval; `cli.py` registers them.
+
+Modules are imported inside the commands, so that --help and a wrong argument answer at once.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from moe_jax.cli.shared import Dtype, Positional, absent, load_with_progress, write
+
+
+def convert(
+    source: Positional[Path],
+    target: Positional[Path],
+    /,
+    to: Literal['native', 'hf'],
+    dtype: Dtype | None = None,
+    like: Path | None = None,
+    shard_gb: float = 5.0,
+) -> None:
+    """Write a model folder in the other format, or in the same one with another dtype.
+
+    Args:
+        source: a folder of transformers, or a native one.
+        target: the folder to write.
+        to: native (orbax), or hf (safetensors, for transformers, vLLM and others).
+        dtype: cast the weights (the routers keep theirs).
+        like: the folder of transformers a native source came from, where it does not know itself.
+        shard_gb: size of a safetensors file at most.
+    """
+    from moe_jax.storage import folder
+
+    absent(target)
+    origin = like or folder.origin(source)
+    if to == 'hf' and origin is None:
+        raise ValueError(f'{source}: did not come from a folder of transformers, so it cannot '
+                         'become one; give --like if it did')
+    cfg, params = load_with_progress(source, dtype)
+    write(target, cfg, params, to, origin, {'of': source.name, 'dtype': dtype}, shard_gb)

@@ -1,0 +1,70 @@
+"""`moe-jax lm-eval`: the standard harness on a model."""
+
+import difflib
+from pathlib import Path
+
+from moe_jax.cli.shared import Dtype, Positional, absent
+
+
+def lm_eval(
+    model: Positional[Path],
+    /,
+    tasks: tuple[str, ...],
+    include_path: Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch: int = 8,
+    dtype: Dtype | None = None,
+    out: Path | None = None,
+) -> None:
+    """Score a model with the standard harness (lm-evaluation-harness; install the eval extra).
+
+    Args:
+        model: a folder of transformers or a native one, with its tokenizer.
+        tasks: names of the harness's tasks, or of those in --include-path.
+        include_path: a folder of task files (.yaml) of your own; needs no network.
+        num_fewshot: examples before each question (default: the task's own).
+        limit: score at most this many examples of each task.
+        batch: rows of the longest length that are scored together.
+        dtype: cast the weights and compute in it.
+        out: a JSON file for the results.
+    """
+    try:
+        import lm_eval as harness
+    except ImportError:
+        raise ValueError('the harness is not installed: pip install "moe-jax[eval]"') from None
+    import json
+
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    from moe_jax.cli.shared import use_compilation_cache
+    from moe_jax.evals.harness import HarnessLM
+
+    if out is not None:
+        absent(out)
+    use_compilation_cache()
+    manager = _tasks(TaskManager, tasks, include_path)
+    results = harness.simple_evaluate(
+        model=HarnessLM(str(model), batch=batch, dtype=dtype), tasks=list(tasks),
+        task_manager=manager, num_fewshot=num_fewshot, limit=limit)
+    print(make_table(results))
+    if out is not None:
+        results.pop('samples', None)
+        out.write_text(json.dumps(results, indent=1, default=handle_non_serializable))
+        print(f'{out}: written')
+
+
+def _tasks(manager: type, names: tuple[str, ...], include_path: Path | None):
+    """The harness's tasks; where one's own folder has all that is asked for, it alone."""
+    if include_path is not None:
+        own = manager(include_path=str(include_path), include_defaults=False)
+        if all(name in own.all_tasks for name in names):
+            return own
+    found = manager(include_path=None if include_path is None else str(include_path))
+    if unknown := [name for name in names if not found.match_tasks([name])]:
+        near = difflib.get_close_matches(unknown[0], found.all_tasks, n=3)
+        hint = f'did you mean {" or ".join(map(repr, near))}?' if near else (
+            f'`lm-eval ls tasks` lists the {len(found.all_tasks):,} there are')
+        raise ValueError(f'no task {unknown[0]!r}; {hint}')
+    return found

@@ -1,0 +1,6 @@
+"""What a model is: one frozen value of sizes and choices, and ready-made ones."""
+
+from moe_jax.config.config import Config
+from moe_jax.config.parts import CLOSED, Latent, Rope, Skip
+
+__all__ = ['CLOSED', 'Config', 'Latent', 'Rope', 'Skip']

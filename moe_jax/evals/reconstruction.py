@@ -1,0 +1,103 @@
+"""How well each layer of a smaller model gives what the original's layer gave.
+
+B rows, T tokens, D width. Sums run over the tokens that are not padding.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.calibration.block_pass import embed, layer_config, step
+from moe_jax.config import Config
+from moe_jax.inference.inputs import checked
+from moe_jax.model.decoder import Params
+
+
+class LayerError(NamedTuple):
+    """Squared errors of a layer as shares.
+
+    local: sum |f'(x) - f(x)|^2 / sum |f(x) - x|^2 of block f and its smaller f', both on the
+      original's stream x: what this layer's own change does, as a share of what the block adds.
+    stream: sum |x' - x|^2 / sum |x|^2 after the layer, x' the smaller model's own stream: what has
+      added up so far.
+    """
+
+    local: float
+    stream: float
+
+
+def reconstruction(
+    cfg: Config,
+    params: Params,
+    small_cfg: Config,
+    small: Params,
+    batches: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[int, LayerError]]:
+    """{group: {layer: `LayerError`}} of a smaller model, batches as for `moe_jax.observe`.
+
+    Runs both models block by block, the smaller blocks twice. Raises ValueError where layers or
+    widths differ, no token is valid, or a stream is not finite.
+    """
+    for name in ('layers', 'width'):
+        if (ours := getattr(cfg, name)) != (theirs := getattr(small_cfg, name)):
+            raise ValueError(f'reconstruction: the models have {ours} and {theirs} {name}; layers '
+                             'can only be held against each other one by one')
+    totals: dict[str, np.ndarray] = {}
+    for raw in batches:
+        rows = checked(cfg, raw['tokens'], raw.get('segments', raw.get('mask')), 'reconstruction')
+        if (rows[1] > 0).any():
+            found = np.asarray(_errors(cfg, params, small_cfg, small, *rows), np.float64)
+            group = raw.get('group') or 'all'
+            totals[group] = totals.get(group, 0.0) + found
+    if not totals:
+        raise ValueError('reconstruction: no valid token in the batches (empty, or only padding)')
+    if not all(np.isfinite(found).all() for found in totals.values()):
+        raise ValueError('reconstruction: the stream of a model is not finite; look for NaN and '
+                         'infinity in the weights')
+    return {group: {i: LayerError(_share(*row[:2]), _share(*row[2:]))
+                    for i, row in enumerate(found)} for group, found in totals.items()}
+
+
+def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
+    """Of each layer: local error, what the block adds, stream error and stream, all squared."""
+    x, y = embed(cfg, params, tokens, segments), embed(small_cfg, small, tokens, segments)
+    found = []
+    for i in range(cfg.layers):
+        f, g = step(_kept_skip(cfg, i)), step(_kept_skip(small_cfg, i))
+        layer, smaller = params[f'layer_{i}'], small[f'layer_{i}']
+        after, local, y = f(layer, x, segments), g(smaller, x, segments), g(smaller, y, segments)
+        found.append(_squares(x, after, local, y, segments))
+        x = after
+    return jax.device_get(found)
+
+
+@lru_cache(maxsize=256)
+def _kept_skip(cfg: Config, layer: int) -> Config:
+    """`layer_config`, with what the layer skips."""
+    one, skip = layer_config(cfg, layer), cfg.skip
+    if skip is None:
+        return one
+    return one.replace(skip=dataclasses.replace(skip, thresholds=(skip.thresholds[layer],)))
+
+
+@jax.jit
+def _squares(x, after, local, y, segments):
+    live = (segments > 0)[..., None]
+
+    def total(a, b=None):
+        gap = a.astype(jnp.float32) - (0.0 if b is None else b.astype(jnp.float32))
+        return jnp.where(live, jnp.square(gap), 0.0).sum()
+
+    return total(local, after), total(after, x), total(y, after), total(after)
+
+
+def _share(error: float, scale: float) -> float:
+    if scale > 0:
+        return float(error / scale)
+    return math.inf if error > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Parts of a decoder layer other than its experts: norms, attention, positions, feed-forward."""

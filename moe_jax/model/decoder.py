@@ -1,0 +1,283 @@
+"""The SMoE decoder and its functional face: parameters in, logits out.
+
+One decoder covers the GPT-2 form of UNCURL (learned positions, layer norm, GELU, tied head) and the
+released families; `Config` says which. A MoE layer takes the place of the feed-forward where the
+config has experts.
+"""
+
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from moe_jax.base import sharding
+from moe_jax.config import Config
+from moe_jax.layers import norm, rope
+from moe_jax.layers.attention import Rows
+from moe_jax.layers.positions import positions_in_branches, positions_in_segments
+from moe_jax.layers.weights import Norm, init_std
+from moe_jax.model.block import Block
+from moe_jax.model.moe import Observer, Record
+
+__all__ = ['Params', 'Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
+           'shapes', 'unembed']
+Params = dict[str, Any]
+
+
+def init(cfg: Config, key: jax.Array) -> Params:
+    """Fresh float32 parameters, a plain nested dict with one subtree per layer.
+
+    Matrices are normal with `init_std(cfg)`; those that write to the residual stream are scaled by
+    1/sqrt(2 L) (GPT-2); biases are zero, norm scales one.
+    """
+    return _init(cfg, key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(cfg: Config, key: jax.Array) -> Params:
+    one = jnp.ones((1, 1), jnp.int32)
+    return MoeLM(cfg).init(key, one, one)['params']
+
+
+def shapes(cfg: Config) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`, without allocating anything.
+
+    Layers of one kind have one shape, so that only one of each kind is traced.
+    """
+    kinds = [(count, cfg.alias(i), cfg.constants_in(i)) for i, count in enumerate(cfg.experts)]
+    distinct = tuple(dict.fromkeys(kinds))
+    experts, aliases, constants = zip(*distinct, strict=True)
+    few = cfg.replace(experts=experts, windows=(), skip=None, constants=constants,
+                      aliases=aliases if cfg.aliases else ())
+    tree = _shapes(few)
+    own = {key: leaf for key, leaf in tree.items() if not key.startswith('layer_')}
+    return own | {f'layer_{i}': tree[f'layer_{distinct.index(kind)}']
+                  for i, kind in enumerate(kinds)}
+
+
+@lru_cache(maxsize=64)
+def _shapes(cfg: Config) -> Params:
+    return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+
+
+@partial(sharding.jit, static_argnums=0)
+def apply(
+    cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None = None
+) -> jax.Array:
+    """Next-token logits [B, T, V] float32 of tokens int32 [B, T], with evaluation capacity; jitted.
+
+    segments int32 [B, T] (None: one segment a row): 0 is padding, 1, 2, ... packed documents.
+    """
+    return forward(cfg, params, tokens, segments)[0]
+
+
+def forward(
+    cfg: Config,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array | None = None,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    watch: tuple[str, ...] = (),
+    observer: Observer | None = None,
+    cache: Params | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Logits [B, T, V] float32 and a dict of what happened on the way.
+
+    out['balance'], out['zloss']: scalars summed over layers, times their config coefficients;
+    out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
+    choices lost to capacity; out['active'] [MoE layers]: experts a token uses on average;
+    out['hits'][layer] and out['mass'][layer] [E]: choices of each expert and the sum of their
+    gates, before any capacity. With 'routing' in `watch`, out['routing'][layer] holds the layer's
+    `Record` and out['valid'] [N] marks tokens that are not padding; 'stream' adds
+    out['stream'][layer] [B, T, D], the residual stream after each layer. An `observer`
+    (`model.moe.Observer`) evaluates the experts and adds its sums to the records. `train` selects
+    capacity_train and, with a key, router jitter. Which choices a capacity drops depends on all B*T
+    tokens. With a `cache` (`empty_cache`) the tokens go on where it ends, and out['cache'] holds
+    them too. Raises ValueError, or flax's error naming the path, where params, tokens or segments
+    do not fit the config.
+    """
+    x, out = hidden(cfg, params, tokens, segments, train=train, key=key, watch=watch,
+                    observer=observer, cache=cache)
+    return unembed(cfg, params, x), out
+
+
+def hidden(
+    cfg: Config,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array | None = None,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    watch: tuple[str, ...] = (),
+    observer: Observer | None = None,
+    cache: Params | None = None,
+    branches: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """As `forward`, but what the head reads, [B, T, D], in place of the logits.
+
+    branches int32 [B, T]: a segment's tokens of branch 0, its trunk, are followed by those of
+    branches 1, 2, ..., each of which goes on from the trunk's end and sees nothing of the others.
+    Not with a cache (ValueError).
+    """
+    segments = jnp.ones_like(tokens) if segments is None else segments
+    _check(cfg, params, tokens, segments)
+    _check_branches(tokens, branches, cache)
+    (x, cache), state = MoeLM(cfg, train, watch, observer).apply(
+        {'params': params}, tokens, segments, cache, branches,
+        rngs={} if key is None else {'jitter': key},
+        mutable=['aux', 'routing'] if watch else ['aux'],
+    )
+    out = _collect(cfg, state, segments, watch)
+    return x, out if cache is None else out | {'cache': cache}
+
+
+def unembed(cfg: Config, params: Params, x: jax.Array) -> jax.Array:
+    """Logits [..., V] float32 of what `hidden` gives, [..., D]."""
+    table = params['embed']['tokens'] if cfg.tied else params['head']['kernel']
+    logits = jnp.einsum('...d,vd->...v', x, table.astype(x.dtype),
+                        preferred_element_type=jnp.float32)
+    return norm.scaled(logits, cfg.logit_scale)
+
+
+def empty_cache(cfg: Config, batch: int, slots: int) -> Params:
+    """Room for the keys and values of `slots` tokens in each of `batch` rows, in cfg.dtype.
+
+    A dict of `length` (slots filled, the same in all rows), `segments` [B, S] and, for each layer,
+    k [B, S, J, C] and v [B, S, J, Cv].
+    """
+    heads = cfg.kv_heads if cfg.latent is None else cfg.heads
+    k, v = ((batch, slots, heads, width) for width in (cfg.key_width, cfg.value_width))
+    dtype = jnp.dtype(cfg.dtype)
+    layers = {
+        f'layer_{i}': {'k': jnp.zeros(k, dtype), 'v': jnp.zeros(v, dtype)}
+        for i in range(cfg.layers)
+    }
+    return {'length': jnp.zeros((), jnp.int32), 'segments': jnp.zeros((batch, slots), jnp.int32),
+            **layers}
+
+
+class Embed(nn.Module):
+    """Token table [V, D] and, without rotary positions, learned positions [P, D]."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        cfg, normal = self.cfg, nn.initializers.normal(init_std(self.cfg))
+        table = self.param('tokens', normal, (cfg.vocab, cfg.width), jnp.float32)
+        x = norm.scaled(table[tokens], cfg.embed_scale)
+        if cfg.rope is None:
+            places = self.param('positions', normal, (cfg.positions, cfg.width), jnp.float32)
+            x = x + places[positions]
+        return x.astype(jnp.dtype(cfg.dtype))
+
+
+class Head(nn.Module):
+    """The table [V, D] that gives logits, where it is not the token table."""
+
+    cfg: Config
+
+    @nn.compact
+    def __call__(self) -> None:
+        cfg = self.cfg
+        self.param('kernel', nn.initializers.normal(init_std(cfg)), (cfg.vocab, cfg.width),
+                   jnp.float32)
+
+
+class MoeLM(nn.Module):
+    """The decoder below its head: tokens, segments int32 [B, T] -> [B, T, D], and the cache."""
+
+    cfg: Config
+    train: bool = False
+    watch: tuple[str, ...] = ()
+    observer: Observer | None = None
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None,
+                 branches: jax.Array | None = None):
+        cfg = self.cfg
+        rows, positions, new = rows_in(cfg, segments, cache, branches)
+        start = None if cache is None else cache['length']
+        x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions))
+        for i in range(cfg.layers):
+            name = f'layer_{i}'
+            past = None if cache is None else cache[name]
+            block = Block(cfg, i, self.train, self.watch, self.observer, name=name)
+            x, past = block(x, rows, past, start)
+            new = None if cache is None else new | {name: past}
+        if not cfg.tied:
+            Head(cfg, name='head')()
+        return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new
+
+
+def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None,
+            branches: jax.Array | None = None):
+    """`Rows`: where the tokens stand; their positions [B, T], and the cache's own new entries."""
+    length = segments.shape[1]
+    if cache is None:
+        slots, key_segments, new = jnp.arange(length), segments, None
+        positions = (positions_in_segments(segments) if branches is None else
+                     positions_in_branches(segments, branches))
+    else:
+        start = cache['length']
+        slots = start + jnp.arange(length)
+        key_segments = jax.lax.dynamic_update_slice_in_dim(cache['segments'], segments, start, 1)
+        new = {'length': start + length, 'segments': key_segments}
+        earlier = jnp.arange(key_segments.shape[1])[None, None] < slots[None, :, None]
+        same = segments[:, :, None] == key_segments[:, None, :]
+        positions = (earlier & same).sum(axis=-1, dtype=jnp.int32)
+    cos_sin = (None, None) if cfg.rope is None else rope.angles(cfg.rope, positions)
+    rows = Rows(segments, slots, key_segments, *cos_sin)
+    if branches is not None:
+        rows = rows._replace(branches=branches, positions=positions)
+    return rows, positions, new
+
+
+def _check(cfg, params, tokens, segments):
+    """What flax would pass over in silence: extra subtrees, rows too long, another shape."""
+    if tokens.ndim != 2 or tokens.shape != segments.shape:
+        raise ValueError(f'tokens {tokens.shape} and segments {segments.shape} must both be [B, T]')
+    if (length := tokens.shape[1]) > cfg.positions:
+        raise ValueError(f'{length} tokens in a row; the model has {cfg.positions} positions')
+    known = {'embed', 'norm_final', *(f'layer_{i}' for i in range(cfg.layers))}
+    known |= set() if cfg.tied else {'head'}
+    if unknown := sorted(set(params) - known):
+        raise ValueError(f'params have {", ".join(unknown)}, which a config of {cfg.layers} layers '
+                         'does not; is this the config of these params?')
+
+
+def _check_branches(tokens, branches, cache):
+    if branches is None:
+        return
+    if cache is not None:
+        raise ValueError('branches with a cache: a row with branches is computed at once, without')
+    if branches.shape != tokens.shape:
+        raise ValueError(f'branches {branches.shape} must be [B, T] as tokens {tokens.shape}')
+
+
+def _collect(cfg, state, segments, watch):
+    loads = [state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers]
+    columns = zip(*(scalars for scalars, _, _ in loads), strict=True)
+    rows = [jnp.stack(column) for column in columns] or [jnp.zeros((0,), jnp.float32)] * 5
+    out = {
+        'balance': cfg.balance * rows[0].sum(),
+        'zloss': cfg.zloss * rows[1].sum(),
+        'load': rows[2],
+        'dropped': rows[3],
+        'active': rows[4],
+        'hits': {i: hits for i, (_, hits, _) in zip(cfg.moe_layers, loads, strict=True)},
+        'mass': {i: mass for i, (_, _, mass) in zip(cfg.moe_layers, loads, strict=True)},
+    }
+    if 'stream' in watch:
+        out['stream'] = {i: state['routing'][f'layer_{i}']['stream'][0] for i in range(cfg.layers)}
+    if watch:
+        layers = {i: state['routing'][f'layer_{i}'] for i in cfg.moe_layers}
+        out['valid'] = segments.ravel() > 0
+        out['routing'] = {i: layer['moe']['record'][0] for i, layer in layers.items()}
+        out['cosine'] = {i: layer['cosine'][0] for i, layer in layers.items()}
+    return out

@@ -1,0 +1,1 @@
+"""Model folders in the native format and in that of Hugging Face."""

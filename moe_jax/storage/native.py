@@ -1,0 +1,152 @@
+"""Models on disk: folders that are whole or absent, and notice damage.
+
+config.json    the Config
+lineage.json   where the model came from, as its maker told
+params/        the arrays, written by orbax
+manifest.json  the SHA-256 of every file in params/: orbax itself reads a flipped bit without a sign
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from moe_jax.base import processes
+from moe_jax.base.files import check_target, guard_space, swap
+from moe_jax.base.sharding import Placing
+from moe_jax.base.tree import count_bytes, map_with_path
+from moe_jax.config import Config
+from moe_jax.model import decoder
+from moe_jax.model.params import check_params
+from moe_jax.storage.unbroken import unbroken
+
+FORMAT = 'moe-jax 1'
+
+
+def save(
+    path: str | Path,
+    cfg: Config,
+    params: Mapping[str, Any],
+    lineage: Mapping[str, Any] | None = None,
+    *,
+    beside: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder in a temporary sibling, then rename it into place.
+
+    `lineage` is anything JSON can hold about where the model came from; `beside` is called with the
+    temporary folder, to put more files into it. A path that exists is refused, unless it is an
+    empty folder, or a model folder of ours and `overwrite` is set.
+    """
+    path = Path(path).absolute()
+    processes.first(lambda: check_target(path, overwrite, _check_ours))
+    check_params(cfg, params, str(path))
+    head = json.dumps({'format': FORMAT, 'lineage': dict(lineage or {})}, indent=1, sort_keys=True)
+    temporary = path.parent / f'.{path.name}.{processes.same_text(secrets.token_hex(4))}.tmp'
+
+    def begin() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        (temporary / 'config.json').write_text(cfg.to_json())
+        (temporary / 'lineage.json').write_text(head)
+
+    def end() -> None:
+        manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
+        (temporary / 'manifest.json').write_text(manifest)
+        if beside is not None:
+            beside(temporary)
+
+    try:
+        processes.first(begin)
+        with guard_space(path.parent, count_bytes(params), f'saving the model {path}'):
+            with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+                writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
+            processes.first(end)
+        processes.first(lambda: swap(temporary, path))
+    finally:
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load(
+    path: str | Path, *, dtype: str | None = None, place: Placing | None = None
+) -> tuple[Config, decoder.Params]:
+    """Config and parameters of a model folder, bit for bit as saved.
+
+    dtype: cast everything but the routers, and compute in it. place: the sharding of a leaf, by
+    path and shape (None: the first device).
+    """
+    path = Path(path).absolute()
+    _check_ours(path)
+    _check_files(path)
+    cfg = read_config(path)
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def target(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        kind = leaf.dtype if dtype is None or '/router/' in name else jnp.dtype(dtype)
+        where = first if place is None else place(name, tuple(leaf.shape))
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=where)
+
+    with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        stored = reader.metadata(path / 'params').item_metadata
+        wanted = map_with_path(target, stored.tree)
+        check_params(cfg, wanted, str(path))
+        params = reader.restore(path / 'params', args=ocp.args.StandardRestore(wanted))
+    return cfg if dtype is None else cfg.replace(dtype=dtype), params
+
+
+def read_config(path: Path) -> Config:
+    """The Config of a model folder; ValueError where its config.json is not one."""
+    try:
+        return Config.from_json((path / 'config.json').read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
+
+
+def load_lineage(path: str | Path) -> dict[str, Any]:
+    """What `save` was told about where the model came from; {} if nothing."""
+    path = Path(path).absolute()
+    _check_ours(path)
+    return json.loads((path / 'lineage.json').read_text())['lineage']
+
+
+def _check_ours(path: Path) -> None:
+    try:
+        known = json.loads((path / 'lineage.json').read_text())['format'] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    files = all((path / name).is_file() for name in ('config.json', 'manifest.json'))
+    if not (known and files):
+        raise ValueError(
+            f'{path}: not a moe-jax model folder (config.json, manifest.json, params/ and '
+            f'lineage.json of format {FORMAT!r})'
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its relative path."""
+    digests = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            with open(path, 'rb') as file:
+                name = path.relative_to(folder).as_posix()
+                digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return digests
+
+
+def _check_files(path: Path) -> None:
+    wanted = json.loads((path / 'manifest.json').read_text())
+    found = _digests(path / 'params')
+    faults = [
+        f'{name} is {"missing" if name not in found else "damaged"}'
+        for name, digest in wanted.items() if found.get(name) != digest
+    ]
+    if faults:
+        raise ValueError(f'{path}/params: {"; ".join(faults[:4])}; copy the model again')

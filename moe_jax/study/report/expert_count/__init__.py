@@ -1,0 +1,1 @@
+"""The report of an expert-count study, from its records."""

@@ -1,0 +1,1 @@
+"""How many experts each layer keeps."""

@@ -1,0 +1,280 @@
+"""How many experts each MoE layer keeps: how much in all, and how it is spread over layers.
+
+Letters: E experts a layer has, G it keeps.
+"""
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from moe_jax.base.tree import count_bytes, count_params
+from moe_jax.config import Config
+from moe_jax.config.checks import group_least, nearest_grouped
+from prune.budget import spread as spreads
+from prune.budget.allocate import allocate
+from prune.subsets.curve import relative_curve
+from prune.subsets.error import NEEDS as SAMPLE_NEEDS
+from prune.subsets.error import sample_of
+
+Spread = Literal['layer', 'global', 'share', 'mass', 'error']
+# Statistics that a spread reads beside the scores.
+NEEDS = dict.fromkeys(('layer', 'global', 'share', 'mass'), ()) | {'error': SAMPLE_NEEDS}
+AMOUNTS = ('experts', 'ratio', 'mass', 'parameters', 'memory')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may stay. Exactly one of the amounts:
+
+    experts: how many to keep, one number or one per MoE layer.
+    ratio: the share to remove, 0 <= ratio < 1, one number or one per MoE layer;
+      G = E - floor(ratio * E).
+    mass: every layer keeps the fewest experts that hold this share of its score.
+    parameters, memory: of the whole model, in numbers or in bytes.
+
+    spread: 'layer' gives every layer its own G (an amount in parameters or memory: the same G);
+    otherwise the layers' sum is spent where the method's scores say: 'global' compares scores as
+    they are, 'share' as shares of their layer, 'mass' keeps about the same share of every layer's
+    score (NLLB pruning), 'error' makes the sum over layers of relative reconstruction error least,
+    exactly (`prune.budget.allocate`; needs a reservoir). experts= and ratio= then say the sum over
+    layers.
+    floor: the fewest experts of any layer (default topk, with `clamp` 1); clamp: allow fewer than a
+    token uses (a model with `cfg.clamp` does already). keep_first: the first MoE layer keeps all.
+    constants: dropped experts leave a constant and their router row behind.
+    """
+
+    experts: int | Sequence[int] | None = None
+    ratio: float | Sequence[float] | None = None
+    mass: float | None = None
+    parameters: int | None = None
+    memory: int | None = None
+    spread: Spread = 'layer'
+    floor: int | None = None
+    clamp: bool = False
+    keep_first: bool = False
+    constants: bool = False
+
+
+def check(cfg: Config, budget: Budget) -> None:
+    """Refuse, with ValueError, what no scores could make right."""
+    given = [name for name in AMOUNTS if getattr(budget, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f'give exactly one of experts= (how many to keep), ratio= (share to '
+                         f'remove), mass=, parameters= and memory=; got {given or "none"}')
+    if not cfg.moe_layers:
+        raise ValueError('this model has no MoE layer (every entry of cfg.experts is 0)')
+    if budget.mass is not None and not 0 < budget.mass <= 1:
+        raise ValueError(f'mass={budget.mass!r}: the share of the score to keep, in (0, 1]')
+    if budget.floor is not None and not 1 <= budget.floor <= min(
+            cfg.experts[i] for i in cfg.moe_layers):
+        raise ValueError(f'floor={budget.floor!r}: at least 1, at most what every layer has')
+    if given[0] in ('experts', 'ratio'):
+        counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
+
+
+def check_unscored(budget: Budget) -> None:
+    """Refuse, with ValueError, a budget that only scores could spread."""
+    for name, value, plain in (('mass', budget.mass, None), ('spread', budget.spread, 'layer')):
+        if value != plain:
+            raise ValueError(f'{name}={value!r} compares experts by their scores, and this method '
+                             "has none; give experts= per layer, or a spread of 'layer'")
+
+
+def counts(
+    cfg: Config,
+    *,
+    experts: int | Sequence[int] | None = None,
+    ratio: float | Sequence[float] | None = None,
+    least: int | None = None,
+) -> dict[int, int]:
+    """Experts to keep in each MoE layer, {layer: G}, from `experts` or `ratio` of `Budget`.
+
+    Raises ValueError, with the valid range, unless least (default topk) <= G <= E in every layer,
+    and where router groups could not keep equally many.
+    """
+    if (experts is None) == (ratio is None):
+        raise ValueError('give either experts= (how many to keep) or ratio= (share to remove)')
+    if not cfg.moe_layers:
+        raise ValueError('this model has no MoE layer (every entry of cfg.experts is 0)')
+    least = cfg.topk if least is None else least
+    if experts is not None:
+        return {
+            i: _checked(cfg, i, _integer(value), least)
+            for i, value in _per_layer(cfg, 'experts', experts).items()
+        }
+    return {
+        i: _checked(cfg, i, _kept(cfg.experts[i], value), least)
+        for i, value in _per_layer(cfg, 'ratio', ratio).items()
+    }
+
+
+def lowest(cfg: Config, budget: Budget) -> int:
+    """The fewest experts a layer may keep."""
+    least = 1 if budget.clamp or cfg.clamp else cfg.topk
+    if cfg.groups > 1:
+        least = group_least(cfg) * cfg.groups
+    return max(least, budget.floor or 0)
+
+
+def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, int]:
+    """{layer: G} of a budget that no scores spread: one G per layer, or the largest common one."""
+    check_unscored(budget)
+    least = lowest(cfg, budget)
+    if budget.experts is not None or budget.ratio is not None:
+        found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=least)
+    else:
+        most = affordable(cfg, params, budget)
+        shrunk = cfg.moe_layers[1:] if budget.keep_first else cfg.moe_layers
+        kept = sum(cfg.experts[i] for i in cfg.moe_layers if i not in shrunk)
+        each = min(cfg.experts[i] for i in shrunk or cfg.moe_layers)
+        room = (most - kept) // len(shrunk) if shrunk else each * (most >= kept)
+        size = min(each, room) // cfg.groups * cfg.groups
+        if size < least:
+            raise _too_small(cfg, params, budget, kept + least * len(shrunk))
+        found = dict.fromkeys(cfg.moe_layers, size)
+    return _first_kept(cfg, budget, found)
+
+
+def spent(
+    cfg: Config,
+    params: Mapping[str, Any],
+    budget: Budget,
+    scores: Mapping[int, np.ndarray],
+    protected: Mapping[int, np.ndarray],
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[int, int]:
+    """{layer: G} of a budget spread by scores {layer: [E]}; protected {layer: bool [E]} count in
+    the floors."""
+    if budget.spread == 'layer' and budget.mass is None:
+        return plain(cfg, params, budget)
+    groups, least = cfg.groups, lowest(cfg, budget)
+    floors = {i: max(-(-least // groups), _protected_units(protected[i], groups)) for i in scores}
+    if budget.keep_first:
+        first = min(scores)
+        floors[first] = len(scores[first]) // groups
+    values = spreads.units(scores, groups)
+    if budget.mass is not None:
+        found = spreads.covering(values, budget.mass, floors)
+    else:
+        total = _total(cfg, params, budget) // groups
+        if total < sum(floors.values()):
+            raise _too_small(cfg, params, budget, sum(floors.values()) * groups)
+        if budget.spread == 'error':
+            found = _by_error(cfg, params, scores, floors, total, stats)
+        else:
+            found = spreads.pooled(values, total, floors, budget.spread)
+    return {i: n * groups for i, n in found.items()}
+
+
+def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
+    """How many experts in all fit into `parameters` or `memory`, beside everything else."""
+    amount, measure = (budget.parameters, count_params) if budget.memory is None else (
+        budget.memory, count_bytes)
+    if not isinstance(amount, int) or isinstance(amount, bool):
+        raise ValueError(f'parameters and memory are whole numbers; got {amount!r}')
+    rest, price = _prices(cfg, params, budget, measure)
+    return max(0, min((amount - rest) // price, sum(cfg.experts)))
+
+
+def _prices(cfg, params, budget, measure) -> tuple[int, int]:
+    """What the model takes without experts, and what each expert adds (the dearest layer's)."""
+    rest, price = measure(params), 0
+    for i in cfg.moe_layers:
+        moe, count = params[f'layer_{i}']['moe'], cfg.experts[i]
+        own = measure(moe['experts']) // count
+        row = measure(moe['router']) // count
+        vector = own * count // count_params(moe['experts']) * cfg.width if budget.constants else 0
+        rest -= (own if budget.constants else own + row) * count - vector * count
+        price = max(price, own - vector if budget.constants else own + row)
+    return rest, price
+
+
+def _total(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
+    if budget.experts is None and budget.ratio is None:
+        return affordable(cfg, params, budget)
+    found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
+    return sum(found.values())
+
+
+def _too_small(cfg, params, budget, least) -> ValueError:
+    if budget.parameters is None and budget.memory is None:
+        return ValueError(f'the budget keeps fewer experts than the floors ask for, {least} in all')
+    measure, what = (count_params, 'parameters') if budget.memory is None else (
+        count_bytes, 'memory')
+    rest, price = _prices(cfg, params, budget, measure)
+    return ValueError(f'{what}={getattr(budget, what):,} is too small: this model needs '
+                      f'{rest:,} without experts and {price:,} for each; the least is '
+                      f'{rest + least * price:,}, with {least} experts in all')
+
+
+def _by_error(cfg, params, scores, floors, total, stats) -> dict[int, int]:
+    """Units of each layer whose relative reconstruction errors sum to the least."""
+    curves = {}
+    for i, values in scores.items():
+        sample = sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sizes = range(floors[i] * cfg.groups, len(values) + 1, cfg.groups)
+        curve = relative_curve(sample, cfg, values, sizes)
+        curves[i] = {count // cfg.groups: error for count, error in curve.items()}
+    return allocate(curves, total=total)
+
+
+def _protected_units(protected: np.ndarray, groups: int) -> int:
+    return int(protected.reshape(groups, -1).sum(axis=1).max())
+
+
+def _first_kept(cfg: Config, budget: Budget, found: dict[int, int]) -> dict[int, int]:
+    first = cfg.moe_layers[0]
+    return found | {first: cfg.experts[first]} if budget.keep_first else found
+
+
+def _per_layer(cfg: Config, name: str, value: object) -> dict[int, object]:
+    layers = cfg.moe_layers
+    if not hasattr(value, '__len__') or isinstance(value, str):
+        return dict.fromkeys(layers, value)
+    values = list(value)
+    if len(values) != len(layers):
+        raise ValueError(
+            f'{name}={values}: {len(values)} entries, this model has {len(layers)} MoE layers '
+            f'({list(layers)}); give one entry for each, or one number'
+        )
+    return dict(zip(layers, values, strict=True))
+
+
+def _integer(value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f'experts={value!r}: must be a whole number of experts') from None
+
+
+def _kept(experts: int, ratio: object) -> int:
+    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if not (number and 0 <= ratio < 1):
+        raise ValueError(
+            f'ratio={ratio!r}: the share to remove must be in [0, 1); 0.75 keeps a quarter'
+        )
+    # 0.29 * 100 is 28.999999999999996 in binary: the nudge makes the floor mean what was written.
+    return experts - math.floor(ratio * experts + 1e-9)
+
+
+def _checked(cfg: Config, layer: int, count: int, least: int) -> int:
+    if not least <= count <= cfg.experts[layer]:
+        name = 'topk' if least == cfg.topk else 'the floor'
+        more = ', or fewer with clamp=True' if least == cfg.topk > 1 else ''
+        raise ValueError(
+            f'layer {layer}: cannot keep {count} experts; valid: {least} ({name}{more}) to '
+            f'{cfg.experts[layer]} (what it has)'
+        )
+    if count % cfg.groups or (cfg.groups > 1 and count // cfg.groups < group_least(cfg)):
+        raise ValueError(
+            f'layer {layer}: cannot keep {count} experts; the router has {cfg.groups} groups, '
+            f'which must keep equally many, at least {group_least(cfg)} each: keep '
+            f'{nearest_grouped(cfg, count)} instead'
+        )
+    return count

@@ -1,0 +1,1 @@
+"""What there is to shrink with, as tables and pages."""

@@ -1,0 +1,1 @@
+"""Quality by how much is removed, and how far removal is safe."""

@@ -1,0 +1,1 @@
+"""Methods that drop or merge whole experts."""

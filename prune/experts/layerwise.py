@@ -1,0 +1,105 @@
+"""Plan layer by layer: every layer is observed on what the layers already shrunk before it give.
+
+Letters: E experts of a layer, G it keeps.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from moe_jax.base.tree import at
+from moe_jax.calibration.layerwise import layerwise
+from moe_jax.calibration.stats import Stats
+from moe_jax.config import Config
+from moe_jax.model.fingerprint import fingerprint
+from prune.budget import budget
+from prune.experts import registry
+from prune.experts.planner import plan
+from prune.experts.request import Request, request
+from prune.inputs.original import check_original, of_group
+from prune.plans.layer import LayerPlan
+from prune.plans.plan import Plan
+from prune.surgery.apply import apply_layer, config_of
+
+TARGETS = ('sample_cross', 'sample_square')  # what `targets` takes from the original model
+
+
+class Layerwise(NamedTuple):
+    """The plan, the smaller model it makes (already made), and the statistics it was made from."""
+
+    plan: Plan
+    params: dict[str, Any]
+    cfg: Config
+    stats: Stats
+
+
+def plan_layerwise(
+    name: str,
+    params: Mapping[str, Any],
+    cfg: Config,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    targets: bool = False,
+    experts: int | Sequence[int] | None = None,
+    ratio: float | Sequence[float] | None = None,
+    parameters: int | None = None,
+    memory: int | None = None,
+    floor: int | None = None,
+    clamp: bool = False,
+    reservoir: int = 8192,
+    tokenizer: str = '',
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Layerwise:
+    """As `prune.plan`, but from the first layer to the last, each on the shrunk ones before it.
+
+    So later layers see what they will see in the smaller model, and one layer at a time is on the
+    device (REAM's sequential merging). targets: the layer is to give what it gave in the ORIGINAL
+    model, so that it makes up for earlier losses; for methods that reconstruct outputs from a
+    sample (progressive pruning, Lu et al. 2024, arXiv 2402.14800). `prune.apply` of the plan on the
+    original gives `params` and `cfg` again.
+
+    batches as for `moe_jax.observe`, read once; what else the method needs is observed too, with
+    `reservoir` tokens a group where it samples. A method's seed is raised by the layer's index.
+    options: the method's own, and gates, replace, protect and group of `prune.plan`. The number of
+    experts is fixed beforehand, so amounts that compare layers (mass=, spread=) are refused.
+    """
+    amounts = {'experts': experts, 'ratio': ratio, 'parameters': parameters, 'memory': memory,
+               'floor': floor, 'clamp': clamp}
+    asked = layerwise_request(name, cfg, targets=targets, **amounts, **options)
+    check_original(cfg, params, None)
+    counts, chosen = budget.plain(cfg, params, asked.budget), asked.chosen
+    found: dict[int, LayerPlan] = {}
+
+    def compress(i: int, one: Config, layer: Mapping[str, Any], stats: Stats):
+        seeded = {'seed': chosen['seed'] + i} if 'seed' in chosen else {}
+        small = plan(name, stats, {'layer_0': layer}, one, experts=counts[i], clamp=clamp,
+                     spread='layer', group=asked.group, **asked.common._asdict(), **chosen | seeded)
+        found[i] = small.layers[0]
+        block = at(layer, 'moe', lambda moe: apply_layer(moe, found[i], one, i))
+        return block, config_of(small, one)
+
+    wish = registry.observe_options(name, reservoir=reservoir, **chosen)
+    new, _, stats = layerwise(cfg, params, of_group(batches, asked.group), compress,
+                              targets=targets, progress=progress, tokenizer=tokenizer, **wish)
+    whole = Plan(
+        method=name, layers=found, experts=cfg.experts, width=cfg.width,
+        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,
+        clamp=clamp, options=asked.record() | {'layerwise': True, 'targets': targets},
+    )
+    return Layerwise(whole, new, config_of(whole, cfg).fit(new), stats)
+
+
+def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **options: Any) -> Request:
+    """The keywords of `plan_layerwise`, checked: ValueError for what it cannot do."""
+    for key, plain in (('mass', None), ('spread', 'layer'), ('first_layer', 'same')):
+        if options.get(key, plain) not in (plain, None):
+            raise ValueError(f'{key}={options[key]!r} compares layers, and planning layer by layer '
+                             'fixes beforehand how many experts each keeps; leave it out')
+    asked = request(name, cfg, **options | {'spread': 'layer'})
+    if not asked.needs:
+        raise ValueError(f'{name!r} reads no statistics, so the layers before one do not matter; '
+                         'plan it at once')
+    if targets and not set(TARGETS) <= set(asked.needs):
+        raise ValueError(f'targets changes nothing for {name!r}, which does not reconstruct '
+                         'outputs; it is for naee, greedy, genetic and their like')
+    return asked

@@ -1,0 +1,29 @@
+"""EAN: keep the experts whose outputs sum to the greatest norm.
+
+Source: Expert Activation Norm of MC-Suite (Jaiswal et al., "Finding Fantastic Experts in MoEs",
+arXiv 2504.05586), a baseline of REAP (ICLR 2026). Score of expert e: sum over the tokens routed to
+it of |f_e(x_t)|_2, without the gate; b=0, a=0, c=1 of the family of arXiv 2606.15716. The sum
+grows with how often an expert is used.
+
+Deviation: tokens that an expert's capacity dropped are left out, as it gave no output for them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.experts.activation_scores import family
+
+PAPER = 'MC-Suite, 2025'
+KIND = 'drop'
+NEEDS = ('moments',)
+COST = 'one pass'
+
+
+def scores(
+    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
+) -> dict[int, np.ndarray]:
+    """Summed output norms [E] of every MoE layer."""
+    return {i: family(stats[i], b=0, a=0, c=1) for i in cfg.moe_layers}

@@ -1,0 +1,53 @@
+"""Greedy elimination: drop one expert after the other, each time the one that is missed the least.
+
+Source: the objective of NAEE (Lu et al., ACL 2024), whose search over all sets ends at about 16
+experts, followed greedily from all experts down; a design of this library. Where an expert is
+dropped, the errors of all further candidates take the new choices of the tokens into account, so
+that of two experts which can stand in for each other only one goes. With router groups, one expert
+of each group goes in turn. Ties drop the highest index.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.subsets import error
+from prune.subsets.error import Sample
+
+PAPER = 'greedy search of the objective of NAEE, ACL 2024'
+KIND = 'drop'
+NEEDS = error.NEEDS
+COST = 'one pass, reservoir'
+
+
+def choose(
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    cfg: Config,
+    counts: Mapping[int, int],
+) -> dict[int, np.ndarray]:
+    """Ids of the experts that are left in each MoE layer, ascending [G].
+
+    E - G rounds of about K subsets each (`prune.subsets.error.errors_without`).
+    """
+    found = {}
+    for i, count in counts.items():
+        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        found[i] = eliminate(sample, cfg, count)
+    return found
+
+
+def eliminate(sample: Sample, cfg: Config, count: int) -> np.ndarray:
+    """The `count` experts of a layer that greedy elimination leaves, ascending ids."""
+    experts = sample.cross.shape[1]
+    kept = np.arange(experts)
+    while len(kept) > count:
+        errors = error.errors_without(sample, cfg, kept)
+        group = kept * cfg.groups // experts
+        left = np.bincount(group)[group]
+        errors = np.where(left == left.max(), errors, np.inf)
+        last = len(kept) - 1 - error.least(errors[::-1], sample.scale)
+        kept = np.delete(kept, last)
+    return kept

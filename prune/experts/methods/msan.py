@@ -1,0 +1,37 @@
+"""MSAN: keep the experts with the greatest mean squared output norm where they are used.
+
+Source: Mean Squared Activation Norm of Liu et al., "How to Score Experts for One-Shot MoE Expert
+Pruning", arXiv 2606.15716. Score of expert e: (1/N_e) sum of |f_e(x_t)|_2^2 over the N_e tokens
+routed to it; b=1, a=0, c=2 of its family. Compared with MAN, rare large outputs weigh more.
+
+Deviations: tokens that an expert's capacity dropped are left out. The minimum of tokens is this
+library's.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.experts.activation_scores import family
+
+PAPER = 'MAN and MSAN, 2026'
+KIND = 'drop'
+NEEDS = ('moments',)
+COST = 'one pass'
+
+
+def scores(
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    cfg: Config,
+    *,
+    min_tokens: int = 0,
+) -> dict[int, np.ndarray]:
+    """Mean squared output norm [E] of every MoE layer.
+
+    min_tokens: an expert evaluated for fewer tokens scores 0, so that a mean over few does not
+      decide.
+    """
+    return {i: family(stats[i], b=1, a=0, c=2, min_tokens=min_tokens) for i in cfg.moe_layers}

@@ -1,0 +1,26 @@
+"""Router norm: keep the experts with the longest router rows; no data is read.
+
+Source: Router Weight Norm (RWN) of MC-Suite, Jaiswal et al., "Finding Fantastic Experts in MoEs",
+arXiv 2504.05586. Score of expert e: |w_e|_2, w_e its row of the router's kernel. Biases and
+correction biases are not read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.experts.activation_scores import router_norms
+
+PAPER = 'MC-Suite, 2025'
+KIND = 'drop'
+NEEDS = ()
+COST = 'weights only'
+
+
+def scores(
+    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
+) -> dict[int, np.ndarray]:
+    """Norm of the router row [E] of every MoE layer."""
+    return {i: router_norms(params, i) for i in cfg.moe_layers}

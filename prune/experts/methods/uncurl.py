@@ -1,0 +1,62 @@
+"""UNCURL: cluster experts by their router logits on task data, and merge each cluster.
+
+Source: "Revisiting SMoE Language Models by Evaluating Inefficiencies with Task Specific Expert
+Pruning", NeurIPS 2024 workshop ENLSP-IV, algorithm 1. The defaults follow the paper: cosine of raw
+logits, (1 + cos) / 2, spectral clustering, alignment to the most used expert of the cluster, mean
+weighted by top-1 counts, random router that must then be trained.
+
+Where the paper leaves room: the map to [0, 1] is applied once; the Laplacian is the symmetric
+normalised one with row-normalised eigenvectors (Ng, Jordan and Weiss, which it cites); k-means
+keeps the best of 10 seeded restarts; a cluster without traffic is a plain mean; a layer that keeps
+all its experts keeps its router. The paper suggests, and does not evaluate, keeping the first layer
+greedy, since its logits show no clusters: `first_layer='topk'` of `prune.plan`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from moe_jax.config import Config
+from prune.experts.merge import merge
+from prune.experts.routers import RouterInit
+from prune.plans.layer import LayerPlan
+from prune.similarity.cluster import Center, similarity, spectral
+
+PAPER = 'UNCURL, ENLSP-IV 2024'
+KIND = 'merge'
+NEEDS = ('tokens', 'count_top1', 'logit_gram')
+COST = 'one pass'
+
+
+def plan(
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+    params: Mapping[str, Any],
+    cfg: Config,
+    counts: Mapping[int, int],
+    *,
+    center: Center = 'none',
+    router_init: RouterInit = 'random',
+    align: bool = True,
+    seed: int = 0,
+) -> dict[int, LayerPlan]:
+    """One plan per MoE layer.
+
+    center: how logits are centred before the cosine (`prune.similarity.cluster.similarity`).
+    router_init: `prune.experts.routers`; 'random' is the paper's, the others give a usable model at
+    once.
+    align: permute hidden units to match the reference expert before averaging.
+    seed: of k-means and of a random router.
+    """
+    plans = {}
+    for i, groups in counts.items():
+        layer, seen = params[f'layer_{i}']['moe'], stats[i]
+        count = seen['count_top1']
+        alike = similarity(seen, center)
+        found = spectral(alike, groups, seed=seed)
+        notes = {'similarity': alike, 'inertia': found.inertia, 'embedding': found.embedding}
+        plans[i] = merge(
+            layer, seen, found.labels, count, router_init=router_init,
+            align_to='reference' if align else 'none', seed=seed, notes=notes,
+        )
+    return plans

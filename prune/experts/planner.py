@@ -1,0 +1,142 @@
+"""The border of the package: what is asked is checked (`prune.experts.request`), then planned.
+
+Letters: E experts of a layer, G kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_jax.calibration.stats import Stats
+from moe_jax.config import Config
+from moe_jax.model.fingerprint import fingerprint
+from prune.budget import budget
+from prune.budget.budget import Spread
+from prune.experts import registry
+from prune.experts.keep import Gates, Replace, drop, keep
+from prune.experts.protect import super_experts
+from prune.experts.request import FirstLayer, Protect, Request, request
+from prune.inputs.original import check_original
+from prune.plans.checks import check_groups
+from prune.plans.layer import LayerPlan
+from prune.plans.plan import Plan
+from prune.subsets.top import top
+
+
+def plan(
+    name: str,
+    stats: Stats | None,
+    params: Mapping[str, Any],
+    cfg: Config,
+    *,
+    experts: int | Sequence[int] | None = None,
+    ratio: float | Sequence[float] | None = None,
+    mass: float | None = None,
+    parameters: int | None = None,
+    memory: int | None = None,
+    spread: Spread | None = None,
+    floor: int | None = None,
+    clamp: bool = False,
+    gates: Gates = 'slice',
+    replace: Replace | None = None,
+    protect: Protect = 'none',
+    first_layer: FirstLayer = 'same',
+    group: str | None = None,
+    **method_options: Any,
+) -> Plan:
+    """Plan a smaller model with method `name`; weights are read at most, never changed.
+
+    experts, ratio, mass, parameters, memory: how much stays, exactly one of them; spread, floor,
+      clamp: how it is spread over layers (`prune.budget`).
+    gates: 'slice' deletes the router rows of dropped experts, 'preserve_mass' keeps them in the
+      softmax (`prune.experts.keep`). replace: 'mean' puts the mean output in place of a dropped
+      expert (default: the method's own).
+    protect: 'super' never drops super experts (`prune.experts.protect`).
+    first_layer: 'topk' keeps the most used experts of the first MoE layer instead of asking the
+      method (suggested by UNCURL), 'keep' all of them.
+    group: use only this group of the statistics (a task, domain or language).
+    stats may be None for a method that needs none. Further options are the method's own:
+    `prune.options(name)`.
+
+    Raises ValueError, before any work, for an unknown method or option (with the nearest name), a
+    budget out of range, statistics that are missing, not finite or of another model, a dense model,
+    and a model whose router rows already share experts.
+    """
+    asked = request(
+        name, cfg, experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
+        spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
+        first_layer=first_layer, group=group, **method_options)
+    check_original(cfg, params, stats)
+    seen, common = asked.statistics(stats, cfg)
+    decide = {'scores': _by_scores, 'choose': _by_choice, 'plan': _by_plan}[registry.form(name)]
+    layers = decide(asked, seen, common, params, cfg)
+    if first_layer == 'topk':
+        i = min(layers)
+        layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
+    check_groups(name, layers, cfg.groups)
+    return Plan(
+        method=name, layers=layers, experts=cfg.experts, width=cfg.width,
+        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
+        data='' if stats is None else stats.data, clamp=clamp, options=asked.record(),
+    )
+
+
+def _by_scores(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+    """Keep the best by the method's scores, protected experts first."""
+    scores = asked.module.scores(seen, params, cfg, **asked.chosen)
+    for i, values in scores.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
+    safe = _protected(common, cfg, asked.common.protect)
+    counts = budget.spent(cfg, params, asked.budget, scores, safe, common)
+    plans = {}
+    for i, count in counts.items():
+        order = np.where(safe[i], np.inf, scores[i])
+        ids = top(order, count, cfg.groups)
+        plans[i] = _drop(ids, common, cfg, i, asked.common, {'scores': scores[i]})
+    return plans
+
+
+def _by_choice(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+    """Keep what the method's search found; protected experts take the place of the least used."""
+    counts = budget.plain(cfg, params, asked.budget)
+    safe = _protected(common, cfg, asked.common.protect)
+    plans = {}
+    for i, ids in asked.module.choose(seen, params, cfg, counts, **asked.chosen).items():
+        if safe[i].any():
+            used = common[i].get('count_top1', np.zeros(len(safe[i])))
+            member = np.isin(np.arange(len(used)), ids)
+            rank = np.where(safe[i], np.inf, np.where(member, used + 1.0, 0.0))
+            ids = top(rank, counts[i], cfg.groups)
+        plans[i] = _drop(ids, common, cfg, i, asked.common, {})
+    return plans
+
+
+def _by_plan(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+    """What the method merges."""
+    counts = budget.plain(cfg, params, asked.budget)
+    return asked.module.plan(seen, params, cfg, counts, **asked.chosen)
+
+
+def _drop(ids, common, cfg, layer, options, notes) -> LayerPlan:
+    seen = common.get(layer, {})
+    if 'count_top1' in seen:
+        notes |= {'count': seen['count_top1'],
+                  'zero_traffic': np.flatnonzero(seen['count_top1'] == 0)}
+    if 'scores' in notes and len(ids) < cfg.experts[layer]:
+        kept = notes['scores'][ids]
+        notes['margin'] = float(kept.min() - np.delete(notes['scores'], ids).max())
+    return drop(ids, seen, cfg, layer, gates=options.gates, replace=options.replace, notes=notes)
+
+
+def _protected(common, cfg: Config, protect: Protect) -> dict[int, np.ndarray]:
+    if protect == 'super':
+        return super_experts({i: common[i] for i in cfg.moe_layers})
+    return {i: np.zeros(cfg.experts[i], bool) for i in cfg.moe_layers}
+
+
+def _top_of_first(seen: Mapping[str, np.ndarray], cfg: Config, layer: int, count: int) -> LayerPlan:
+    used = seen['count_top1']
+    notes = {'count': used, 'zero_traffic': np.flatnonzero(used == 0)}
+    return keep(top(used, count, cfg.groups), len(used), notes)

@@ -1,0 +1,76 @@
+"""The scores of a ranking method, and the model with experts closed that a ranking would drop.
+
+Letters: E experts of a layer, G kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from moe_jax.base.tree import at
+from moe_jax.calibration.stats import Stats
+from moe_jax.config import Config
+from prune.experts import registry
+from prune.inputs import statistics
+from prune.inputs.original import check_original
+from prune.subsets.top import top
+
+# Far below any logit, and finite: infinities would meet zeros on the way.
+SHUT = -1e30
+
+
+def scores(
+    name: str,
+    stats: Stats | None,
+    params: Mapping[str, Any],
+    cfg: Config,
+    *,
+    group: str | None = None,
+    **method_options: Any,
+) -> dict[int, np.ndarray]:
+    """{layer: [E]} scores of a method that ranks experts; higher is kept longer.
+
+    Raises ValueError for a method that does not rank, and for what `prune.plan` refuses.
+    """
+    module, chosen = registry.method(name), registry.check_options(name, method_options)
+    if registry.form(name) != 'scores':
+        ranking = [row.name for row in registry.methods() if registry.form(row.name) == 'scores']
+        raise ValueError(f'{name!r} does not rank experts; methods that do: {", ".join(ranking)}')
+    check_original(cfg, params, stats)
+    fetch = statistics.by_group if getattr(module, 'PER_GROUP', False) else statistics.fetch
+    seen = fetch(name, stats, cfg, group, registry.needs(name, chosen))
+    return module.scores(seen, params, cfg, **chosen)
+
+
+def kept(ranking: Mapping[int, np.ndarray], counts: Mapping[int, int], groups: int
+         ) -> dict[int, np.ndarray]:
+    """{layer: bool [E]} of the best of each layer, ties to the lower index."""
+    found = {i: np.zeros(len(values), bool) for i, values in ranking.items()}
+    for i, mask in found.items():
+        mask[top(ranking[i], counts[i], groups)] = True
+    return found
+
+
+def shut(
+    params: Mapping[str, Any], cfg: Config, masks: Mapping[int, np.ndarray]
+) -> tuple[dict[str, Any], Config]:
+    """The model with the experts outside masks {layer: bool [E]} closed: it computes what the model
+    without them (`gates='slice'`) would, in the shapes of the whole one.
+
+    So any number of choices runs through one compiled program. Closed router rows get a bias far
+    below all logits, and so does the correction that serves selection.
+    """
+    out = dict(params)
+    for i, mask in masks.items():
+        penalty = jnp.where(jnp.asarray(mask), 0.0, SHUT).astype(jnp.float32)
+        out[f'layer_{i}'] = at(out[f'layer_{i}'], 'moe/router', lambda r, p=penalty: _shut(r, p))
+    return out, cfg.replace(router_bias=True)
+
+
+def _shut(router: Mapping[str, Any], penalty: Any) -> dict[str, Any]:
+    changed = {**router, 'bias': penalty + router.get('bias', jnp.zeros(())).astype(jnp.float32)}
+    if 'correction' in router:
+        changed['correction'] = router['correction'].astype(jnp.float32) + penalty
+    return changed

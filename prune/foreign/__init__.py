@@ -1,0 +1,1 @@
+"""Plans carried out on parameter trees of other libraries."""

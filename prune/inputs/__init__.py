@@ -1,0 +1,1 @@
+"""Statistics, the original model and options, checked and read."""

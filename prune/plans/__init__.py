@@ -1,0 +1,1 @@
+"""The plan: its layers, checks, file, composition and masks."""

@@ -1,0 +1,1 @@
+"""Which experts or hidden units resemble each other."""

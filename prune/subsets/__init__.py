@@ -1,0 +1,1 @@
+"""Errors of subsets of experts, and searches over them."""

@@ -1,0 +1,1 @@
+"""A plan carried out on parameters and on optimizer moments."""

@@ -1,0 +1,84 @@
+"""The standard harness over our models: held against its own wrapper of transformers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.moe_jax.hf import lexicon, tiny
+
+TASKS = ('choice', 'rolling', 'until')
+pytest.importorskip('lm_eval')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A tiny checkpoint with a tokenizer, and a folder of tasks."""
+    root = tmp_path_factory.mktemp('harness')
+    folder = tiny.write(root / 'model', 'qwen3_moe', 'wide heads')
+    lexicon.write_tokenizer(folder)
+    (root / 'tasks').mkdir()
+    lexicon.write_tasks(root / 'tasks', np.random.default_rng(0))
+    return folder, root / 'tasks'
+
+
+def evaluate(model, tasks):
+    """Metrics by task, and each item's responses."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    found = lm_eval.simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager,
+                                    bootstrap_iters=0, log_samples=True)
+    return found['results'], {
+        name: [item['resps'] for item in sorted(items, key=lambda item: item['doc_id'])]
+        for name, items in found['samples'].items()}
+
+
+@pytest.mark.parametrize('batch', [1, 8])
+def test_items_and_metrics_equal_the_harness_on_transformers(place, batch):
+    pytest.importorskip('torch')
+    pytest.importorskip('accelerate')
+    from lm_eval.models.huggingface import HFLM
+
+    from moe_jax.evals.harness import HarnessLM
+
+    folder, tasks = place
+    peer = HFLM(str(folder), device='cpu', dtype='float32', batch_size=batch)
+    (exact, items), (found, own) = (
+        evaluate(model, tasks) for model in (peer, HarnessLM(str(folder), batch=batch)))
+    for item, exact_item in zip(own['choice'], items['choice'], strict=True):
+        for (ours, greedy), (theirs, exact_greedy) in zip(
+                [r[0] for r in item], [r[0] for r in exact_item], strict=True):
+            assert abs(float(ours) - float(theirs)) < 1e-4
+            assert str(greedy) == str(exact_greedy)
+    np.testing.assert_allclose(np.array(own['rolling'], float).ravel(),
+                               np.array(items['rolling'], float).ravel(), rtol=0, atol=1e-3)
+    assert own['until'] == items['until']
+    for task in TASKS:
+        for name, value in exact[task].items():
+            if isinstance(value, float):
+                assert found[task][name] == pytest.approx(value, rel=1e-4), (task, name)
+
+
+def test_the_command_prints_and_writes_results_offline(place, tmp_path, capsys):
+    from moe_jax.cli.lm_eval import lm_eval
+
+    folder, tasks = place
+    lm_eval(folder, ('choice', 'until'), include_path=tasks, limit=4, out=tmp_path / 'out.json')
+    assert 'acc_norm' in capsys.readouterr().out
+    results = json.loads((tmp_path / 'out.json').read_text())['results']
+    assert set(results) == {'choice', 'until'}
+
+
+def test_an_unknown_task_is_an_error(place, tmp_path, monkeypatch):
+    """A folder stands for the one in which the harness has thousands, which it would all read."""
+    from lm_eval.tasks import manager
+
+    from moe_jax.cli.lm_eval import lm_eval
+
+    (tmp_path / 'choose.yaml').write_text((place[1] / 'choice.yaml').read_text().replace(
+        'task: choice', 'task: choose'))
+    monkeypatch.setattr(manager, '__file__', str(tmp_path / 'manager.py'))
+    with pytest.raises(ValueError, match=r"no task 'choices'.*'choice' or 'choose'"):
+        lm_eval(place[0], ('choices',), include_path=place[1])

@@ -1,0 +1,1 @@
+"""Memory, time and traffic of a run, computed before it starts."""

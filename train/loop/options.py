@@ -1,0 +1,87 @@
+"""What a run of training is told: one frozen value, with the UNCURL paper's numbers as defaults."""
+
+import dataclasses
+import math
+
+from moe_jax.base.checks import nearest
+from train.optim.adamw import SCHEDULES
+from train.trainable.trainable import Chosen, Trainable, check_expression
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train; the optimiser's defaults are those of UNCURL (table of training settings).
+
+    One step averages the gradient over `accumulate` batches of `batch` rows of `length` tokens.
+    The learning rate rises linearly to `peak_lr` over `warmup` steps, then follows `schedule` down
+    to 0 at `steps`. `trainable` is a regular expression searched in leaf paths such as
+    'layer_0/moe/router/kernel' (`train.TRAINABLE` has common ones), or a `Trainable` for some
+    experts and low-rank adapters; what it does not name is frozen (None: all train). Of a matrix in
+    whose path `keep_zeros` is found, weights that are exactly 0 stay so, as pruned ones should.
+    `clip` bounds the global gradient norm of the leaves that train (None: no bound).
+    Every `log_every` steps (and after the last) a line of metrics is kept; every `evaluate_every`
+    the caller's evaluation runs; every `checkpoint_every` the state is saved if there is a folder
+    (0: only at the end), of which the last `keep` stay.
+    """
+
+    steps: int
+    batch: int
+    length: int
+    peak_lr: float = 5e-5
+    warmup: int = 1000
+    schedule: str = 'linear'
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    clip: float | None = 1.0
+    accumulate: int = 1
+    seed: int = 0
+    trainable: Chosen = None
+    keep_zeros: str | None = None
+    log_every: int = 10
+    evaluate_every: int = 0
+    checkpoint_every: int = 1000
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        _check_counts(self)
+        _check_optimiser(self)
+
+
+def _check_counts(options: TrainOptions) -> None:
+    least = {
+        'steps': 1, 'batch': 1, 'length': 2, 'accumulate': 1, 'log_every': 1, 'keep': 1,
+        'warmup': 0, 'evaluate_every': 0, 'checkpoint_every': 0, 'seed': 0,
+    }
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
+            raise ValueError(
+                f'TrainOptions.{name}={value!r}: must be an integer from {minimum} to 2**31 - 1'
+            )
+    if options.warmup > options.steps:
+        raise ValueError(
+            f'TrainOptions.warmup={options.warmup} exceeds steps={options.steps}: the learning '
+            'rate would never reach peak_lr; give a shorter warmup'
+        )
+
+
+def _check_optimiser(options: TrainOptions) -> None:
+    for name in ('peak_lr', 'weight_decay', 'eps'):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f'TrainOptions.{name}={value!r}: must be finite and not negative')
+    for name in ('b1', 'b2'):
+        if not 0 <= getattr(options, name) < 1:
+            raise ValueError(f'TrainOptions.{name}={getattr(options, name)!r}: must be in [0, 1)')
+    if options.clip is not None and not options.clip > 0:
+        raise ValueError(f'TrainOptions.clip={options.clip!r}: must be positive, or None')
+    if options.schedule not in SCHEDULES:
+        known = tuple(SCHEDULES)
+        raise ValueError(
+            f'TrainOptions.schedule={options.schedule!r}; {nearest(options.schedule, known)}'
+        )
+    if not isinstance(options.trainable, Trainable):
+        check_expression('TrainOptions.trainable', options.trainable)
+    check_expression('TrainOptions.keep_zeros', options.keep_zeros)

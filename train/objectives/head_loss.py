@@ -1,0 +1,85 @@
+"""Cross-entropy from what the head reads, without the logits of all positions at once.
+
+B rows, T tokens, D width, V vocabulary. The gradient of a block's logits is at hand where they are:
+both gradients are formed in the forward pass and no logits are kept or computed again.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from moe_jax.base import sharding
+from moe_jax.config import Config
+from moe_jax.kernels.outer import summed_outer
+from moe_jax.model.decoder import Params, unembed
+from train.objectives import losses
+
+BLOCK = 2**23  # logits that exist at a time: 32 MB of float32
+
+
+def cross_entropy(
+    cfg: Config, params: Params, x: jax.Array, tokens: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `losses.cross_entropy` of the logits of x [B, T, D], which `model.hidden` gives.
+
+    On a mesh the logits are whole: each device has those of its rows.
+    """
+    if sharding.current() is not None:
+        return losses.cross_entropy(unembed(cfg, params, x), tokens, weights)
+    targets, weights = jnp.roll(tokens, -1, axis=1), losses.predicted(weights)
+    table = params['embed']['tokens'] if cfg.tied else params['head']['kernel']
+    rows = x.reshape(-1, x.shape[-1])
+    nats = _summed(rows, table.astype(x.dtype), targets.ravel(), weights.ravel(), cfg.logit_scale)
+    return nats, jnp.sum(weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed(x, table, targets, weights, scale):
+    """Summed weighted nats of x [N, D] against targets [N]; table [V, D]."""
+    def block(total, part):
+        return total + _logits(*part, table, scale)[0], None
+
+    return jax.lax.scan(block, jnp.float32(0.0), _blocks(len(table), x, targets, weights))[0]
+
+
+def _forward(x, table, targets, weights, scale):
+    def block(carry, part):
+        total, dtable = carry
+        nats, dlogits = _logits(*part, table, scale)
+        dlogits = (dlogits * scale).astype(x.dtype)
+        dx = jnp.dot(dlogits, table, preferred_element_type=jnp.float32)
+        dtable = dtable + summed_outer(dlogits, part[0])
+        return (total + nats, dtable), dx.astype(x.dtype)
+
+    start = jnp.float32(0.0), jnp.zeros(table.shape, jnp.float32)
+    (total, dtable), dx = jax.lax.scan(block, start, _blocks(len(table), x, targets, weights))
+    return total, (dx.reshape(-1, x.shape[1])[:len(x)], dtable.astype(table.dtype))
+
+
+def _backward(scale, saved, dy):
+    dx, dtable = saved
+    return (dx * dy.astype(dx.dtype)), (dtable * dy.astype(dtable.dtype)), None, None
+
+
+_summed.defvjp(_forward, _backward)
+
+
+def _logits(x, targets, weights, table, scale):
+    """Summed nats of a block of positions, and their gradient by its logits [M, V]."""
+    logits = scale * jax.lax.dot_general(x, table, (((1,), (1,)), ((), ())),
+                                         preferred_element_type=jnp.float32)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    mine = targets[:, None] == jnp.arange(logits.shape[1])[None]
+    slope = (jnp.exp(logits - total[:, None]) - mine.astype(jnp.float32)) * weights[:, None]
+    return jnp.sum((total - chosen) * weights), slope
+
+
+def _blocks(vocab, *arrays):
+    """Arrays [N, ...] in equal blocks, [n, M, ...]; what fills the last one weighs nothing."""
+    count = arrays[0].shape[0]
+    number = -(-count * vocab // BLOCK)
+    rows = -(-count // number)
+    return tuple(jnp.pad(a, ((0, number * rows - count), *((0, 0),) * (a.ndim - 1))).reshape(
+        number, rows, *a.shape[1:]) for a in arrays)

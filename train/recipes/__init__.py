@@ -1,0 +1,1 @@
+"""Whole runs: pretraining, fine-tuning, distillation, dropping while training."""

@@ -1,0 +1,82 @@
+"""What a run reads: texts and tasks fetched, encoded and packed, and what it is scored on.
+
+T tokens in a row.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from moe_jax.data import batches, corpus, tasks, tokenizer
+from moe_jax.data.documents import Corpus
+from moe_jax.data.encode import Encoded, encode, encode_part
+from moe_jax.data.packing import pack
+from moe_jax.evals.tasks import EncodedTask, Validation, encode_task, texts
+from moe_jax.storage import folder
+from train.recipes.run import Run
+
+
+class Reading(NamedTuple):
+    """sets: packed rows [rows, T] with their shares; heldout: what to score, by domain or task;
+    tokenizer: the file that all of it was encoded with."""
+
+    sets: list[tuple[batches.Packed, float]]
+    heldout: dict[str, Validation]
+    tokenizer: Path
+
+
+def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading:
+    """Fetch what is missing and encode everything; a repeat reads the cache.
+
+    Fresh weights get a tokenizer trained on the corpus, a model from a folder keeps its own.
+    Raises FileNotFoundError, KeyError or ValueError for what is not there.
+    """
+    needs_text = run.start is None or run.domains or not run.tasks
+    text = corpus.load(data_dir, cap=run.corpus_characters) if needs_text else None
+    shares = _domain_shares(run, text)
+    sources = [tasks.load(name, corpus=text, data_dir=data_dir, limit=run.task_limit)
+               for name, _ in run.tasks]
+    path, end = _tokenizer(run, text)
+    encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
+    cfg = run.model or folder.config_of(run.start)
+    tokenizer.check(encoder, cfg.vocab)
+    length = run.options.length
+    sets, heldout = [], {}
+    for domain, share in shares:
+        sets.append((pack(_encoded(text, domain, path, end), length), share))
+        heldout[domain] = texts(text.part(domain, 'heldout'), encoder, length, run.heldout_tokens,
+                                end)
+    for (name, share), source in zip(run.tasks, sources, strict=True):
+        found: EncodedTask = encode_task(source, encoder, length, heldout_tokens=run.heldout_tokens,
+                                         validation_limit=run.validation_limit, end=end)
+        sets.append((found.train, share))
+        heldout[name] = found.validation
+    return Reading(sets, heldout, path)
+
+
+def _domain_shares(run: Run, text: Corpus | None) -> tuple[tuple[str, float], ...]:
+    """The domains to read with their shares; all of them where the run names nothing."""
+    if not run.domains:
+        return () if run.tasks else tuple((domain, 1.0) for domain in text.domains)
+    for domain, _ in run.domains:
+        if domain not in text.domains:
+            raise ValueError(f'run {run.name}: no domain {domain!r} in {text.source}; there are '
+                             f'{", ".join(text.domains)}')
+    return run.domains
+
+
+def _tokenizer(run: Run, text: Corpus | None) -> tuple[Path, int | None]:
+    """The file of the tokenizer, and the id that ends a text where it is not one of ours."""
+    if run.start is None:
+        return tokenizer.of_corpus(text, run.model.vocab), None
+    path = folder.side_file(run.start, 'tokenizer.json')
+    if path is None:
+        raise FileNotFoundError(f'{Path(run.start) / "tokenizer.json"}: no tokenizer; put the one '
+                                'the model was trained with there')
+    return path, folder.end_token(run.start)
+
+
+def _encoded(text: Corpus, domain: str, path: Path, end: int | None) -> Encoded:
+    if end is None:
+        return encode_part(text, domain, 'train', path)
+    return encode(tokenizer.load_foreign(path), text.texts(domain, 'train'), end)

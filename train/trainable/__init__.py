@@ -1,0 +1,1 @@
+"""Which leaves train, whole, in slices or through adapters."""

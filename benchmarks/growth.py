@@ -21,8 +21,7 @@ from benchmarks import layer_case, torch_layer
 from benchmarks.growth_lines import FLAT, LINES, OVER
 from benchmarks.layer_case import Case
 from benchmarks.measured import Measured, Results, median, ratios, rounds
-from moe_jax import Config, init
-from moe_jax.inference import score
+from moe_jax import Config, init, score
 
 AXES = {
     'experts': (8, 16, 32, 64, 128, 256),

@@ -22,6 +22,7 @@ from benchmarks.measured import Measured, Results, median, ratios, rounds, secon
 from moe_jax import Config, Stats, init
 from moe_jax.base.tree import take
 from moe_jax.calibration import reservoir as sample
+from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.model.moe import SparseMoe
 from prune.subsets import error
@@ -100,8 +101,8 @@ def rerun(cfg: Config, moe: Any, x: jax.Array, y: jax.Array, ids: np.ndarray) ->
 def apply(cfg: Config, moe: Any, x: jax.Array) -> tuple[jax.Array, Any]:
     """The layer's output, and what it recorded of its routing."""
     segments = jnp.ones(x.shape[:2], jnp.int32)
-    y, state = SparseMoe(cfg, 0, False, ()).apply({'params': moe}, x, segments,
-                                                  mutable=['routing'])
+    y, state = SparseMoe(cfg, 0, False).apply({'params': moe}, x, rows_in(cfg, segments)[0],
+                                              mutable=['routing'])
     return y, state['routing']['record'][0]
 
 

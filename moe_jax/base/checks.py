@@ -49,6 +49,20 @@ def choice(name: str, value: Any, valid: Iterable[str]) -> Any:
     return value
 
 
+def sequence(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a tuple or list; ValueError for anything else."""
+    if not isinstance(value, tuple | list):
+        raise ValueError(f'{name}={value!r}: must be a tuple with one entry per layer')
+    return tuple(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value; ValueError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f'{name}={value!r}: must be True or False')
+    return value
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """A half sentence for error messages: the nearest valid name, and all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -17,8 +17,8 @@ from moe_jax.calibration.expert_sums import MAXIMA
 from moe_jax.calibration.layer_sums import layer_sums, sampled
 from moe_jax.config import Config
 from moe_jax.model.block import Block
+from moe_jax.model.choices import Observer
 from moe_jax.model.decoder import Embed, Params, rows_in
-from moe_jax.model.moe import Observer
 
 
 def layer_config(cfg: Config, layer: int) -> Config:
@@ -37,18 +37,18 @@ def embed(cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array) -
 
 @lru_cache(maxsize=64)
 def step(one: Config, mesh: Mesh | None = None) -> Callable[..., jax.Array]:
-    """(block parameters, x [B, T, D], segments) -> x after the block; jitted."""
+    """(block parameters, x [B, T, D], tokens, segments) -> x after the block; jitted."""
 
-    def run(layer, x, segments):
-        rows = rows_in(one, segments)[0]
+    def run(layer, x, tokens, segments):
+        rows = rows_in(one, segments, tokens=tokens)[0]
         return Block(one, 0, False).apply({'params': layer}, x, rows, None, None)[0]
 
-    return _over(mesh, run, 'wrr', 'r')
+    return _over(mesh, run, 'wrrr', 'r')
 
 
 @lru_cache(maxsize=64)
 def watched(one: Config, observer: Observer, mesh: Mesh | None = None) -> Callable[..., Any]:
-    """(block parameters, x, segments, pick [parts, C]) -> (x after, sums, per token); jitted.
+    """(block parameters, x, tokens, segments, pick [parts, C]) -> (x, sums, per token); jitted.
 
     sums: `collect.layer_sums`; per token: first choices [N], and of the picked tokens their inputs,
     logits and gates. With a mesh the rows are split over its row axes, each part with its own
@@ -56,8 +56,8 @@ def watched(one: Config, observer: Observer, mesh: Mesh | None = None) -> Callab
     """
     parts, axes = sharding.row_parts(mesh), () if mesh is None else sharding.row_axes(mesh)
 
-    def run(layer, x, segments, pick):
-        rows = rows_in(one, segments)[0]
+    def run(layer, x, tokens, segments, pick):
+        rows = rows_in(one, segments, tokens=tokens)[0]
         (x, _), state = Block(one, 0, False, (), observer).apply(
             {'params': layer}, x, rows, None, None, mutable=['routing'])
         record, cosine = state['routing']['moe']['record'][0], state['routing']['cosine'][0]
@@ -65,10 +65,10 @@ def watched(one: Config, observer: Observer, mesh: Mesh | None = None) -> Callab
         if parts > 1:
             sums = {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, axes)
                     for name, value in sums.items()}
-        tokens = {'top1': record.ids[:, 0]}
-        return x, sums, tokens | (sampled(record, pick[0]) if pick.shape[1] else {})
+        first = {'top1': record.ids[:, 0]}
+        return x, sums, first | (sampled(record, pick[0]) if pick.shape[1] else {})
 
-    return _over(mesh, run, 'wrrr', 'rwr')
+    return _over(mesh, run, 'wrrrr', 'rwr')
 
 
 def _over(mesh: Mesh | None, run: Callable[..., Any], given: str, gives: str) -> Callable[..., Any]:

@@ -64,9 +64,10 @@ def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Co
         for i, one in enumerate(ones):
             layer = params[f'layer_{i}']
             if cfg.experts[i]:
-                x, sums[i], rows[i] = watched(one, wish.observer, mesh)(layer, x, segments, pick)
+                x, sums[i], rows[i] = watched(one, wish.observer, mesh)(layer, x, tokens, segments,
+                                                                        pick)
             else:
-                x = step(one, mesh)(layer, x, segments)
+                x = step(one, mesh)(layer, x, tokens, segments)
         if wish.gradients:
             for i, found in gradient_sums(cfg, params, tokens, segments).items():
                 sums[i] |= found

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax.calibration.expert_sums import pair_sums
 from moe_jax.calibration.table import BINS
-from moe_jax.model.moe import Record
+from moe_jax.model.choices import Record
 
 Arrays = dict[str, jax.Array]
 

@@ -104,7 +104,7 @@ def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream
     run = watched(one, wish.observer)
 
     def on(x: np.ndarray) -> Callable[..., Any]:
-        return lambda _, *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
+        return lambda *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
 
     items = ((group, batch, on(x)) for (group, batch), x in zip(found, stream, strict=True))
     return {group: layers[0] for group, layers in collected(wish, items).items()}
@@ -125,5 +125,5 @@ def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str,
 def _stepped(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams
              ) -> Streams:
     run = step(one)
-    return [processes.fetch(run(layer, x, batch.segments))
+    return [processes.fetch(run(layer, x, batch.tokens, batch.segments))
             for x, (_, batch) in zip(stream, found, strict=True)]

@@ -22,6 +22,7 @@ from moe_jax.calibration.observe import check
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import WRAP, Sums
 from moe_jax.config import Config
+from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.model.moe import SparseMoe
 
@@ -91,7 +92,8 @@ def _pass(cfg: Config, params: Mapping[str, Any], wish: Wish, inputs: Mapping[in
         sums, rows = {}, {}
         for i, x in inputs.items():
             layer = _watched(layer_config(cfg, i), wish.observer)
-            sums[i], rows[i] = layer(params[f'layer_{i}']['moe'], x, segments, pick)
+            sums[i], rows[i] = layer(params[f'layer_{i}']['moe'], x, tokens, segments,
+                                     pick)
         return sums, rows
 
     return run
@@ -99,15 +101,19 @@ def _pass(cfg: Config, params: Mapping[str, Any], wish: Wish, inputs: Mapping[in
 
 @lru_cache(maxsize=64)
 def _watched(one: Config, observer: ExpertSums) -> Callable[..., Any]:
-    """(MoE parameters, x [B, T, D], segments, pick) -> sums, per token: `block_pass.watched`."""
+    """(MoE parameters, x [B, T, D], tokens, segments, pick) -> sums, per token.
 
-    def run(moe, x, segments, pick):
+    As `block_pass.watched`.
+    """
+
+    def run(moe, x, tokens, segments, pick):
+        rows = rows_in(one, segments, tokens=tokens)[0]
         _, state = SparseMoe(one, 0, False, observer).apply(
-            {'params': moe}, x.astype(one.dtype), segments, mutable=['routing'])
+            {'params': moe}, x.astype(one.dtype), rows, mutable=['routing'])
         record, valid = state['routing']['record'][0], segments.ravel() > 0
         sums = layer_sums(record, jnp.zeros(valid.shape, jnp.float32), valid)
-        tokens = {'top1': record.ids[:, 0]}
-        return sums, tokens | (sampled(record, pick[0]) if pick.shape[1] else {})
+        first = {'top1': record.ids[:, 0]}
+        return sums, first | (sampled(record, pick[0]) if pick.shape[1] else {})
 
     return jax.jit(run)
 
@@ -117,6 +123,9 @@ def _rows(cfg: Config, raw: Mapping[Any, Any]) -> tuple[dict[int, Any], Batch]:
     if missing := [i for i in cfg.moe_layers if i not in raw]:
         raise ValueError(f'observe_inputs: a batch has no inputs of MoE layers {missing}; it has '
                          f'{list(raw)}, and each layer index is a key')
+    if 'tokens' in cfg.traits.reads and 'tokens' not in raw:
+        raise ValueError(f"observe_inputs: a batch has no 'tokens', and a router of design "
+                         f'{cfg.router.design!r} reads token ids')
     shapes = {i: tuple(jnp.shape(raw[i])) for i in cfg.moe_layers}
     lead = shapes[cfg.moe_layers[0]][:-1]
     wrong = {i: shape for i, shape in shapes.items() if shape != (*lead, cfg.width)}

@@ -10,7 +10,7 @@ import numpy as np
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import BINS
 from moe_jax.config import Config
-from moe_jax.config.parts import Skip
+from moe_jax.routing.skipping import Skip
 
 
 def calibrated_skip(

@@ -109,7 +109,7 @@ def _check_export(request: Request, cfg: Config, wanted: Budget, counts: dict[in
     drops = counts is None or any(n < cfg.experts[i] for i, n in counts.items())
     if drops and common['replace'] == 'mean':
         faults.append('dropped experts become constants (use --replace none)')
-    elif drops and common['gates'] == 'preserve_mass' and cfg.gate == 'softmax_topk':
+    elif drops and common['gates'] == 'preserve_mass' and cfg.traits.rescales:
         faults.append('router rows of dropped experts stay in the softmax (use --gates slice)')
     if request.own.get('router_init') == 'alias':
         faults.append('merged experts are shared by several router rows (use another router_init '

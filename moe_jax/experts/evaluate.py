@@ -18,6 +18,7 @@ from moe_jax.experts.grouped import Expert, grouped_apply
 from moe_jax.kernels import grouped_matmul
 from moe_jax.kernels.gather import gather_rows, take
 from moe_jax.layers.ffn import Ffn
+from moe_jax.routing.routing import Slots
 
 Weights = dict[str, Any]
 GroupedApply = Callable[[Expert, Weights, jax.Array, jax.Array], jax.Array]
@@ -98,6 +99,18 @@ def capacity(
     y = jax.vmap(ffn)(weights, rows.reshape(experts, slots, -1))
     y = _combine(y.reshape(experts * slots, -1), row_NK, table, gates, kept, x.dtype)
     return y, kept
+
+
+def slots(ffn: Ffn, weights: Weights, x: jax.Array, chosen: Slots) -> jax.Array:
+    """y [N, D] where experts chose tokens: every expert on its own C rows, summed with the gates.
+
+    An empty place (token N) reads zeros and adds nothing.
+    """
+    rows_ECD = x.at[chosen.tokens].get(mode='fill', fill_value=0)
+    y = jax.vmap(ffn)(weights, rows_ECD).astype(jnp.float32) * chosen.gates[:, :, None]
+    out = jnp.zeros(x.shape, jnp.float32).at[chosen.tokens.ravel()].add(
+        y.reshape(-1, x.shape[1]), mode='drop')
+    return out.astype(x.dtype)
 
 
 def number_of(weights: Weights) -> int:

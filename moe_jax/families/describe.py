@@ -8,14 +8,9 @@ from moe_jax.config import Config
 from moe_jax.families import FAMILIES
 from moe_jax.families.family import Family
 from moe_jax.model.cost import count
+from moe_jax.routing.designs.top_k import top_k
+from moe_jax.routing.gates import GATE
 
-GATES = {
-    'softmax_topk': 'softmax, then top-k, raw',
-    'softmax_topk_renorm': 'softmax, then top-k, renormalised',
-    'topk_softmax': 'top-k, then softmax',
-    'sigmoid_topk': 'sigmoid, raw',
-    'sigmoid_topk_renorm': 'sigmoid, renormalised',
-}
 HEAD = """# Families
 
 What of Hugging Face transformers loads and exports. This page is made of the tables in
@@ -98,12 +93,13 @@ def _shared(cfg: Config) -> str:
 
 
 def _routing(cfg: Config) -> str:
-    parts = [GATES[cfg.gate]]
-    parts += ['correction bias'] * cfg.correction + ['router bias'] * cfg.router_bias
-    if cfg.groups > 1:
-        parts.append(f'{cfg.groups} groups, {cfg.groups_used} used')
-    if cfg.gate_scale != 1:
-        parts.append(f'times {cfg.gate_scale:g}')
+    router = top_k(cfg.router, 'a family of transformers')
+    parts = [GATE[router.gate].words]
+    parts += ['correction bias'] * router.correction + ['router bias'] * router.bias
+    if router.groups > 1:
+        parts.append(f'{router.groups} groups, {router.groups_used} used')
+    if router.scale != 1:
+        parts.append(f'times {router.scale:g}')
     return ', '.join(parts)
 
 

@@ -4,7 +4,6 @@ Everything goes into a temporary sibling, is opened again and compared with what
 is renamed last.
 """
 
-import dataclasses
 import json
 import math
 import platform
@@ -21,7 +20,6 @@ import numpy as np
 from moe_jax.base.files import check_target, guard_space, swap
 from moe_jax.base.tree import host, leaves_with_paths
 from moe_jax.config import CLOSED, Config
-from moe_jax.config.checks import group_least, nearest_grouped
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
 from moe_jax.hf import layout, load, writer
@@ -94,16 +92,15 @@ def nearest_uniform(cfg: Config) -> int:
     """The number of experts, the same in every layer, nearest to a config's mean."""
     counts = [cfg.experts[i] for i in cfg.moe_layers]
     mean = max(cfg.topk, round(sum(counts) / len(counts)))
-    return nearest_grouped(cfg, mean) if cfg.groups > 1 else max(mean, group_least(cfg))
+    traits = cfg.traits
+    return traits.nearest(mean) if cfg.groups > 1 else max(mean, traits.group_least)
 
 
 def _check_same(cfg: Config, base: Config) -> None:
     """Refuse a config that differs from `like`'s in more than the experts' number."""
-    changed = [
-        f'{f.name} is {getattr(cfg, f.name)!r}, there {getattr(base, f.name)!r}'
-        for f in dataclasses.fields(Config)
-        if f.name not in OURS and getattr(cfg, f.name) != getattr(base, f.name)
-    ]
+    ours, theirs = cfg.as_dict(), base.as_dict()
+    changed = [f'{name} is {value!r}, there {theirs.get(name)!r}' for name, value in ours.items()
+               if name not in OURS and value != theirs.get(name)]
     if [n > 0 for n in cfg.experts] != [n > 0 for n in base.experts]:
         changed.append('other layers have experts')
     if changed:

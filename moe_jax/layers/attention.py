@@ -20,7 +20,8 @@ class Rows(NamedTuple):
     segments [B, T] (0: padding) and slots [T], the queries' own; key_segments [B, S]: of everything
     they may look at, slot by slot, themselves included; cos, sin [B, T, R/2] of their positions
     (None: no rotary positions). Where segments have branches, the queries' branches and positions,
-    both [B, T]; the keys are the queries' own tokens there.
+    both [B, T]; the keys are the queries' own tokens there. tokens [B, T]: ids of the queries, for
+    routers that read them.
     """
 
     segments: jax.Array
@@ -30,6 +31,7 @@ class Rows(NamedTuple):
     sin: jax.Array | None
     branches: jax.Array | None = None
     positions: jax.Array | None = None
+    tokens: jax.Array | None = None
 
 
 def visible(rows: Rows, window: int) -> jax.Array:

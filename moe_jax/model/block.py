@@ -15,7 +15,8 @@ from moe_jax.layers import norm as ops
 from moe_jax.layers.attention import Rows
 from moe_jax.layers.modules import Attention, Cache, LatentAttention
 from moe_jax.layers.weights import Norm, ffn_weights
-from moe_jax.model.moe import Observer, SparseMoe
+from moe_jax.model.choices import Observer
+from moe_jax.model.moe import SparseMoe
 
 
 class Mlp(nn.Module):
@@ -50,7 +51,7 @@ class Block(nn.Module):
             importance = None if received is None else received * jnp.abs(
                 x_BTD.astype(jnp.float32)).sum(axis=-1)
             moe = SparseMoe(cfg, self.layer, self.train, self.observer, name='moe')
-            y = moe(h, rows.segments, importance)
+            y = moe(h, rows, importance)
         else:
             y = Mlp(cfg, cfg.mlp_hidden, name='mlp')(h)
         after = sharding.keep_rows(x_BTD + ops.scaled(y, cfg.residual_scale))

@@ -19,7 +19,7 @@ from moe_jax.layers.attention import Rows
 from moe_jax.layers.positions import positions_in_branches, positions_in_segments
 from moe_jax.layers.weights import Norm, init_std
 from moe_jax.model.block import Block
-from moe_jax.model.moe import Observer, Record
+from moe_jax.model.choices import Loads, Observer, Record
 
 __all__ = ['Params', 'Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
            'shapes', 'unembed']
@@ -87,18 +87,19 @@ def forward(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Logits [B, T, V] float32 and a dict of what happened on the way.
 
-    out['balance'], out['zloss']: scalars summed over layers, times their config coefficients;
+    out['losses']: the router's losses by name, scalars summed over layers, times the coefficients
+    of its config (also out['balance'] and out['zloss'], 0 where its design has none);
     out['load'] [MoE layers]: busiest expert over mean; out['dropped'] [MoE layers]: share of
     choices lost to capacity; out['active'] [MoE layers]: experts a token uses on average;
     out['hits'][layer] and out['mass'][layer] [E]: choices of each expert and the sum of their
     gates, before any capacity. With 'routing' in `watch`, out['routing'][layer] holds the layer's
     `Record` and out['valid'] [N] marks tokens that are not padding; 'stream' adds
     out['stream'][layer] [B, T, D], the residual stream after each layer. An `observer`
-    (`model.moe.Observer`) evaluates the experts and adds its sums to the records. `train` selects
-    capacity_train and, with a key, router jitter. Which choices a capacity drops depends on all B*T
-    tokens. With a `cache` (`empty_cache`) the tokens go on where it ends, and out['cache'] holds
-    them too. Raises ValueError, or flax's error naming the path, where params, tokens or segments
-    do not fit the config.
+    (`model.choices.Observer`) evaluates the experts and adds its sums to the records. `train`
+    selects capacity_train and, with a key, router jitter. Which choices a capacity drops depends on
+    all B*T tokens. With a `cache` (`empty_cache`) the tokens go on where it ends, and out['cache']
+    holds them too. Raises ValueError, or flax's error naming the path, where params, tokens or
+    segments do not fit the config.
     """
     x, out = hidden(cfg, params, tokens, segments, train=train, key=key, watch=watch,
                     observer=observer, cache=cache)
@@ -201,7 +202,7 @@ class MoeLM(nn.Module):
     def __call__(self, tokens: jax.Array, segments: jax.Array, cache: Params | None = None,
                  branches: jax.Array | None = None):
         cfg = self.cfg
-        rows, positions, new = rows_in(cfg, segments, cache, branches)
+        rows, positions, new = rows_in(cfg, segments, cache, branches, tokens=tokens)
         start = None if cache is None else cache['length']
         x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions))
         for i in range(cfg.layers):
@@ -216,7 +217,7 @@ class MoeLM(nn.Module):
 
 
 def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None,
-            branches: jax.Array | None = None):
+            branches: jax.Array | None = None, tokens: jax.Array | None = None):
     """`Rows`: where the tokens stand; their positions [B, T], and the cache's own new entries."""
     length = segments.shape[1]
     if cache is None:
@@ -232,7 +233,7 @@ def rows_in(cfg: Config, segments: jax.Array, cache: Params | None = None,
         same = segments[:, :, None] == key_segments[:, None, :]
         positions = (earlier & same).sum(axis=-1, dtype=jnp.int32)
     cos_sin = (None, None) if cfg.rope is None else rope.angles(cfg.rope, positions)
-    rows = Rows(segments, slots, key_segments, *cos_sin)
+    rows = Rows(segments, slots, key_segments, *cos_sin, tokens=tokens)
     if branches is not None:
         rows = rows._replace(branches=branches, positions=positions)
     return rows, positions, new
@@ -261,17 +262,23 @@ def _check_branches(tokens, branches, cache):
 
 
 def _collect(cfg, state, segments, watch):
-    loads = [state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers]
-    columns = zip(*(scalars for scalars, _, _ in loads), strict=True)
-    rows = [jnp.stack(column) for column in columns] or [jnp.zeros((0,), jnp.float32)] * 5
+    loads: dict[int, Loads] = {
+        i: state['aux'][f'layer_{i}']['moe']['loads'][0] for i in cfg.moe_layers}
+
+    def column(values):
+        return jnp.stack(list(values)) if loads else jnp.zeros((0,), jnp.float32)
+
+    losses = {name: coefficient * column(one.losses[name] for one in loads.values()).sum()
+              for name, coefficient in cfg.router.coefficients.items()}
     out = {
-        'balance': cfg.balance * rows[0].sum(),
-        'zloss': cfg.zloss * rows[1].sum(),
-        'load': rows[2],
-        'dropped': rows[3],
-        'active': rows[4],
-        'hits': {i: hits for i, (_, hits, _) in zip(cfg.moe_layers, loads, strict=True)},
-        'mass': {i: mass for i, (_, _, mass) in zip(cfg.moe_layers, loads, strict=True)},
+        'losses': losses,
+        'balance': losses.get('balance', jnp.zeros((), jnp.float32)),
+        'zloss': losses.get('zloss', jnp.zeros((), jnp.float32)),
+        'load': column(one.busiest for one in loads.values()),
+        'dropped': column(one.dropped for one in loads.values()),
+        'active': column(one.active for one in loads.values()),
+        'hits': {i: one.hits for i, one in loads.items()},
+        'mass': {i: one.mass for i, one in loads.items()},
     }
     if 'stream' in watch:
         out['stream'] = {i: state['routing'][f'layer_{i}']['stream'][0] for i in range(cfg.layers)}

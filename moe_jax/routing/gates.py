@@ -4,25 +4,38 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Gate(NamedTuple):
-    """One gate convention: how logits become scores, and chosen scores become gates.
+    """One gate convention; R router rows, K choices."""
 
-    scores(logits [N, R]) -> [N, R], what selection ranks (a correction bias is added first);
-    weights(chosen scores [N, K], chosen logits [N, K]) -> gates [N, K]; group_best: the number of
-    a group's best scores whose sum ranks the group; renormalised: gates sum to one, so that they
-    do not depend on rows that were not chosen.
-    """
+    words: str  # for tables
+    scores: Callable[[jax.Array], jax.Array]  # logits [N, R] -> what selection ranks [N, R]
+    weights: Callable[[jax.Array, jax.Array], jax.Array]  # chosen scores, logits [N, K] -> gates
+    shares: Callable[[jax.Array], jax.Array]  # logits [N, R] -> scores as shares of one [N, R]
+    terms: Callable[[jax.Array], jax.Array]  # logits [N, R] -> numbers that gates are in ratio to
+    group_best: int  # best scores of a router group whose sum ranks the group
+    renormalised: bool  # gates sum to one: they do not depend on rows that were not chosen
+    softmax: bool  # scores are a softmax over all rows: they grow as rows are deleted
 
-    scores: Callable[[jax.Array], jax.Array]
-    weights: Callable[[jax.Array, jax.Array], jax.Array]
-    group_best: int
-    renormalised: bool
+    @property
+    def rescales(self) -> bool:
+        """Whether deleting rows multiplies survivors' gates by 1/(1 - the rows' share)."""
+        return self.softmax and not self.renormalised
 
 
 def _softmax(logits: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits, axis=-1)
+
+
+def _exponentials(logits: jax.Array) -> jax.Array:
+    return jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+
+
+def _sigmoid_shares(logits: jax.Array) -> jax.Array:
+    scores = jax.nn.sigmoid(logits)
+    return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
 
 
 def _raw(scores: jax.Array, logits: jax.Array) -> jax.Array:
@@ -38,10 +51,24 @@ def _softmax_of_chosen(scores: jax.Array, logits: jax.Array) -> jax.Array:
     return jax.nn.softmax(logits, axis=-1)
 
 
+def _logits(logits: jax.Array) -> jax.Array:
+    return logits
+
+
+def _over_rows(words: str, weights: Callable[..., jax.Array], renormalised: bool) -> Gate:
+    return Gate(words, _softmax, weights, _softmax, _exponentials, 1, renormalised, True)
+
+
+def _sigmoid(words: str, weights: Callable[..., jax.Array], renormalised: bool) -> Gate:
+    return Gate(words, jax.nn.sigmoid, weights, _sigmoid_shares, jax.nn.sigmoid, 2, renormalised,
+                False)
+
+
 GATE: dict[str, Gate] = {
-    'softmax_topk': Gate(_softmax, _raw, 1, False),
-    'softmax_topk_renorm': Gate(_softmax, _renormalised, 1, True),
-    'topk_softmax': Gate(lambda logits: logits, _softmax_of_chosen, 1, True),
-    'sigmoid_topk': Gate(jax.nn.sigmoid, _raw, 2, False),
-    'sigmoid_topk_renorm': Gate(jax.nn.sigmoid, _renormalised, 2, True),
+    'softmax_topk': _over_rows('softmax, then top-k, raw', _raw, False),
+    'softmax_topk_renorm': _over_rows('softmax, then top-k, renormalised', _renormalised, True),
+    'topk_softmax': Gate('top-k, then softmax', _logits, _softmax_of_chosen, _softmax,
+                         _exponentials, 1, True, False),
+    'sigmoid_topk': _sigmoid('sigmoid, raw', _raw, False),
+    'sigmoid_topk_renorm': _sigmoid('sigmoid, renormalised', _renormalised, True),
 }

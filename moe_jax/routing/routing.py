@@ -1,102 +1,63 @@
-"""Which experts a token uses and with what weight, for every gate convention; load losses.
+"""The values that pass between a router and the rest: what it reads, and what it chose.
 
-N tokens, D width, R router rows, K experts per token. Everything here is float32, whatever the
-model's compute dtype. A routing is a value: how the experts are then evaluated is `experts.py`.
+N tokens, R router rows, K choices per token, C places of a row. Everything here is float32,
+whatever the model's compute dtype. How the chosen experts are then evaluated is another room's
+business (`moe_jax.experts`).
 """
 
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from moe_jax.routing.gates import GATE
+
+class RouterInput(NamedTuple):
+    """What a router may read of the tokens of one layer.
+
+    Designs say which of the optional fields they need (`Traits.reads`).
+    """
+
+    x: jax.Array  # [N, D], the layer's input
+    segments: jax.Array  # int32 [N], 0 for padding
+    rows: int = 1  # B, rows of the batch: token n is in row n // (N / B)
+    tokens: jax.Array | None = None  # int32 [N], token ids
+    key: jax.Array | None = None  # for noise in training
+    train: bool = False
+
+
+class LayerRows(NamedTuple):
+    """The router rows of one layer."""
+
+    count: int  # R
+    topk: int  # K, places of a token's choices
+    closed: tuple[bool, ...] | None = None  # [R], rows that are never chosen; None: none
+
+
+class Slots(NamedTuple):
+    """A routing in which experts choose tokens: place c of row r holds token tokens[r, c]."""
+
+    tokens: jax.Array  # int32 [R, C]; N where the place is empty
+    gates: jax.Array  # [R, C]; 0 where the place is empty
 
 
 class Routing(NamedTuple):
-    """ids [N, K] router rows, best first, gates [N, K], logits and probs (shares of 1) [N, R]."""
+    """The choices of every token, best first."""
 
-    ids: jax.Array
-    gates: jax.Array
-    logits: jax.Array
-    probs: jax.Array
-
-
-def route(
-    x_ND: jax.Array,
-    router: Mapping[str, jax.Array],
-    *,
-    topk: int,
-    gate: str,
-    scale: float = 1.0,
-    groups: int = 1,
-    groups_used: int = 1,
-    closed: Sequence[bool] | None = None,
-    jitter: float = 0.0,
-    key: jax.Array | None = None,
-) -> Routing:
-    """Choose the `topk` best router rows of each token; ties go to the lower row.
-
-    router: kernel [R, D]; bias [R], if any, is added to the logits; correction [R], if any, as in
-    `choose`. logits = x kernel^T + bias. With `jitter` eps and a key, the router's input is
-    multiplied by uniform(1-eps, 1+eps) noise (Fedus et al. 2021, section 2.4).
-    """
-    x = x_ND.astype(jnp.float32)
-    if jitter and key is not None:
-        x = x * jax.random.uniform(key, x.shape, jnp.float32, 1.0 - jitter, 1.0 + jitter)
-    kernel = router['kernel'].astype(jnp.float32)
-    logits = jnp.einsum('nd,rd->nr', x, kernel, precision=jax.lax.Precision.HIGHEST)
-    if 'bias' in router:
-        logits = logits + router['bias'].astype(jnp.float32)[None]
-    return choose(logits, router.get('correction'), topk=topk, gate=gate, scale=scale,
-                  groups=groups, groups_used=groups_used, closed=closed)
+    ids: jax.Array  # int32 [N, K], router rows
+    gates: jax.Array  # [N, K]
+    logits: jax.Array  # [N, R]
+    probs: jax.Array  # [N, R], shares of one
+    used: jax.Array | None = None  # bool [N, K], which choices count; None: all
+    slots: Slots | None = None  # the same choices by row, where rows chose
 
 
-def choose(
-    logits: jax.Array,
-    correction: jax.Array | None = None,
-    *,
-    topk: int,
-    gate: str,
-    scale: float = 1.0,
-    groups: int = 1,
-    groups_used: int = 1,
-    closed: Sequence[bool] | None = None,
-) -> Routing:
-    """The routing of router logits [N, R].
-
-    correction [R] is added to the scores that rank the rows, not to the gates (DeepSeek-V3, section
-    2.1.2). Scores and gates by `GATE[gate]`, gates times `scale`. With `groups`, rows fall into
-    equal groups in their order and only the groups_used best take part (DeepSeek-V2, section
-    2.2.2). Rows marked in `closed` [R] count in a softmax and are never chosen. probs: the scores
-    as shares of one, softmax(logits) or sigmoids over their sum.
-    """
-    rule = GATE[gate]
-    scores = rule.scores(logits)
-    ranked = scores
-    if correction is not None:
-        ranked = ranked + correction.astype(jnp.float32)[None]
-    if closed is not None:  # added, never multiplied: a negative score would change its sign
-        ranked = ranked + jnp.where(jnp.asarray(closed), -jnp.inf, 0.0)[None]
-    if groups > 1:
-        ranked = _in_best_groups(ranked, groups, groups_used, rule.group_best)
-    ids = jax.lax.top_k(ranked, topk)[1].astype(jnp.int32)
-    chosen = (jnp.take_along_axis(values, ids, axis=-1) for values in (scores, logits))
-    gates = rule.weights(*chosen)
-    return Routing(ids, gates * scale if scale != 1.0 else gates, logits, _shares(gate, logits))
-
-
-def _in_best_groups(ranked: jax.Array, groups: int, used: int, best: int) -> jax.Array:
-    """Scores [N, R], with -inf outside the `used` groups whose `best` largest sum to the most."""
-    grouped = ranked.reshape(ranked.shape[0], groups, -1)
-    worth = jax.lax.top_k(grouped, best)[0].sum(axis=-1)
-    chosen = jax.lax.top_k(worth, used)[1]
-    mask = jax.nn.one_hot(chosen, groups, dtype=jnp.bool_).any(axis=1)
-    return jnp.where(mask[:, :, None], grouped, -jnp.inf).reshape(ranked.shape)
-
-
-def _shares(gate: str, logits: jax.Array) -> jax.Array:
-    if not gate.startswith('sigmoid'):
-        return jax.nn.softmax(logits, axis=-1)
-    scores = jax.nn.sigmoid(logits)
-    return scores / (scores.sum(axis=-1, keepdims=True) + 1e-20)
+def as_choices(slots: Slots, logits: jax.Array, probs: jax.Array) -> Routing:
+    """The routing of `slots` by token: K = R places, those of rows that took the token first."""
+    tokens, rows = logits.shape
+    row = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32)[:, None], slots.tokens.shape)
+    gates = jnp.zeros((tokens, rows), jnp.float32)
+    gates = gates.at[slots.tokens, row].set(slots.gates, mode='drop')
+    used = jnp.zeros((tokens, rows), bool).at[slots.tokens, row].set(True, mode='drop')
+    ids = jnp.argsort(jnp.where(used, -gates, jnp.inf), axis=1, stable=True).astype(jnp.int32)
+    gates, used = (jnp.take_along_axis(a, ids, axis=1) for a in (gates, used))
+    return Routing(ids, gates, logits, probs, used, slots)

@@ -4,14 +4,43 @@ N tokens, K choices per token, best first. Every rule takes (routing, thresholds
 [N, K]; the first choice is always used. It serves evaluation only; training uses all K.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from moe_jax.config.parts import Skip
-from moe_jax.routing.gates import GATE
+from moe_jax.base.checks import choice, number, sequence
 from moe_jax.routing.routing import Routing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Skip:
+    """Dynamic execution: which of its K chosen experts a token really uses, at evaluation.
+
+    Raises ValueError naming the field that makes no rule.
+    """
+
+    # A key of `RULES`. 'ratio': slot k is left out where its gate is below thresholds[i][k-1] times
+    # the token's largest (Lu et al. 2024, section 3.3, for K = 2). 'top_p': slots are used until
+    # their probabilities sum to more than thresholds[i][0] (Huang et al. 2024, section 3.1).
+    kind: str
+    thresholds: tuple[tuple[float, ...], ...]  # one entry per layer, () for a dense one
+    # The share of a row's tokens, those of greatest importance, that use all K experts (MC-MoE,
+    # section 3.3).
+    protect: float = 0.0
+
+    def __post_init__(self) -> None:
+        thresholds = tuple(
+            tuple(number(f'Config.skip.thresholds[{i}]', t)
+                  for t in sequence('Config.skip.thresholds', row))
+            for i, row in enumerate(sequence('Config.skip.thresholds', self.thresholds)))
+        object.__setattr__(self, 'thresholds', thresholds)
+        choice('Config.skip.kind', self.kind, ('ratio', 'top_p'))
+        object.__setattr__(self, 'protect', number('Config.skip.protect', self.protect))
+        if self.protect > 1:
+            raise ValueError(f'Config.skip.protect={self.protect}: a share of the tokens, at most '
+                             '1')
 
 
 def ratio(routing: Routing, thresholds: Sequence[float]) -> jax.Array:
@@ -35,18 +64,19 @@ RULES: dict[str, Callable[[Routing, Sequence[float]], jax.Array]] = {
 
 
 def apply(
-    routing: Routing, skip: Skip, layer: int, gate: str, protected_N: jax.Array | None = None
+    routing: Routing, skip: Skip, layer: int, *, renormalised: bool,
+    protected_N: jax.Array | None = None,
 ) -> tuple[Routing, jax.Array]:
     """The routing with the gates of skipped choices zero, and which choices are used [N, K].
 
-    Where the gate convention renormalises, the used gates are scaled to the sum that all had; raw
-    probabilities stay. Tokens marked in `protected` [N] use all K.
+    renormalised: the gate convention renormalises, so the used gates are scaled to the sum that all
+    had; raw probabilities stay. Tokens marked in `protected` [N] use all K.
     """
     used = RULES[skip.kind](routing, skip.thresholds[layer])
     if protected_N is not None:
         used = used | protected_N[:, None]
     gates = jnp.where(used, routing.gates, 0.0)
-    if GATE[gate].renormalised:
+    if renormalised:
         total, left = (g.sum(axis=-1, keepdims=True) for g in (routing.gates, gates))
         gates = gates * jnp.where(left > 0, total / jnp.where(left > 0, left, 1.0), 1.0)
     return routing._replace(gates=gates), used

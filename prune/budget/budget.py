@@ -13,7 +13,6 @@ import numpy as np
 
 from moe_jax.base.tree import count_bytes, count_params
 from moe_jax.config import Config
-from moe_jax.config.checks import group_least, nearest_grouped
 from prune.budget import spread as spreads
 from prune.budget.allocate import allocate
 from prune.subsets.curve import relative_curve
@@ -116,7 +115,7 @@ def lowest(cfg: Config, budget: Budget) -> int:
     """The fewest experts a layer may keep."""
     least = 1 if budget.clamp or cfg.clamp else cfg.topk
     if cfg.groups > 1:
-        least = group_least(cfg) * cfg.groups
+        least = cfg.traits.group_least * cfg.groups
     return max(least, budget.floor or 0)
 
 
@@ -271,10 +270,10 @@ def _checked(cfg: Config, layer: int, count: int, least: int) -> int:
             f'layer {layer}: cannot keep {count} experts; valid: {least} ({name}{more}) to '
             f'{cfg.experts[layer]} (what it has)'
         )
-    if count % cfg.groups or (cfg.groups > 1 and count // cfg.groups < group_least(cfg)):
+    if count % cfg.groups or (cfg.groups > 1 and count // cfg.groups < cfg.traits.group_least):
         raise ValueError(
             f'layer {layer}: cannot keep {count} experts; the router has {cfg.groups} groups, '
-            f'which must keep equally many, at least {group_least(cfg)} each: keep '
-            f'{nearest_grouped(cfg, count)} instead'
+            f'which must keep equally many, at least {cfg.traits.group_least} each: keep '
+            f'{cfg.traits.nearest(count)} instead'
         )
     return count

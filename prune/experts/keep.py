@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from moe_jax.config import CLOSED, Config
-from moe_jax.routing.gates import GATE
 from prune.plans.layer import LayerPlan
 
 Gates = Literal['slice', 'preserve_mass']
@@ -64,7 +63,7 @@ def drop(
         mean = stats['output_sum'][lost] / np.maximum(evaluated, 1)[:, None]
         slots[lost] = len(ids) + np.arange(len(lost))
         return keep(ids, experts, notes, slots, mean)
-    if gates == 'preserve_mass' and cfg.gate == 'softmax_topk' and len(lost):
+    if gates == 'preserve_mass' and cfg.traits.rescales and len(lost):
         return keep(ids, experts, notes, slots)
     return keep(ids, experts, notes)
 
@@ -77,9 +76,9 @@ def effect(
         return 'nothing dropped: exact'
     if replace == 'mean':
         return 'gates as before; dropped experts are constants'
-    if GATE[cfg.gate].renormalised:
+    if cfg.traits.renormalised:
         return 'gates of the chosen sum to one, as before'
-    if cfg.gate != 'softmax_topk' or gates == 'preserve_mass':
+    if not cfg.traits.rescales or gates == 'preserve_mass':
         return 'gates of kept experts exactly as before'
     if 'prob_sum' not in stats:
         return 'gates of kept experts grow by 1/(1 - q), q the deleted probability'

@@ -4,6 +4,7 @@ Letters: E experts of a layer, G kept.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,13 +13,12 @@ import numpy as np
 from moe_jax.base.tree import at
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
+from moe_jax.routing import close
+from moe_jax.routing.designs.top_k import top_k
 from prune.experts import registry
 from prune.inputs import statistics
 from prune.inputs.original import check_original
 from prune.subsets.top import top
-
-# Far below any logit, and finite: infinities would meet zeros on the way.
-SHUT = -1e30
 
 
 def scores(
@@ -64,13 +64,11 @@ def shut(
     """
     out = dict(params)
     for i, mask in masks.items():
-        penalty = jnp.where(jnp.asarray(mask), 0.0, SHUT).astype(jnp.float32)
-        out[f'layer_{i}'] = at(out[f'layer_{i}'], 'moe/router', lambda r, p=penalty: _shut(r, p))
-    return out, cfg.replace(router_bias=True)
+        out[f'layer_{i}'] = at(out[f'layer_{i}'], 'moe/router', partial(_shut, open_R=mask))
+    router = top_k(cfg.router, 'closing experts')
+    return out, cfg.replace(router=router.replace(bias=True))
 
 
-def _shut(router: Mapping[str, Any], penalty: Any) -> dict[str, Any]:
-    changed = {**router, 'bias': penalty + router.get('bias', jnp.zeros(())).astype(jnp.float32)}
-    if 'correction' in router:
-        changed['correction'] = router['correction'].astype(jnp.float32) + penalty
-    return changed
+def _shut(router: Mapping[str, Any], open_R: np.ndarray) -> dict[str, Any]:
+    names = [name for name in close.LEAVES if name == 'bias' or name in router]
+    return close.shut(router, jnp.asarray(open_R), names)

@@ -8,7 +8,6 @@ from typing import Any
 
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.config.checks import group_least
 from prune.experts import ranking
 from prune.inputs import statistics
 from prune.subsets.curve import relative_curve
@@ -39,7 +38,7 @@ def sensitivity(
     """
     values = ranking.scores(name, stats, params, cfg, group=group, **method_options)
     seen = statistics.fetch(name, stats, cfg, group, SAMPLE_NEEDS)
-    least = group_least(cfg) * cfg.groups if cfg.groups > 1 else 1
+    least = cfg.traits.group_least * cfg.groups if cfg.groups > 1 else 1
     curves = {}
     for i, scores in values.items():
         sample = sample_of(seen[i], params[f'layer_{i}']['moe']['router'], cfg)

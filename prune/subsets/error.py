@@ -65,7 +65,8 @@ def sample_of(seen: Mapping[str, np.ndarray], router: Mapping[str, Any], cfg: Co
     arrays = (jnp.asarray(seen[name], jnp.float32) for name in NEEDS[1:])
     correction = router.get('correction')
     correction = None if correction is None else np.asarray(correction).astype(np.float32)
-    return Sample(router_of(seen['sample_logits'], correction, cfg.gate), *arrays)
+    gate = rule_of(cfg, seen['sample_logits'].shape[1]).gate
+    return Sample(router_of(seen['sample_logits'], correction, gate), *arrays)
 
 
 def error(sample: Sample, cfg: Config, subset: np.ndarray) -> float:
@@ -181,7 +182,7 @@ def _without(sample, mask, depth, rule):
     total = left(router, mask, rule)
     linear, square = _products(sample, ids[:-1], gates(router, rule, ids[:-1], total))
     grown = jnp.ones((1, 1))
-    if rule.gate == 'softmax_topk':
+    if rule.gate.rescales:
         grown = total[:, None] / (total[:, None] - router.scores)
     found = sample.square[:, None] - 2 * linear[:, None] * grown + square[:, None] * grown**2
     found, lowest = jnp.broadcast_to(found, sample.cross.shape), jnp.min(total)

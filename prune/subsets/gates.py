@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.config import Config
-from moe_jax.routing.gates import GATE
-from moe_jax.routing.routing import choose
+from moe_jax.routing.designs.top_k import choose, top_k
+from moe_jax.routing.gates import GATE, Gate
 
 
 class Rule(NamedTuple):
-    """The gate convention of a layer, hashable: fields of `moe_jax.config.Config`."""
+    """The gate convention of a layer, hashable: settings of its `TopK` router."""
 
     topk: int
-    gate: str
+    gate: Gate
+    name: str  # of the gate
     scale: float
     groups: int
     groups_used: int
@@ -29,9 +30,8 @@ class Rule(NamedTuple):
 class Router(NamedTuple):
     """The router on the sampled tokens, prepared once for all subsets.
 
-    logits [S, R]; correction [R] or None, as in `moe_jax.routing.routing.choose`; scores [S, R]:
-    exp(z - max z) of softmax gates, else what GATE says; order [R, S]: rows of each token by
-    falling rank.
+    logits [S, R]; correction [R] or None, as in `choose`; scores [S, R]: the gate's `terms`; order
+    [R, S]: rows of each token by falling rank.
     """
 
     logits: jax.Array
@@ -53,19 +53,19 @@ class Chosen(NamedTuple):
 
 def rule_of(cfg: Config, rows: int) -> Rule:
     """The gate convention of a config in a layer of `rows` router rows."""
-    return Rule(min(cfg.topk, rows), cfg.gate, cfg.gate_scale, cfg.groups, cfg.groups_used)
+    router = top_k(cfg.router, 'a search over subsets of experts')
+    return Rule(min(router.topk, rows), GATE[router.gate], router.gate, router.scale, router.groups,
+                router.groups_used)
 
 
-def router_of(logits: np.ndarray, correction: np.ndarray | None, gate: str) -> Router:
+def router_of(logits: np.ndarray, correction: np.ndarray | None, gate: Gate) -> Router:
     """Scores and ranks of logits [S, R]; ties in rank go to the lower row."""
     z = jnp.asarray(logits, jnp.float32)
     correction = None if correction is None else jnp.asarray(correction, jnp.float32)
-    scores = ranked = GATE[gate].scores(z)
-    if gate.startswith('softmax'):
-        scores, ranked = jnp.exp(z - z.max(axis=1, keepdims=True)), z
+    ranked = z if gate.softmax else gate.scores(z)
     ranked = np.asarray(ranked if correction is None else ranked + correction[None])
     order = np.argsort(-ranked, axis=1, kind='stable').astype(np.int32).T
-    return Router(z, correction, scores, jnp.asarray(np.ascontiguousarray(order)))
+    return Router(z, correction, gate.terms(z), jnp.asarray(np.ascontiguousarray(order)))
 
 
 def ranks_are_fixed(router: Router, rule: Rule) -> bool:
@@ -74,7 +74,7 @@ def ranks_are_fixed(router: Router, rule: Rule) -> bool:
     Not with router groups, nor where a correction is added to softmax shares, which grow as rows
     are deleted.
     """
-    added_to_shares = router.correction is not None and rule.gate.startswith('softmax')
+    added_to_shares = router.correction is not None and rule.gate.softmax
     return rule.groups == 1 and not added_to_shares
 
 
@@ -93,7 +93,7 @@ def by_choice(router: Router, mask: jax.Array, rule: Rule, depth: jax.Array) -> 
     del depth
     routing = choose(
         jnp.where(mask[None], router.logits, -jnp.inf), router.correction, topk=rule.topk,
-        gate=rule.gate, scale=rule.scale, groups=rule.groups, groups_used=rule.groups_used,
+        gate=rule.name, scale=rule.scale, groups=rule.groups, groups_used=rule.groups_used,
         closed=~mask,
     )
     return Chosen(routing.ids.T, routing.gates.T, jnp.ones(len(router.logits)))
@@ -118,7 +118,7 @@ def first(router: Router, mask: jax.Array, places: int, depth: jax.Array) -> jax
 
 def left(router: Router, mask: jax.Array, rule: Rule) -> jax.Array:
     """Sum [S] of the scores of the rows in the mask [R]; 1 where gates are no softmax over them."""
-    if not rule.gate.startswith('softmax'):
+    if not rule.gate.softmax:
         return jnp.ones(len(router.logits))
     exact = jax.lax.Precision.HIGHEST
     return jnp.dot(router.scores, mask.astype(jnp.float32), precision=exact)
@@ -127,7 +127,7 @@ def left(router: Router, mask: jax.Array, rule: Rule) -> jax.Array:
 def left_without(router: Router, mask: jax.Array, rule: Rule, ids: jax.Array) -> jax.Array:
     """As `left`, when each token's row ids [S] is gone too; summed anew, since it may be the most.
     """
-    if not rule.gate.startswith('softmax'):
+    if not rule.gate.softmax:
         return jnp.ones(len(router.logits))
     others = mask[None] & (jnp.arange(len(mask))[None] != ids[:, None])
     return jnp.where(others, router.scores, 0.0).sum(axis=1)
@@ -140,4 +140,4 @@ def gates(router: Router, rule: Rule, ids: jax.Array, total: jax.Array) -> jax.A
     row = jnp.minimum(ids, rows - 1)
     scores = jnp.where(used, router.scores[token, row] / total[None], 0.0)
     logits = jnp.where(used, router.logits[token, row], -jnp.inf)
-    return GATE[rule.gate].weights(scores.T, logits.T).T * rule.scale
+    return rule.gate.weights(scores.T, logits.T).T * rule.scale

@@ -27,8 +27,8 @@ def cross_entropy(
 
 
 def auxiliary(out: dict[str, Any]) -> jax.Array:
-    """Balance plus z-loss of a forward pass, summed over layers, scaled by the config."""
-    return out['balance'] + out['zloss']
+    """The router's losses of a forward pass, summed over layers, scaled by the config."""
+    return sum(out['losses'].values(), jnp.zeros((), jnp.float32))
 
 
 def predicted(weights: jax.Array) -> jax.Array:

@@ -20,6 +20,8 @@ from moe_jax.base.sharding import replicated
 from moe_jax.base.tree import at, take
 from moe_jax.config import Config
 from moe_jax.data import batches
+from moe_jax.routing import close
+from moe_jax.routing.designs.top_k import top_k
 from train.loop.fit import Callback, History
 from train.loop.live import Report
 from train.loop.options import TrainOptions
@@ -27,10 +29,6 @@ from train.loop.state import TrainState
 from train.recipes.finetune import finetune
 from train.trainable.trainable import check, rule_of
 
-# Of a dropped row's logit and of its rank. exp() of it is exactly 0, an update of AdamW is below
-# its rounding, and its square is finite, unlike that of an infinity or of 1e30.
-DEAD = -1e9
-MASK = ('bias', 'correction')  # the bias takes the row out of the gates, the correction out of ties
 SIGNALS = {'gate': 'mass', 'hits': 'hits'}  # what `forward` calls them
 
 
@@ -133,23 +131,24 @@ def mask(cfg: Config, params: Any) -> tuple[Config, Any]:
     for i in cfg.moe_layers:
         router = params[f'layer_{i}']['moe']['router']
         count, place = cfg.experts[i], replicated(router['kernel'])
-        zeros = {name: jax.device_put(np.zeros(count, np.float32), place) for name in MASK}
+        zeros = {name: jax.device_put(np.zeros(count, np.float32), place) for name in close.LEAVES}
         params = at(params, f'layer_{i}/moe/router', lambda own, zeros=zeros: zeros | own)
-    return cfg.replace(router_bias=True, correction=True, capacity_train=None,
-                       capacity_eval=None), params
+    router = top_k(cfg.router, 'TSEP').replace(bias=True, correction=True)
+    return cfg.replace(router=router, capacity_train=None, capacity_eval=None), params
+
+
+def _own(cfg: Config) -> dict[str, bool]:
+    router = top_k(cfg.router, 'TSEP')
+    return {'bias': router.bias, 'correction': router.correction}
 
 
 def drop(params: Any, layer: int, stay_E: np.ndarray) -> Any:
     """Params of a `mask` model in which a layer's tokens can choose the experts `stay` [E] only."""
 
     def close(router: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        closed = {}
-        for name in MASK:
-            leaf = router[name]
-            with np.errstate(over='ignore'):  # float16 has no such number: -inf serves as well
-                value = np.where(stay_E, np.asarray(leaf), np.asarray(DEAD).astype(leaf.dtype))
-            closed[name] = jax.device_put(value, leaf.sharding)
-        return router | closed
+        shut = close.shut(router, jnp.asarray(stay_E))
+        return router | {name: jax.device_put(shut[name], router[name].sharding)
+                         for name in close.LEAVES}
 
     return at(params, f'layer_{layer}/moe/router', close)
 
@@ -159,11 +158,11 @@ def finish(cfg: Config, params: Any) -> tuple[Any, Config]:
 
     Equal up to rounding where no capacity is in play; the config's own capacities are back.
     """
-    own = {'bias': cfg.router_bias, 'correction': cfg.correction}
+    own = _own(cfg)
     mesh = sharding.mesh_of(params)
     for i in cfg.moe_layers:
         router = params[f'layer_{i}']['moe']['router']
-        if missing := [name for name in MASK if name not in router]:
+        if missing := [name for name in close.LEAVES if name not in router]:
             raise ValueError(f'layer_{i}/moe/router has no {missing[0]}: not the params of a TSEP '
                              "run; give those in its folder's model/")
         ids = np.flatnonzero(np.asarray(_alive(router['bias'])))
@@ -211,7 +210,7 @@ def _biases(cfg: Config, params: Any) -> list[jax.Array]:
 
 
 def _alive(bias: jax.Array) -> jax.Array:
-    return jnp.asarray(bias, jnp.float32) > DEAD / 2
+    return close.open_rows(bias)
 
 
 @jax.jit
@@ -226,8 +225,8 @@ def _add(use: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax
 
 def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
     """Options under which the leaves that `mask` added do not train: they must stay zero."""
-    own = {'bias': cfg.router_bias, 'correction': cfg.correction}
-    if not (added := [name for name in MASK if not own[name]]):
+    own = _own(cfg)
+    if not (added := [name for name in close.LEAVES if not own[name]]):
         return options
     # Flags may stand at the very start of an expression alone, or enclose what they are for.
     rule = rule_of(options.trainable)

@@ -32,8 +32,7 @@ import numpy as np
 import optax
 
 from moe_jax.config import Config
-from moe_jax.routing import routing
-from moe_jax.routing.gates import GATE
+from moe_jax.routing.designs.top_k import choose
 from prune.subsets import error
 from prune.subsets.error import Sample
 from prune.subsets.gates import Rule, rule_of
@@ -93,12 +92,9 @@ def masked(sample: Sample, rule: Rule) -> Masked:
     """The reservoir with the scores that gates are made of and the order of every token's experts.
     """
     router, rows = sample.router, sample.cross.shape[1]
-    order = routing.choose(router.logits, router.correction, topk=rows, gate=rule.gate,
+    order = choose(router.logits, router.correction, topk=rows, gate=rule.name,
                            groups=rule.groups, groups_used=rule.groups_used).ids
-    values = router.scores
-    if rule.gate == 'topk_softmax':
-        values = jnp.exp(router.logits - router.logits.max(axis=1, keepdims=True))
-    return Masked(sample, values, order, jnp.argsort(order, axis=1))
+    return Masked(sample, router.scores, order, jnp.argsort(order, axis=1))
 
 
 def masked_gates(rule: Rule, seen: Masked, picked: jax.Array, mask: jax.Array) -> jax.Array:
@@ -108,9 +104,9 @@ def masked_gates(rule: Rule, seen: Masked, picked: jax.Array, mask: jax.Array) -
     places = jnp.clip(rule.topk - before, 0.0, in_order)
     filled = jnp.take_along_axis(places, seen.rank[picked], axis=1) * seen.scores[picked]
     total = jnp.ones((len(picked), 1))
-    if GATE[rule.gate].renormalised:
+    if rule.gate.renormalised:
         total = filled.sum(axis=1, keepdims=True) + 1e-20
-    elif rule.gate == 'softmax_topk':
+    elif rule.gate.rescales:
         total = (seen.scores[picked] @ mask)[:, None] + 1e-20
     return filled / total * rule.scale
 

@@ -28,7 +28,7 @@ from moe_jax.base.tree import mix
 from moe_jax.config import Config
 from moe_jax.experts.evaluate import dropless
 from moe_jax.layers import ffn
-from moe_jax.routing import routing as routes
+from moe_jax.routing.designs.top_k import choose
 from prune.experts.keep import keep
 from prune.experts.methods.genetic import gate_mass, search, share
 from prune.plans.layer import LayerPlan
@@ -169,7 +169,7 @@ def _merged_squares(ffn, rule: Rule, target, matrices):
     correction = target.correction
     if correction is not None:
         correction = jnp.dot(matrices[1], correction, precision=exact)
-    routing = routes.choose(logits, correction, topk=rule.topk, gate=rule.gate, scale=rule.scale,
+    routing = choose(logits, correction, topk=rule.topk, gate=rule.name, scale=rule.scale,
                             groups=rule.groups, groups_used=rule.groups_used)
     experts = mix(target.experts, matrices[0])
     y = dropless(ffn, experts, target.inputs, routing.ids, routing.gates)[0]

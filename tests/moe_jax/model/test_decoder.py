@@ -56,7 +56,9 @@ def test_auxiliary_losses_are_scaled_sums_over_layers(cfg, params, run, rows):
         zloss += (np.log(np.exp(layer['logits'][flat]).sum(axis=1)) ** 2).mean()
     assert float(out['balance']) == pytest.approx(0.3 * balance, rel=1e-4)
     assert float(out['zloss']) == pytest.approx(0.07 * zloss, rel=1e-4)
-    assert set(out) == {'balance', 'zloss', 'load', 'dropped', 'active', 'hits', 'mass'}
+    assert {n: float(v) for n, v in out['losses'].items()} == {
+        n: float(out[n]) for n in ('balance', 'zloss')}
+    assert set(out) == {'losses', 'balance', 'zloss', 'load', 'dropped', 'active', 'hits', 'mass'}
 
 
 @pytest.fixture(scope='module')

@@ -4,18 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moe_jax import observe
 from moe_jax.base.tree import at, take
-from moe_jax.calibration import observe
 from moe_jax.config import CLOSED, Config
-from moe_jax.routing import routing
+from moe_jax.routing.designs.top_k import choose
 from moe_jax.routing.gates import GATE
 
 LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(13, 5)), jnp.float32)
 
 
 def test_a_closed_row_keeps_its_share_of_the_softmax():
-    all_rows = routing.choose(LOGITS, topk=5, gate='softmax_topk')
-    found = routing.choose(LOGITS, topk=2, gate='softmax_topk',
+    all_rows = choose(LOGITS, topk=5, gate='softmax_topk')
+    found = choose(LOGITS, topk=2, gate='softmax_topk',
                            closed=(False, True, False, True, False))
     for n in range(13):
         left = [r for r in np.asarray(all_rows.ids)[n] if r not in (1, 3)][:2]
@@ -27,7 +27,7 @@ def test_a_closed_row_keeps_its_share_of_the_softmax():
 def test_a_closed_row_is_never_chosen_whatever_its_logit(sign):
     logits = LOGITS.at[:, 2].set(sign * 80.0)
     for gate in GATE:
-        found = routing.choose(logits, topk=4, gate=gate, closed=(0, 0, 1, 0, 0))
+        found = choose(logits, topk=4, gate=gate, closed=(0, 0, 1, 0, 0))
         assert 2 not in np.asarray(found.ids), gate
 
 

@@ -7,7 +7,9 @@ import pytest
 from moe_jax import Config
 from moe_jax.config import Skip
 from moe_jax.inference.generate import generate
-from moe_jax.routing import routing, skipping
+from moe_jax.routing import skipping
+from moe_jax.routing.designs.top_k import choose
+from moe_jax.routing.gates import GATE
 
 LOGITS = jnp.asarray(2 * np.random.default_rng(0).normal(size=(40, 6)), jnp.float32)
 
@@ -25,9 +27,9 @@ def params(cfg, draw):
 
 @pytest.mark.parametrize('gate', ['softmax_topk', 'softmax_topk_renorm', 'sigmoid_topk_renorm'])
 def test_ratio_by_loops(gate):
-    found = routing.choose(LOGITS, topk=3, gate=gate, scale=2.5)
+    found = choose(LOGITS, topk=3, gate=gate, scale=2.5)
     skip = Skip(kind='ratio', thresholds=((0.6, 0.4),))
-    after, used = skipping.apply(found, skip, 0, gate)
+    after, used = skipping.apply(found, skip, 0, renormalised=GATE[gate].renormalised)
     some = 0
     for n in range(40):
         g = np.asarray(found.gates[n], np.float64)
@@ -42,7 +44,7 @@ def test_ratio_by_loops(gate):
 
 
 def test_top_p_by_loops():
-    found = routing.choose(LOGITS, topk=4, gate='softmax_topk')
+    found = choose(LOGITS, topk=4, gate='softmax_topk')
     for p in (0.0, 0.3, 0.8, 1.0):
         used = skipping.RULES['top_p'](found, (p,))
         for n in range(40):

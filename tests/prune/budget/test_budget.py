@@ -9,7 +9,7 @@ import pytest
 import prune
 from moe_jax import Config
 from moe_jax.base.tree import count_bytes, count_params
-from moe_jax.routing import routing
+from moe_jax.routing.designs.top_k import choose
 from prune.budget import spread
 
 SCORES = {0: np.array([4.0, 1.0, 3.0, 2.0]), 2: np.array([1.0, 1.0, 7.0, 1.0])}
@@ -112,13 +112,13 @@ def gates(logits, cfg, layer=None):
     """Gates by original expert [N, E] under a layer's plan (None: the original router)."""
     experts = logits.shape[1]
     if layer is None:
-        found, origin = routing.choose(logits, topk=cfg.topk, gate=cfg.gate), np.arange(experts)
+        found, origin = choose(logits, topk=cfg.topk, gate=cfg.gate), np.arange(experts)
     else:
         kept = layer.mix.argmax(axis=1)
         rows = layer.router.argmax(axis=1)
         alias = layer.alias
         closed = None if alias is None else tuple(alias == -1)
-        found = routing.choose(logits[:, rows], topk=cfg.topk, gate=cfg.gate, closed=closed)
+        found = choose(logits[:, rows], topk=cfg.topk, gate=cfg.gate, closed=closed)
         origin = rows if alias is None else np.where(alias >= 0, kept[np.minimum(
             np.maximum(alias, 0), len(kept) - 1)], -1)
     out = np.zeros(logits.shape)

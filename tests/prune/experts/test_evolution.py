@@ -72,7 +72,8 @@ def logits(cfg, params):
     segments = np.ones_like(TOKENS)
     x = block_pass.embed(BASE, params, TOKENS, segments)
     for i in range(cfg.layers):
-        x = block_pass.step(block_pass.layer_config(cfg, i))(params[f'layer_{i}'], x, segments)
+        x = block_pass.step(block_pass.layer_config(cfg, i))(
+            params[f'layer_{i}'], x, TOKENS, segments)
     norm = Norm(cfg.norm, cfg.norm_eps, cfg.width)
     return decoder.unembed(cfg, params, norm.apply({'params': params['norm_final']}, x))
 

@@ -13,15 +13,15 @@ import pytest
 
 import moe_jax.storage.native
 from moe_jax.model import decoder
-from moe_jax.routing import routing
+from moe_jax.routing.close import SHUT
+from moe_jax.routing.designs.top_k import route
 from moe_jax.routing.gates import GATE
 from moe_jax.routing.losses import balance_loss, z_loss
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, stream
-from train import Callback, Interrupted, Tsep, fit
+from train import Callback, Interrupted, Tsep, finetune, fit, tsep
 from train.loop.step import train_step
 from train.objectives import losses
-from train.recipes import finetune, tsep
-from train.recipes.tsep import DEAD, _without_mask, drop, finish, mask, survivors
+from train.recipes.tsep import _without_mask, drop, finish, mask, survivors
 from train.trainable.trainable import select
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))
@@ -147,7 +147,7 @@ def test_no_gate_has_a_gradient_of_the_dropped(gate):
     _, tree = masked(BASE.replace(gate=gate))
 
     def loss(router):
-        found = routing.route(x, router, topk=2, gate=gate)
+        found = route(x, router, topk=2, gate=gate)
         worth = (found.gates * jnp.arange(1.0, 3.0)[None]).sum()
         return worth + balance_loss(found, valid) + z_loss(found, valid)
     x, valid = jnp.asarray(np.random.default_rng(2).normal(size=(5, 16)), jnp.float32), np.ones(5)
@@ -161,7 +161,7 @@ def test_not_even_a_gate_that_vanished_loses_to_a_dropped_expert(gate, correctio
     router = {'kernel': jnp.zeros((4, 2)), 'bias': jnp.array([9.0, 9.0, -200.0, 0.0]),
               'correction': jnp.array([correction, correction, 0.0, 0.0])}
     closed = drop({'layer_0': {'moe': {'router': router}}}, 0, np.array([0, 0, 1, 1], bool))
-    found = routing.route(jnp.ones((1, 2)), closed['layer_0']['moe']['router'], topk=2, gate=gate)
+    found = route(jnp.ones((1, 2)), closed['layer_0']['moe']['router'], topk=2, gate=gate)
     assert sorted(found.ids[0].tolist()) == [2, 3]
     assert np.isfinite(found.gates).all()
 
@@ -195,7 +195,7 @@ def test_the_folder_keeps_the_masked_model_and_its_living_are_not_biased(unbroke
     assert again_cfg == small_cfg and equal(again, small)
     for i, name in itertools.product(RUN.moe_layers, ('bias', 'correction')):
         values = sorted(tree[f'layer_{i}']['moe']['router'][name].tolist())
-        assert values == [DEAD] * (RUN.experts[i] - 2) + [0.0, 0.0]
+        assert values == [SHUT] * (RUN.experts[i] - 2) + [0.0, 0.0]
     assert wide.capacity_train is None and wide.router_bias
     lines = (out / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line) for line in lines] == history

@@ -16,10 +16,10 @@ import numpy as np
 
 from moe_jax.config import CLOSED, Config
 from moe_jax.routing.gates import GATE
+from prune.inputs.method import Replace
 from prune.plans.layer import LayerPlan
 
 Gates = Literal['slice', 'preserve_mass']
-Replace = Literal['none', 'mean']
 REPLACE_NEEDS = {'none': (), 'mean': ('output_sum', 'moments')}
 
 

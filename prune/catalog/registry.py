@@ -56,6 +56,11 @@ def method(name: str) -> Method:
     return find(ALL, name)
 
 
+def title(name: str) -> str:
+    """How a report writes a method; a name that no method has stays as it is."""
+    return ALL[name].title if name in ALL else name
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of a method and their defaults; ValueError for an unknown method."""
     return find(METHODS, name).options

@@ -26,7 +26,7 @@ from moe_jax import Config, Stats
 from moe_jax.base.tree import count_bytes
 from moe_jax.calibration.table import BINS, STATISTICS, Statistic
 from moe_jax.model.fingerprint import fingerprint
-from prune.experts import registry
+from prune.catalog import registry
 
 SIZES = {'full': (48, 128, 2048, 768), 'small': (4, 16, 64, 32)}
 ROUNDS = 5
@@ -61,7 +61,7 @@ def measure(
     cfg: Config, params: Any, before: Any, stats: Stats, count: int
 ) -> list[Measured]:
     """Seconds of each method that ranks, from statistics in memory."""
-    names = [row.name for row in prune.methods() if registry.form(row.name) == 'scores'
+    names = [row.name for row in prune.methods() if registry.method(row.name).form == 'scores'
              and not any(need.startswith('sample_') for need in row.needs)]
     options = {'router_change': {'before': before}}
     plans = {name: partial(prune.plan, name, stats, params, cfg, experts=max(cfg.experts) // 2,

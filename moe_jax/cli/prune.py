@@ -117,13 +117,14 @@ def _request(method: str, given: Mapping[str, Any], options: tuple[str, ...],
              text: dict[str, Any] | None, **common: Any) -> Request:
     """Names and options checked, a method's own defaults filled in."""
     import prune
-    from prune.experts import registry
+    from prune.catalog import registry
+    from prune.inputs.method import Cost
 
     own = prune.check_options(method, dict(map(option, options)))
-    module = registry.method(method)
+    about = registry.method(method)
     if common['replace'] is None:
-        common['replace'] = getattr(module, 'REPLACE', 'none')
-    if module.COST == 'two checkpoints':
+        common['replace'] = about.replace
+    if about.cost is Cost.CHECKPOINTS:
         raise ValueError(f'{method} compares two checkpoints, and this command reads one; use '
                          'prune.plan in Python')
     return Request(method, dict(given), common, own, text)

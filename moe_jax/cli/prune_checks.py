@@ -23,7 +23,7 @@ from moe_jax.model.decoder import shapes
 from moe_jax.storage import folder, native
 from prune.budget import budget
 from prune.budget.budget import Budget
-from prune.experts import registry
+from prune.catalog import registry
 from prune.experts.layerwise import layerwise_request
 from prune.experts.request import Request as PlanRequest
 from prune.experts.request import request as plan_request
@@ -37,12 +37,12 @@ def check(request: Request, model: Path, seen: Stats | None, to: str, dtype: str
     asked = _asked(request, cfg)
     wanted = asked.budget
     params = shapes(cfg) if wanted.memory is None else stored(model, cfg, dtype)
-    counts = _counts(cfg, params, wanted, registry.form(request.method))
+    counts = _counts(cfg, params, wanted, registry.method(request.method).form)
     if to == 'hf':
         _check_export(request, cfg, wanted, counts)
     if request.text is None:
-        if seen is None and asked.group is not None:
-            raise ValueError(f'--group {asked.group}: of which statistics? give --stats')
+        if seen is None and asked.call.group is not None:
+            raise ValueError(f'--group {asked.call.group}: of which statistics? give --stats')
         asked.statistics(seen, cfg)
 
 
@@ -70,8 +70,8 @@ def _asked(request: Request, cfg: Config) -> PlanRequest:
                               **keywords)
     if not request.text.get('tasks'):
         raise ValueError('--layerwise reads text; give --tasks, such as boolq or lm-code')
-    if asked.group is not None and asked.group not in request.text['tasks']:
-        raise ValueError(f'--group {asked.group}: is not among --tasks '
+    if asked.call.group is not None and asked.call.group not in request.text['tasks']:
+        raise ValueError(f'--group {asked.call.group}: is not among --tasks '
                          f'{" ".join(request.text["tasks"])}')
     return asked
 

@@ -107,8 +107,8 @@ def _check(request: Request, model: Path, seen: Any, to: str, origin: Path | Non
         asked = layerwise_weight_request(request.method, cfg, **request.keywords)
         if not request.text.get('tasks'):
             raise ValueError('--layerwise reads text; give --tasks, such as boolq or lm-code')
-        if asked.group is not None and asked.group not in request.text['tasks']:
-            raise ValueError(f'--group {asked.group}: is not among --tasks '
+        if asked.call.group is not None and asked.call.group not in request.text['tasks']:
+            raise ValueError(f'--group {asked.call.group}: is not among --tasks '
                              f'{" ".join(request.text["tasks"])}')
     if to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')

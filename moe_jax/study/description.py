@@ -13,6 +13,7 @@ from moe_jax.study.expert_count.cells import Cell, stage_options, tokens
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.material import Material
 from moe_jax.study.recovery.spec import RecoveryStudy
+from prune.catalog import registry
 from train.loop.options import TrainOptions
 
 PACKAGES = ('moe-jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scipy', 'tokenizers')
@@ -38,7 +39,9 @@ def recovery(study: RecoveryStudy, stuff: Material, todo: list[Cell]) -> dict[st
         'about': 'recovery',
         'experts': study.experts,
         'model': json.loads(study.model_with(study.experts).to_json()),
-        'shrinks': [dataclasses.asdict(s) | {'kind': type(s).__name__} for s in study.shrinks],
+        'shrinks': [dataclasses.asdict(shrink) | {
+            'kind': type(shrink).__name__, 'title': registry.title(shrink.name)}
+            for shrink in study.shrinks],
         'recipes': [dataclasses.asdict(recipe) for recipe in study.recipes],
         'ceiling': study.ceiling,
         'rates': list(study.rates),

@@ -6,7 +6,7 @@ Letters: E experts a layer has, G it keeps.
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -124,7 +124,7 @@ def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, i
     check_unscored(budget)
     least = lowest(cfg, budget)
     if budget.experts is not None or budget.ratio is not None:
-        found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=least)
+        sizes = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=least)
     else:
         most = affordable(cfg, params, budget)
         shrunk = cfg.moe_layers[1:] if budget.keep_first else cfg.moe_layers
@@ -134,8 +134,8 @@ def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, i
         size = min(each, room) // cfg.groups * cfg.groups
         if size < least:
             raise _too_small(cfg, params, budget, kept + least * len(shrunk))
-        found = dict.fromkeys(cfg.moe_layers, size)
-    return _first_kept(cfg, budget, found)
+        sizes = dict.fromkeys(cfg.moe_layers, size)
+    return _first_kept(cfg, budget, sizes)
 
 
 def spent(
@@ -157,16 +157,16 @@ def spent(
         floors[first] = len(scores[first]) // groups
     values = spreads.units(scores, groups)
     if budget.mass is not None:
-        found = spreads.covering(values, budget.mass, floors)
+        sizes = spreads.covering(values, budget.mass, floors)
     else:
         total = _total(cfg, params, budget) // groups
         if total < sum(floors.values()):
             raise _too_small(cfg, params, budget, sum(floors.values()) * groups)
         if budget.spread == 'error':
-            found = _by_error(cfg, params, scores, floors, total, stats)
+            sizes = _by_error(cfg, params, scores, floors, total, stats)
         else:
-            found = spreads.pooled(values, total, floors, budget.spread)
-    return {i: n * groups for i, n in found.items()}
+            sizes = spreads.pooled(values, total, floors, budget.spread)
+    return {i: n * groups for i, n in sizes.items()}
 
 
 def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
@@ -179,7 +179,9 @@ def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
     return max(0, min((amount - rest) // price, sum(cfg.experts)))
 
 
-def _prices(cfg, params, budget, measure) -> tuple[int, int]:
+def _prices(
+    cfg: Config, params: Mapping[str, Any], budget: Budget, measure: Callable[[Any], int]
+) -> tuple[int, int]:
     """What the model takes without experts, and what each expert adds (the dearest layer's)."""
     rest, price = measure(params), 0
     for i in cfg.moe_layers:
@@ -193,13 +195,17 @@ def _prices(cfg, params, budget, measure) -> tuple[int, int]:
 
 
 def _total(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
+    """Experts that all layers keep together."""
     if budget.experts is None and budget.ratio is None:
         return affordable(cfg, params, budget)
-    found = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
-    return sum(found.values())
+    sizes = counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
+    return sum(sizes.values())
 
 
-def _too_small(cfg, params, budget, least) -> ValueError:
+def _too_small(
+    cfg: Config, params: Mapping[str, Any], budget: Budget, least: int
+) -> ValueError:
+    """The error of a budget that keeps fewer than `least` experts in all."""
     if budget.parameters is None and budget.memory is None:
         return ValueError(f'the budget keeps fewer experts than the floors ask for, {least} in all')
     measure, what = (count_params, 'parameters') if budget.memory is None else (
@@ -210,7 +216,14 @@ def _too_small(cfg, params, budget, least) -> ValueError:
                       f'{rest + least * price:,}, with {least} experts in all')
 
 
-def _by_error(cfg, params, scores, floors, total, stats) -> dict[int, int]:
+def _by_error(
+    cfg: Config,
+    params: Mapping[str, Any],
+    scores: Mapping[int, np.ndarray],
+    floors: Mapping[int, int],
+    total: int,
+    stats: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[int, int]:
     """Units of each layer whose relative reconstruction errors sum to the least."""
     curves = {}
     for i, values in scores.items():
@@ -222,12 +235,14 @@ def _by_error(cfg, params, scores, floors, total, stats) -> dict[int, int]:
 
 
 def _protected_units(protected: np.ndarray, groups: int) -> int:
+    """Units that hold all protected experts [E]: as many as the fullest router group has."""
     return int(protected.reshape(groups, -1).sum(axis=1).max())
 
 
-def _first_kept(cfg: Config, budget: Budget, found: dict[int, int]) -> dict[int, int]:
+def _first_kept(cfg: Config, budget: Budget, sizes: dict[int, int]) -> dict[int, int]:
+    """The sizes {layer: G} with all experts of the first MoE layer, where the budget says so."""
     first = cfg.moe_layers[0]
-    return found | {first: cfg.experts[first]} if budget.keep_first else found
+    return sizes | {first: cfg.experts[first]} if budget.keep_first else sizes
 
 
 def _per_layer(cfg: Config, name: str, value: object) -> dict[int, object]:

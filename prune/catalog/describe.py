@@ -11,18 +11,24 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from moe_jax.base.checks import nearest
 from moe_jax.config import Config
 from moe_jax.routing.gates import GATE
 from prune.budget import budget, spread
+from prune.catalog import registry
 from prune.catalog.describe_weights import weight_markdown, weight_section
-from prune.catalog.docstrings import code_list, markdown_table, one_line, options_text, prose, reads
-from prune.experts import keep, planner, protect, registry, request, routers
-from prune.experts.methods import METHODS
+from prune.catalog.docstrings import (
+    code_list,
+    markdown_table,
+    observing,
+    one_line,
+    options_text,
+    prose,
+    reads,
+)
+from prune.experts import keep, planner, protect, request, routers
+from prune.inputs.method import Method
 from prune.inputs.statistics import option
 from prune.similarity.cluster import similarity
-from prune.weights import registry as registry_of_weights
-from prune.weights.methods import WEIGHT_METHODS
 
 COLUMNS = ('name', 'kind', 'cost', 'needs', 'paper')
 FORM = {'scores': 'ranks experts', 'choose': 'searches the set to keep',
@@ -73,9 +79,9 @@ def table() -> Table:
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in COLUMNS:  # what can be asked for by name is never cut, however narrow
         out.add_column(column, no_wrap=column in ('name', 'kind', 'needs'), overflow='fold')
-    for row in (*registry.methods(), *registry_of_weights.weight_methods()):
-        out.add_row(row.name, getattr(row, 'kind', 'weights'), row.cost,
-                    '\n'.join(row.needs) or '–', row.paper)
+    for method in registry.ALL.values():
+        out.add_row(method.name, method.kind, method.cost.value,
+                    '\n'.join(method.reads(method.options)) or '–', method.paper)
     return out
 
 
@@ -92,47 +98,47 @@ def section(name: str) -> str:
 
     Raises ValueError for an unknown method, with the nearest name.
     """
-    if name in WEIGHT_METHODS:
-        return weight_section(name)
-    if name not in METHODS:
-        known = nearest(str(name), [*METHODS, *WEIGHT_METHODS])
-        raise ValueError(f'no method {name!r}; {known}')
-    module, form = registry.method(name), registry.form(name)
-    given = options_text(getattr(module, form), registry.options(name))
-    facts = '\n'.join(f'- {line}' for line in _facts(name))
-    return (f'### {name}\n\n{prose(module.__doc__)}\n\n**{FORM[form].capitalize()}.** {given}\n\n'
+    method = registry.method(name)
+    return SECTION[method.kind](method)
+
+
+def _section(method: Method) -> str:
+    """A method that drops or merges experts."""
+    options = options_text(method.function, method.options)
+    facts = '\n'.join(f'- {line}' for line in _facts(method))
+    return (f'### {method.name}\n\n{prose(method.doc)}\n\n'
+            f'**{FORM[method.form].capitalize()}.** {options}\n\n'
             f'**Needs and takes.**\n\n{facts}\n')
 
 
-def _facts(name: str) -> list[str]:
+# What writes the section of a kind of method.
+SECTION = {'drop': _section, 'merge': _section, 'weights': weight_section}
+
+
+def _facts(method: Method) -> list[str]:
     """What a method reads, what to observe for it, and which common options it takes."""
-    module, form, chosen = registry.method(name), registry.form(name), registry.options(name)
-    needs = registry.needs(name, chosen)
-    facts = [f'Paper: {module.PAPER}. Kind: {module.KIND}. Cost: {module.COST}.',
+    form, needs = method.form, method.reads(method.options)
+    facts = [f'Paper: {method.paper}. Kind: {method.kind}. Cost: {method.cost}.',
              f'Reads {code_list(needs) if needs else "no statistics"}.']
-    facts += _further(name, needs)
-    asked = registry.observe_options(name)
-    call = ', '.join(f'{key}={value!r}' for key, value in asked.items())
-    if needs:
-        facts.append(f'Observe with `{call}`.' if call else 'Observe with the default options.')
+    facts += [*_further(method, needs), *observing(method)]
     facts.append(f'Amounts: {code_list(AMOUNTS[form])}. Spreads: {code_list(SPREADS[form])}'
-                 + (f', by default `{module.SPREAD}`.' if hasattr(module, 'SPREAD') else '.'))
+                 + (f', by default `{method.spread}`.' if method.spread != 'layer' else '.'))
     applies = ', '.join(f'`{key}`' for key in (*WITH[form], *EVERY))
     facts.append(f'Also takes {applies}.'
-                 + (f' By default `replace={module.REPLACE!r}`.' if hasattr(module, 'REPLACE')
+                 + (f' By default `replace={method.replace!r}`.' if method.replace != 'none'
                     else '')
                  + (' Reads every group of the statistics by itself.'
-                    if getattr(module, 'PER_GROUP', False) else ''))
+                    if method.per_group else ''))
     return facts
 
 
-def _further(name: str, needs: Collection[str]) -> list[str]:
+def _further(method: Method, needs: Collection[str]) -> list[str]:
     """Statistics that other values of the method's options ask for."""
-    chosen, facts = registry.options(name), []
-    tables = registry.OPTION_NEEDS | getattr(registry.method(name), 'OPTION_NEEDS', {})
-    for key, values in tables.items():
-        for value in values if key in chosen else ():
-            more = [n for n in registry.needs(name, chosen | {key: value}) if n not in needs]
+    facts = []
+    for key, values in method.option_needs.items():
+        for value in values:
+            reads = method.reads(method.options | {key: value})
+            more = [n for n in reads if n not in needs]
             if more:
                 how = '; '.join(dict.fromkeys(filter(None, map(option, more))))
                 facts.append(f'`{key}={value!r}` also reads {code_list(more)}'

@@ -1,11 +1,21 @@
 """The section of docs/methods.md on weights inside experts, made of docstrings and tables."""
 
 import inspect
+import typing
 
-from prune.catalog.docstrings import code_list, markdown_table, options_text, prose, reads
+from prune.catalog.docstrings import (
+    code_list,
+    markdown_table,
+    observing,
+    options_text,
+    prose,
+    reads,
+)
+from prune.inputs.method import Method, Scope
 from prune.plans.masks import LEAVES
-from prune.weights import cut, registry, stack
+from prune.weights import stack
 from prune.weights.layerwise import sparsify_layerwise
+from prune.weights.methods import WEIGHT_METHODS
 from prune.weights.sparsify import sparsify
 
 COLUMNS = ('name', 'scope', 'cost', 'needs', 'paper')
@@ -36,42 +46,37 @@ along with the experts that a later plan keeps, and cannot come before a merge.
 """
 
 
-def weight_section(name: str) -> str:
+def weight_section(method: Method) -> str:
     """One criterion: its docstring, options and their defaults, and what it reads."""
-    module, form = registry.weight_method(name), registry.form(name)
-    given = options_text(registry.function(name), registry.weight_options(name))
-    facts = '\n'.join(f'- {line}' for line in _facts(name))
-    return (f'### {name}\n\n{prose(module.__doc__)}\n\n**{FORM[form].capitalize()}.** {given}\n\n'
+    options = options_text(method.function, method.options)
+    facts = '\n'.join(f'- {line}' for line in _facts(method))
+    return (f'### {method.name}\n\n{prose(method.doc)}\n\n'
+            f'**{FORM[method.form].capitalize()}.** {options}\n\n'
             f'**Needs and takes.**\n\n{facts}\n')
 
 
 def weight_markdown() -> str:
     """The whole section."""
-    rows = [(f'[{row.name}](#{row.name})', row.scope, row.cost, ', '.join(row.needs) or '–',
-             row.paper) for row in registry.weight_methods()]
+    rows = [(f'[{m.name}](#{m.name})', m.scope, m.cost.value,
+             ', '.join(m.reads(m.options)) or '–', m.paper) for m in WEIGHT_METHODS.values()]
     names = [p.name for p in inspect.signature(sparsify).parameters.values()
              if p.kind is p.KEYWORD_ONLY]
     return '\n'.join([
         HEAD + markdown_table(COLUMNS, rows), prose(sparsify.__doc__, names) + '\n',
         prose(sparsify_layerwise.__doc__) + '\n', prose(stack.blended.__doc__) + '\n',
-        *(weight_section(row.name) for row in registry.weight_methods())])
+        *(weight_section(method) for method in WEIGHT_METHODS.values())])
 
 
-def _facts(name: str) -> list[str]:
-    module, chosen = registry.weight_method(name), registry.weight_options(name)
-    needs = registry.weight_needs(name, chosen)
-    facts = [f'Paper: {module.PAPER}. Cost: {module.COST}.',
+def _facts(method: Method) -> list[str]:
+    needs = method.reads(method.options)
+    facts = [f'Paper: {method.paper}. Cost: {method.cost}.',
              f'Reads {code_list(needs) if needs else "no statistics"}.']
-    for key, values in getattr(module, 'OPTION_NEEDS', {}).items():
+    for key, values in method.option_needs.items():
         for value in values:
-            more = registry.weight_needs(name, chosen | {key: value})
+            more = method.reads(method.options | {key: value})
             facts.append(f'`{key}={value!r}` also{reads([n for n in more if n not in needs])}.')
-    asked = registry.weight_observe_options(name)
-    call = ', '.join(f'{key}={value!r}' for key, value in asked.items())
-    if needs:
-        facts.append(f'Observe with `{call}`.' if call else 'Observe with the default options.')
-    solves = registry.form(name) == 'solve'
-    scopes = ['output'] if solves else list(cut.Scope.__args__)
-    facts.append(f'Scopes: {code_list(scopes)}, by default `{module.SCOPE}`; or a pattern. Leaves: '
+    facts += observing(method)
+    scopes = ['output'] if method.form == 'solve' else typing.get_args(Scope)
+    facts.append(f'Scopes: {code_list(scopes)}, by default `{method.scope}`; or a pattern. Leaves: '
                  f'{code_list(LEAVES)}.')
     return facts

@@ -6,7 +6,8 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from prune.inputs.statistics import option
+from prune.inputs.method import Method
+from prune.inputs.statistics import option, options_for
 
 
 def prose(doc: str, names: Collection[str] = (), label: Callable[[str], str] | None = None) -> str:
@@ -73,6 +74,15 @@ def reads(needs: Collection[str]) -> str:
     how = '; '.join(dict.fromkeys(filter(None, map(option, needs))))
     return (f' (reads {code_list(needs)}' + (f'; observe with `{how}`' if how else '') + ')'
             if needs else '')
+
+
+def observing(method: Method) -> list[str]:
+    """What to observe for a method under its default options; no line where it reads nothing."""
+    needs = method.reads(method.options)
+    call = ', '.join(f'{key}={value!r}' for key, value in options_for(needs).items())
+    if not needs:
+        return []
+    return [f'Observe with `{call}`.' if call else 'Observe with the default options.']
 
 
 def one_line(function: Callable[..., Any], most: int | None = None) -> str:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from moe_jax.config import CLOSED, Config
+from prune.inputs.method import Replace
 from prune.plans.layer import LayerPlan
 
 Gates = Literal['slice', 'preserve_mass']
-Replace = Literal['none', 'mean']
 REPLACE_NEEDS = {'none': (), 'mean': ('output_sum', 'moments')}
 
 

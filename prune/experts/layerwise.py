@@ -4,32 +4,18 @@ Letters: E experts of a layer, G it keeps.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from moe_jax.base.tree import at
-from moe_jax.calibration.layerwise import layerwise
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.model.fingerprint import fingerprint
 from prune.budget import budget
-from prune.experts import registry
 from prune.experts.planner import plan
 from prune.experts.request import Request, request
 from prune.inputs.original import check_original, of_group
-from prune.plans.layer import LayerPlan
 from prune.plans.plan import Plan
-from prune.surgery.apply import apply_layer, config_of
+from prune.surgery.layerwise import Layerwise, layer_by_layer
 
 TARGETS = ('sample_cross', 'sample_square')  # what `targets` takes from the original model
-
-
-class Layerwise(NamedTuple):
-    """The plan, the smaller model it makes (already made), and the statistics it was made from."""
-
-    plan: Plan
-    params: dict[str, Any]
-    cfg: Config
-    stats: Stats
 
 
 def plan_layerwise(
@@ -67,26 +53,18 @@ def plan_layerwise(
                'floor': floor, 'clamp': clamp}
     asked = layerwise_request(name, cfg, targets=targets, **amounts, **options)
     check_original(cfg, params, None)
-    counts, chosen = budget.plain(cfg, params, asked.budget), asked.chosen
-    found: dict[int, LayerPlan] = {}
+    counts, own = budget.plain(cfg, params, asked.budget), asked.call.options
 
-    def compress(i: int, one: Config, layer: Mapping[str, Any], stats: Stats):
-        seeded = {'seed': chosen['seed'] + i} if 'seed' in chosen else {}
-        small = plan(name, stats, {'layer_0': layer}, one, experts=counts[i], clamp=clamp,
-                     spread='layer', group=asked.group, **asked.common._asdict(), **chosen | seeded)
-        found[i] = small.layers[0]
-        block = at(layer, 'moe', lambda moe: apply_layer(moe, found[i], one, i))
-        return block, config_of(small, one)
+    def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
+        seeded = {'seed': own['seed'] + i} if 'seed' in own else {}
+        return plan(name, stats, layer, one, experts=counts[i], clamp=clamp, spread='layer',
+                    group=asked.call.group, **asked.common._asdict(), **own | seeded)
 
-    wish = registry.observe_options(name, reservoir=reservoir, **chosen)
-    new, _, stats = layerwise(cfg, params, of_group(batches, asked.group), compress,
-                              targets=targets, progress=progress, tokenizer=tokenizer, **wish)
-    whole = Plan(
-        method=name, layers=found, experts=cfg.experts, width=cfg.width,
-        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,
-        clamp=clamp, options=asked.record() | {'layerwise': True, 'targets': targets},
-    )
-    return Layerwise(whole, new, config_of(whole, cfg).fit(new), stats)
+    return layer_by_layer(
+        params, cfg, of_group(batches, asked.call.group), plan_one, method=name, clamp=clamp,
+        options=asked.record() | {'layerwise': True, 'targets': targets},
+        observe=asked.call.observe_options(reservoir), targets=targets, tokenizer=tokenizer,
+        progress=progress)
 
 
 def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **options: Any) -> Request:
@@ -96,10 +74,8 @@ def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **option
             raise ValueError(f'{key}={options[key]!r} compares layers, and planning layer by layer '
                              'fixes beforehand how many experts each keeps; leave it out')
     asked = request(name, cfg, **options | {'spread': 'layer'})
-    if not asked.needs:
-        raise ValueError(f'{name!r} reads no statistics, so the layers before one do not matter; '
-                         'plan it at once')
-    if targets and not set(TARGETS) <= set(asked.needs):
+    asked.call.check_layerwise('plan it at once')
+    if targets and not set(TARGETS) <= set(asked.call.needs):
         raise ValueError(f'targets changes nothing for {name!r}, which does not reconstruct '
                          'outputs; it is for naee, greedy, genetic and their like')
     return asked

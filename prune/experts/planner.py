@@ -13,11 +13,12 @@ from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
 from prune.budget import budget
 from prune.budget.budget import Spread
-from prune.experts import registry
-from prune.experts.keep import Gates, Replace, drop, keep
+from prune.experts.keep import Gates, drop, keep
 from prune.experts.protect import super_experts
-from prune.experts.request import FirstLayer, Protect, Request, request
+from prune.experts.request import Common, FirstLayer, Protect, Request, request
+from prune.inputs.method import Params, Replace
 from prune.inputs.original import check_original
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.checks import check_groups
 from prune.plans.layer import LayerPlan
 from prune.plans.plan import Plan
@@ -68,9 +69,8 @@ def plan(
         spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
         first_layer=first_layer, group=group, **method_options)
     check_original(cfg, params, stats)
-    seen, common = asked.statistics(stats, cfg)
-    decide = {'scores': _by_scores, 'choose': _by_choice, 'plan': _by_plan}[registry.form(name)]
-    layers = decide(asked, seen, common, params, cfg)
+    own, common = asked.statistics(stats, cfg)
+    layers = DECIDE[asked.call.method.form](asked, own, common, params, cfg)
     if first_layer == 'topk':
         i = min(layers)
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
@@ -82,9 +82,11 @@ def plan(
     )
 
 
-def _by_scores(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+def _by_scores(
+    asked: Request, own: Layers | Mapping[str, Layers], common: Layers, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """Keep the best by the method's scores, protected experts first."""
-    scores = asked.module.scores(seen, params, cfg, **asked.chosen)
+    scores = asked.call.method.scores(own, params, cfg, **asked.call.options)
     for i, values in scores.items():
         if not np.isfinite(values).all():
             raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
@@ -94,16 +96,19 @@ def _by_scores(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan
     for i, count in counts.items():
         order = np.where(safe[i], np.inf, scores[i])
         ids = top(order, count, cfg.groups)
-        plans[i] = _drop(ids, common, cfg, i, asked.common, {'scores': scores[i]})
+        plans[i] = _drop(ids, common, cfg, i, asked.common, _ranking_notes(scores[i], ids))
     return plans
 
 
-def _by_choice(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+def _by_choice(
+    asked: Request, own: Layers, common: Layers, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """Keep what the method's search found; protected experts take the place of the least used."""
     counts = budget.plain(cfg, params, asked.budget)
     safe = _protected(common, cfg, asked.common.protect)
+    chosen = asked.call.method.choose(own, params, cfg, counts, **asked.call.options)
     plans = {}
-    for i, ids in asked.module.choose(seen, params, cfg, counts, **asked.chosen).items():
+    for i, ids in chosen.items():
         if safe[i].any():
             used = common[i].get('count_top1', np.zeros(len(safe[i])))
             member = np.isin(np.arange(len(used)), ids)
@@ -113,30 +118,52 @@ def _by_choice(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan
     return plans
 
 
-def _by_plan(asked: Request, seen, common, params, cfg) -> dict[int, LayerPlan]:
+def _by_plan(
+    asked: Request, own: Layers, common: Layers, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """What the method merges."""
     counts = budget.plain(cfg, params, asked.budget)
-    return asked.module.plan(seen, params, cfg, counts, **asked.chosen)
+    return asked.call.method.plan(own, params, cfg, counts, **asked.call.options)
 
 
-def _drop(ids, common, cfg, layer, options, notes) -> LayerPlan:
-    seen = common.get(layer, {})
-    if 'count_top1' in seen:
-        notes |= {'count': seen['count_top1'],
-                  'zero_traffic': np.flatnonzero(seen['count_top1'] == 0)}
-    if 'scores' in notes and len(ids) < cfg.experts[layer]:
-        kept = notes['scores'][ids]
-        notes['margin'] = float(kept.min() - np.delete(notes['scores'], ids).max())
-    return drop(ids, seen, cfg, layer, gates=options.gates, replace=options.replace, notes=notes)
+def _drop(
+    ids: np.ndarray, common: Layers, cfg: Config, layer: int, options: Common,
+    notes: Mapping[str, Any],
+) -> LayerPlan:
+    """The plan that keeps the experts `ids` [G], with notes on their traffic."""
+    stats = common.get(layer, {})
+    return drop(ids, stats, cfg, layer, gates=options.gates, replace=options.replace,
+                notes=_traffic_notes(stats) | notes)
 
 
-def _protected(common, cfg: Config, protect: Protect) -> dict[int, np.ndarray]:
+def _ranking_notes(scores: np.ndarray, ids: np.ndarray) -> dict[str, Any]:
+    """Scores [E], and how far the worst kept expert is above the best dropped one."""
+    if len(ids) == len(scores):
+        return {'scores': scores}
+    return {'scores': scores,
+            'margin': float(scores[ids].min() - np.delete(scores, ids).max())}
+
+
+def _traffic_notes(stats: LayerStats) -> dict[str, Any]:
+    """First choices of every expert [E], and which experts had none."""
+    if 'count_top1' not in stats:
+        return {}
+    return {'count': stats['count_top1'],
+            'zero_traffic': np.flatnonzero(stats['count_top1'] == 0)}
+
+
+def _protected(common: Layers, cfg: Config, protect: Protect) -> dict[int, np.ndarray]:
+    """Which experts of each layer may not go, {layer: bool [E]}."""
     if protect == 'super':
         return super_experts({i: common[i] for i in cfg.moe_layers})
     return {i: np.zeros(cfg.experts[i], bool) for i in cfg.moe_layers}
 
 
-def _top_of_first(seen: Mapping[str, np.ndarray], cfg: Config, layer: int, count: int) -> LayerPlan:
-    used = seen['count_top1']
-    notes = {'count': used, 'zero_traffic': np.flatnonzero(used == 0)}
-    return keep(top(used, count, cfg.groups), len(used), notes)
+# What makes a method's answer a plan, by its form.
+DECIDE = {'scores': _by_scores, 'choose': _by_choice, 'plan': _by_plan}
+
+
+def _top_of_first(stats: LayerStats, cfg: Config, layer: int, count: int) -> LayerPlan:
+    """Keep the most used experts of the first MoE layer."""
+    used = stats['count_top1']
+    return keep(top(used, count, cfg.groups), len(used), _traffic_notes(stats))

@@ -15,9 +15,11 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.routing import close
 from moe_jax.routing.designs.top_k import top_k
-from prune.experts import registry
+from prune.experts.methods import METHODS
 from prune.inputs import statistics
+from prune.inputs.catalogue import find
 from prune.inputs.original import check_original
+from prune.inputs.request import call_of
 from prune.subsets.top import top
 
 
@@ -34,23 +36,21 @@ def scores(
 
     Raises ValueError for a method that does not rank, and for what `prune.plan` refuses.
     """
-    module, chosen = registry.method(name), registry.check_options(name, method_options)
-    if registry.form(name) != 'scores':
-        ranking = [row.name for row in registry.methods() if registry.form(row.name) == 'scores']
+    asked = call_of(find(METHODS, name), method_options, group=group)
+    if asked.method.form != 'scores':
+        ranking = [m.name for m in METHODS.values() if m.form == 'scores']
         raise ValueError(f'{name!r} does not rank experts; methods that do: {", ".join(ranking)}')
     check_original(cfg, params, stats)
-    fetch = statistics.by_group if getattr(module, 'PER_GROUP', False) else statistics.fetch
-    seen = fetch(name, stats, cfg, group, registry.needs(name, chosen))
-    return module.scores(seen, params, cfg, **chosen)
+    fetch = statistics.by_group if asked.method.per_group else statistics.fetch
+    own = fetch(name, stats, cfg, group, asked.needs)
+    return asked.method.scores(own, params, cfg, **asked.options)
 
 
 def kept(ranking: Mapping[int, np.ndarray], counts: Mapping[int, int], groups: int
          ) -> dict[int, np.ndarray]:
     """{layer: bool [E]} of the best of each layer, ties to the lower index."""
-    found = {i: np.zeros(len(values), bool) for i, values in ranking.items()}
-    for i, mask in found.items():
-        mask[top(ranking[i], counts[i], groups)] = True
-    return found
+    return {i: np.isin(np.arange(len(values)), top(values, counts[i], groups))
+            for i, values in ranking.items()}
 
 
 def shut(

@@ -1,11 +1,7 @@
 """Experts to train: expert-specialised fine-tuning (ESFT) chooses those that a task uses.
 
     chosen = prune.select_experts(stats, cfg, by='gates', group='law')
-    mask = trainable(params, cfg, chosen)
-    updates = jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, mask)
-
-Mask the optimiser's updates, not only the gradients: weight decay, and momentum from before, move
-weights whose gradient is zero.
+    options = train.TrainOptions(..., trainable=train.Trainable(experts=chosen))
 
 Source: Wang et al., "Let the Expert Stick to His Last: Expert-Specialized Fine-Tuning for Sparse
 Architectural Large Language Models", EMNLP 2024.
@@ -14,16 +10,14 @@ Letters: E experts of a layer, R router rows (E, unless several rows share an ex
 token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from moe_jax.base.checks import nearest
-from moe_jax.base.tree import map_with_path
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.model.params import check_params
 from prune.experts.activation_scores import mean
 from prune.inputs.statistics import check_groups
 
@@ -78,30 +72,6 @@ def select(
     return chosen
 
 
-def trainable(
-    params: Mapping[str, Any], cfg: Config, chosen: Mapping[int, Sequence[int] | np.ndarray]
-) -> Any:
-    """Which weights ESFT trains: params' tree with a bool array for each leaf, broadcastable to it.
-
-    All weights of the chosen experts: [E, 1, 1] at a leaf [E, D, F] under moe/experts, [E, 1] at a
-    bias, as True where `chosen` {layer: ids} names the expert; one False of the leaf's rank
-    anywhere else (router, shared expert, attention, embeddings, norms). A layer that `chosen` does
-    not name is not trained. Raises ValueError for params that do not fit cfg, and for a layer or an
-    id that does not exist or comes twice.
-    """
-    check_params(cfg, params, 'prune.experts.select.trainable')
-    marked = {i: _marked(cfg, i, ids) for i, ids in chosen.items()}
-
-    def mask(path: str, leaf: Any) -> np.ndarray:
-        head, _, rest = path.partition('/')
-        layer = int(head.removeprefix('layer_')) if rest.startswith('moe/experts/') else None
-        if layer in marked:
-            return marked[layer].reshape(-1, *[1] * (leaf.ndim - 1))
-        return np.zeros((1,) * leaf.ndim, bool)
-
-    return map_with_path(mask, params)
-
-
 def _scores(layer_stats: Mapping[str, Any], cfg: Config, layer: int, by: str) -> np.ndarray:
     """Checked scores of a layer's experts, [E] float64."""
     for name in ('tokens', SOURCE[by]):
@@ -140,17 +110,3 @@ def _prefix(score: np.ndarray, share: float, layer: int) -> np.ndarray:
             f'share={share}; choose a smaller share, or normalise=True'
         )
     return np.sort(order[:reached[0] + 1])
-
-
-def _marked(cfg: Config, layer: int, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    if layer not in cfg.moe_layers:
-        raise ValueError(f'chosen: layer {layer!r} has no experts; the MoE layers are '
-                         f'{list(cfg.moe_layers)}')
-    ids, experts = np.asarray(ids), cfg.experts[layer]
-    if not ids.size:
-        return np.zeros(experts, bool)
-    if ids.dtype.kind not in 'iu' or ids.ndim != 1 or len(set(ids.tolist())) != len(ids) or not (
-            (ids >= 0) & (ids < experts)).all():
-        raise ValueError(f'chosen: layer {layer} has {ids.tolist()}; give distinct ids of experts '
-                         f'from 0 to {experts - 1}')
-    return np.isin(np.arange(experts), ids)

@@ -12,7 +12,8 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import BINS, statistic
 from moe_jax.config import Config
 
-Layers = dict[int, dict[str, np.ndarray]]
+LayerStats = Mapping[str, np.ndarray]  # statistics of one layer, by name
+Layers = Mapping[int, LayerStats]
 
 
 def fetch(

@@ -46,8 +46,8 @@ def cosine(gram: np.ndarray, floor: float = 0.0) -> np.ndarray:
     norm = np.sqrt(np.maximum(np.diag(gram), 0))
     void = norm <= floor
     norm = np.where(void, 1, norm)
-    found = np.where(void[:, None] | void[None, :], 0, gram / norm[:, None] / norm[None, :])
-    return _symmetric(found)
+    return _symmetric(
+        np.where(void[:, None] | void[None, :], 0, gram / norm[:, None] / norm[None, :]))
 
 
 def mean_cosine(total: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -87,6 +87,10 @@ def kmeans(
 
     Exactly `groups` groups, none empty, even where points coincide. Ties: the first restart, the
     lowest index.
+
+    Why not `scipy.cluster.vq.kmeans2`: it is one run without restarts, which often ends far above
+    the least inertia, and where points coincide (experts without traffic) it returns fewer groups,
+    or raises with missing='raise'. scikit-learn's KMeans would be a dependency at run time.
     """
     if not 1 <= groups <= len(points):
         raise ValueError(f'k-means: {groups} groups of {len(points)} points')
@@ -160,6 +164,7 @@ def _plus_plus(points: np.ndarray, groups: int, rng: np.random.Generator) -> np.
 
 
 def _lloyd(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Labels [n] where Lloyd's iteration from centres [G, D] comes to rest."""
     groups, labels = len(centres), np.full(len(points), -1)
     for _ in range(MAX_STEPS):
         distance = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
@@ -183,5 +188,6 @@ def _fill_empty(labels: np.ndarray, distance: np.ndarray, groups: int) -> np.nda
 
 
 def _centres(points: np.ndarray, labels: np.ndarray, groups: int) -> np.ndarray:
+    """Means [G, D] of the points [n, D] of each group."""
     member = np.arange(groups)[:, None] == labels[None, :]
     return (member @ points) / member.sum(axis=1, keepdims=True)

@@ -1,8 +1,12 @@
 """Agglomerative clustering from distances: the two nearest clusters are joined, again and again.
 
 Distances of a joined cluster follow from those of its parts (Lance and Williams 1967). Ties go to
-the pair with the lowest members, so that equal inputs give equal trees. Letters: E experts, G
-groups.
+the pair with the lowest members, so that equal inputs give equal trees.
+
+Why not `scipy.cluster.hierarchy`: without ties its trees are these. Experts that coincide or lie
+evenly are common (upcycled ones, unused ones), and there its order of joining follows its
+algorithm, `fcluster(..., 'maxclust')` loses groups, and neither it nor `cut_tree` takes the
+negative distances that coactivation makes. Letters: E experts, G groups.
 """
 
 from typing import Literal, NamedTuple
@@ -55,19 +59,27 @@ def cut(tree: Tree, groups: int) -> np.ndarray:
     return canonical(labels)
 
 
-def _average(di, dj, dij, ni, nj, nk):
+def _average(
+    di: np.ndarray, dj: np.ndarray, dij: float, ni: float, nj: float, nk: np.ndarray
+) -> np.ndarray:
     return (ni * di + nj * dj) / (ni + nj)
 
 
-def _single(di, dj, dij, ni, nj, nk):
+def _single(
+    di: np.ndarray, dj: np.ndarray, dij: float, ni: float, nj: float, nk: np.ndarray
+) -> np.ndarray:
     return np.minimum(di, dj)
 
 
-def _complete(di, dj, dij, ni, nj, nk):
+def _complete(
+    di: np.ndarray, dj: np.ndarray, dij: float, ni: float, nj: float, nk: np.ndarray
+) -> np.ndarray:
     return np.maximum(di, dj)
 
 
-def _ward(di, dj, dij, ni, nj, nk):
+def _ward(
+    di: np.ndarray, dj: np.ndarray, dij: float, ni: float, nj: float, nk: np.ndarray
+) -> np.ndarray:
     total = (ni + nk) * di**2 + (nj + nk) * dj**2 - nk * dij**2
     return np.sqrt(np.maximum(total, 0) / (ni + nj + nk))
 

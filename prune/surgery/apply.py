@@ -8,10 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moe_jax.base import sharding
-from moe_jax.base.tree import mix, take
 from moe_jax.config import CLOSED, Config
 from moe_jax.layers.weights import init_std
 from moe_jax.model.params import check_params
@@ -20,6 +18,7 @@ from prune.plans.masks import masked
 from prune.plans.plan import Plan
 from prune.similarity.align import permute
 from prune.similarity.subspace import project
+from prune.surgery.combine import combine
 
 
 def apply(
@@ -93,7 +92,7 @@ def apply_layer(
 def _mixed(name: str, old: Any, layer: LayerPlan) -> Any:
     """One leaf of the new experts, [G, ...]."""
     moved = old if layer.perms is None else permute({name: old}, layer.perms)[name]
-    made = _combine(moved, layer.mix)
+    made = combine(moved, layer.mix)
     return project(moved, layer.mix != 0, made, layer.rank) if layer.rank else made
 
 
@@ -102,7 +101,7 @@ def _router(
 ) -> dict[str, Any]:
     if layer.fresh is not None:
         return _fresh(router, layer, cfg, index)
-    rows = _combine(router, layer.router)
+    rows = combine(router, layer.router)
     if layer.router_shift is None:
         return rows
     kernel = rows['kernel']
@@ -119,9 +118,3 @@ def _fresh(
     kernel = jax.random.normal(key, (layer.rows, cfg.width), jnp.float32) * init_std(cfg)
     return {name: kernel.astype(leaf.dtype) if name == 'kernel'
             else jnp.zeros((layer.rows,), leaf.dtype) for name, leaf in router.items()}
-
-
-def _combine(tree: Any, matrix: np.ndarray) -> Any:
-    """`mix`, or `take` where every row is one-hot: exact on every device, and no arithmetic."""
-    one_hot = ((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=1) == 1).all()
-    return take(tree, np.argmax(matrix, axis=1)) if one_hot else mix(tree, matrix)

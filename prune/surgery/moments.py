@@ -11,12 +11,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import map_with_path, mix, take
+from moe_jax.base.tree import map_with_path, mix
 from moe_jax.config import Config
 from prune.plans.layer import LayerPlan
 from prune.plans.masks import masked
 from prune.plans.plan import Plan
 from prune.similarity.align import permute
+from prune.surgery.combine import combine
 
 PLACE = re.compile(r'^layer_(\d+)/moe/(router|experts|constants)(?:/(\w+))?$')
 
@@ -47,10 +48,10 @@ def apply_moments(moments: Any, cfg: Config, plan: Plan, order: Literal[1, 2]) -
     dataclasses.replace(plan, model='').check(cfg, {})
 
     def move(path: str, leaf: Any) -> Any:
-        found = PLACE.match(path)
-        if not found or int(found[1]) not in plan.layers:
+        place = PLACE.match(path)
+        if not place or int(place[1]) not in plan.layers:
             return leaf
-        return _moved(path, leaf, plan.layers[int(found[1])], found[2], found[3], COMBINE[order])
+        return _moved(path, leaf, plan.layers[int(place[1])], place[2], place[3], COMBINE[order])
 
     return map_with_path(move, moments)
 
@@ -65,7 +66,7 @@ def stands_for(plan: Plan) -> dict[int, np.ndarray]:
 
 
 def _moved(path: str, leaf: Any, layer: LayerPlan, kind: str, name: str,
-           combine: Callable[[Any, np.ndarray], Any]) -> Any:
+           mixed: Callable[[Any, np.ndarray], Any]) -> Any:
     if kind == 'constants':
         return leaf if layer.constants is None else jnp.zeros(layer.constants.shape, leaf.dtype)
     if kind == 'router' and layer.masks_only:
@@ -76,16 +77,10 @@ def _moved(path: str, leaf: Any, layer: LayerPlan, kind: str, name: str,
         raise ValueError(f'apply_moments: {path} has {leaf.shape[0]} rows and the plan is for '
                          f'{layer.before}; give the moments of whole leaves')
     if kind == 'router':
-        return _one_hot_or(combine, leaf, layer.router)
+        return combine(leaf, layer.router, mixed)
     moved = leaf if layer.perms is None else permute({name: leaf}, layer.perms)[name]
-    moved = _one_hot_or(combine, moved, layer.mix)
+    moved = combine(moved, layer.mix, mixed)
     return masked(moved, layer.masks[name]) if name in layer.masks else moved
-
-
-def _one_hot_or(combine: Callable[[Any, np.ndarray], Any], leaf: Any, matrix: np.ndarray) -> Any:
-    """`take` where every row is one-hot: exact, and no arithmetic."""
-    one_hot = ((matrix == 0) | (matrix == 1)).all() and (matrix.sum(axis=1) == 1).all()
-    return take(leaf, np.argmax(matrix, axis=1)) if one_hot else combine(leaf, matrix)
 
 
 def _second(leaf: Any, matrix: np.ndarray) -> Any:

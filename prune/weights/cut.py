@@ -6,13 +6,11 @@ then over leaves in the order gate, up, down, then over layers.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 
 from prune.plans.masks import pack
 
-Scope = Literal['output', 'matrix', 'layer', 'global']
 Pattern = tuple[int, int]
 Parts = Callable[[], Iterable[tuple[Hashable, np.ndarray]]]
 CHUNK = 1 << 22  # scores that are counted at a time
@@ -97,10 +95,10 @@ def _reach(counts: np.ndarray, wanted: int) -> tuple[int, int]:
 
 
 def _counts(digits: np.ndarray) -> np.ndarray:
-    found = np.zeros(1 << 16, np.int64)
+    counts = np.zeros(1 << 16, np.int64)
     for start in range(0, digits.size, CHUNK):
-        found += np.bincount(digits[start:start + CHUNK], minlength=1 << 16)
-    return found
+        counts += np.bincount(digits[start:start + CHUNK], minlength=1 << 16)
+    return counts
 
 
 def _bits(scores: np.ndarray) -> np.ndarray:

@@ -3,17 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from moe_jax.base.tree import at
-from moe_jax.calibration.layerwise import layerwise
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.model.fingerprint import fingerprint
-from prune.experts.layerwise import Layerwise
 from prune.inputs.original import check_model, of_group
-from prune.plans.layer import LayerPlan
 from prune.plans.plan import Plan
-from prune.surgery.apply import apply_layer, config_of
-from prune.weights.registry import weight_observe_options
+from prune.surgery.layerwise import Layerwise, layer_by_layer
 from prune.weights.request import WeightRequest, weight_request
 from prune.weights.sparsify import sparsify
 
@@ -41,25 +35,17 @@ def sparsify_layerwise(
     """
     asked = layerwise_weight_request(method, cfg, **options)
     check_model(cfg, params, None, 'prune.sparsify_layerwise')
-    found: dict[int, LayerPlan] = {}
-    rest = {'scope': asked.scope, 'leaves': asked.leaves, 'group': asked.group, **asked.chosen}
     amount = ({'sparsity': asked.sparsity} if asked.pattern is None
               else {'pattern': asked.pattern})
+    common = {'scope': asked.scope, 'leaves': asked.leaves, 'group': asked.call.group}
 
-    def compress(i: int, one: Config, layer: Mapping[str, Any], stats: Stats):
-        part = sparsify(method, stats, {'layer_0': layer}, one, **amount, **rest)
-        found[i] = part.layers[0]
-        return at(layer, 'moe', lambda moe: apply_layer(moe, found[i], one, i)), one
+    def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
+        return sparsify(method, stats, layer, one, **amount, **common, **asked.call.options)
 
-    new, _, stats = layerwise(cfg, params, of_group(batches, asked.group), compress,
-                              progress=progress, tokenizer=tokenizer,
-                              **weight_observe_options(method, **asked.chosen))
-    whole = Plan(
-        method=method, layers=found, experts=cfg.experts, width=cfg.width,
-        expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,
-        options=asked.record() | {'layerwise': True},
-    )
-    return Layerwise(whole, new, config_of(whole, cfg).fit(new), stats)
+    return layer_by_layer(
+        params, cfg, of_group(batches, asked.call.group), plan_one, method=method,
+        options=asked.record() | {'layerwise': True}, observe=asked.call.observe_options(),
+        tokenizer=tokenizer, progress=progress)
 
 
 def layerwise_weight_request(method: str, cfg: Config, **options: Any) -> WeightRequest:
@@ -68,10 +54,8 @@ def layerwise_weight_request(method: str, cfg: Config, **options: Any) -> Weight
     if asked.scope == 'global':
         raise ValueError(f"scope='global' of {method!r} compares layers, and layer by layer fixes "
                          "beforehand what each loses; give scope='layer', 'matrix' or 'output'")
-    if not asked.needs:
-        raise ValueError(f'{method!r} reads no statistics, so the layers before one do not matter; '
-                         'sparsify at once')
-    if any(name.startswith('grad_') for name in asked.needs):
+    asked.call.check_layerwise('sparsify at once')
+    if any(name.startswith('grad_') for name in asked.call.needs):
         raise ValueError(f'{method!r} reads gradients, which need the whole model; use '
                          'moe_jax.observe with gradients=True, and prune.sparsify')
     return asked

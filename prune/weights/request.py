@@ -4,8 +4,7 @@ E experts, D model width, F expert hidden width.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
-from types import ModuleType
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -16,88 +15,83 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.layers import ffn
 from prune.inputs import statistics
+from prune.inputs.catalogue import find
+from prune.inputs.method import Method, Params, Scope
+from prune.inputs.options import checked_options
+from prune.inputs.request import Call
 from prune.plans.masks import LEAVES, matrix
-from prune.weights import registry
-from prune.weights.cut import WITHIN, Pattern, Scope, per_pattern
-from prune.weights.stack import Stack, by_expert
+from prune.weights.cut import WITHIN, Pattern, per_pattern
+from prune.weights.methods import WEIGHT_METHODS
+from prune.weights.stack import TRAFFIC, Stack, by_expert
 
 SPARSITY = 0.5
+WHAT = 'method for weights'  # in messages
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightRequest:
-    """A criterion, its options (given or default), how much of what goes, and from which leaves."""
+    """A criterion and its options, how much goes, and from which leaves (the parts of its call)."""
 
-    name: str
-    module: ModuleType
-    chosen: Mapping[str, Any]
+    call: Call
     sparsity: float
     scope: Scope
     pattern: Pattern | None
     leaves: tuple[str, ...]
-    group: str | None
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Statistics that are read."""
-        return registry.weight_needs(self.name, self.chosen, self.leaves)
 
     def check_statistics(self, stats: Stats | None, cfg: Config) -> None:
         """Raise ValueError for statistics that are missing, of other shapes, or not finite."""
-        if not self.needs:
-            if self.group is not None:
-                raise ValueError(f'group={self.group!r}: {self.name!r} reads no statistics')
+        name, group, needs = self.call.name, self.call.group, self.call.needs
+        if not needs:
+            if group is not None:
+                raise ValueError(f'group={group!r}: {name!r} reads no statistics')
             return
         shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
-        if shared and any(name.startswith('grad_') for name in self.needs):
-            raise ValueError(f'{self.name}: reads gradients, which moe_jax.observe does not take '
+        if shared and any(need.startswith('grad_') for need in needs):
+            raise ValueError(f'{name}: reads gradients, which moe_jax.observe does not take '
                              f'where router rows share experts or stand for constants (layers '
                              f'{shared}); choose another method, such as \'wanda\'')
         if stats is None:
-            asked = registry.weight_observe_options(self.name, **self.chosen)
-            how = ', '.join(f'{key}={value!r}' for key, value in asked.items())
+            observe = self.call.observe_options()
+            how = ', '.join(f'{key}={value!r}' for key, value in observe.items())
             raise ValueError(
-                f'method {self.name!r} needs the statistics {list(self.needs)}; see '
+                f'method {name!r} needs the statistics {list(needs)}; see '
                 f'moe_jax.observe{f", with {how}" if how else ""}')
-        statistics.check_groups(stats, cfg, self.group)
+        statistics.check_groups(stats, cfg, group)
         for i in cfg.moe_layers:
             self.statistics(stats, cfg, i)
 
     def statistics(self, stats: Stats | None, cfg: Config, layer: int) -> dict[str, np.ndarray]:
         """The statistics of one layer's experts, [E, ...] (`Stack.stats`)."""
-        if not self.needs:
+        if not self.call.needs:
             return {}
-        seen = by_expert(statistics.fetch_layer(self.name, stats, cfg, layer, self.group,
-                                                self.needs), cfg, layer)
-        for name in (n for n in seen if n.startswith('grad_')):
+        sums = self._of_experts(stats, cfg, layer, self.call.needs)
+        for name in (n for n in sums if n.startswith('grad_')):
             shape = matrix(name.partition('/')[2], cfg.width, cfg.expert_hidden)
-            if seen[name].shape != (cfg.experts[layer], *shape):
+            if sums[name].shape != (cfg.experts[layer], *shape):
                 raise ValueError(f'statistic {name!r} of layer {layer} has shape '
-                                 f'{seen[name].shape}, not {(cfg.experts[layer], *shape)}; observe '
+                                 f'{sums[name].shape}, not {(cfg.experts[layer], *shape)}; observe '
                                  'this model')
-        return seen
+        return sums
 
     def traffic(self, stats: Stats, cfg: Config, layer: int) -> np.ndarray:
         """Tokens that each expert of a layer was evaluated for, [E]."""
-        seen = statistics.fetch_layer(self.name, stats, cfg, layer, self.group,
-                                      (registry.TRAFFIC,))
-        return by_expert(seen, cfg, layer)['evaluated']
+        return self._of_experts(stats, cfg, layer, (TRAFFIC,))['evaluated']
 
-    def stacks(self, stats: Stats | None, params: Mapping[str, Any], cfg: Config, layer: int
+    def stacks(self, stats: Stats | None, params: Params, cfg: Config, layer: int
                ) -> Iterator[Stack]:
         """The matrices of one layer, one after the other."""
-        seen = self.statistics(stats, cfg, layer)
+        sums = self.statistics(stats, cfg, layer)
         experts = params[f'layer_{layer}']['moe']['experts']
         for leaf in self.leaves:
-            yield Stack(layer, leaf, host(experts[leaf]).astype(np.float32), seen)
+            yield Stack(layer, leaf, host(experts[leaf]).astype(np.float32), sums)
 
     def scores(self, stack: Stack) -> np.ndarray:
         """float32 [E, in, out]; ValueError where they cannot be compared."""
-        found = self.module.scores(stack, **self.chosen)
-        if not np.isfinite(found).all():
+        scores = self.call.method.scores(stack, **self.call.options)
+        if not np.isfinite(scores).all():
             raise ValueError(f'scores of layer {stack.layer}, {stack.leaf}, are not finite; look '
                              'for NaN in the model')
-        return found
+        return scores
 
     def cut(self, scores: np.ndarray) -> np.ndarray:
         """The mask [E, in, out] of one matrix, where no other decides with it."""
@@ -108,8 +102,14 @@ class WeightRequest:
     def record(self) -> dict[str, Any]:
         """Every option with the value it had, for a plan's record."""
         pattern = None if self.pattern is None else '{}:{}'.format(*self.pattern)
-        return {**self.chosen, 'sparsity': self.sparsity, 'scope': self.scope, 'pattern': pattern,
-                'leaves': ' '.join(self.leaves), 'group': self.group}
+        return self.call.record() | {
+            'sparsity': self.sparsity, 'scope': self.scope, 'pattern': pattern,
+            'leaves': ' '.join(self.leaves), 'group': self.call.group}
+
+    def _of_experts(self, stats: Stats, cfg: Config, layer: int, names: Sequence[str]
+                    ) -> dict[str, np.ndarray]:
+        return by_expert(statistics.fetch_layer(
+            self.call.name, stats, cfg, layer, self.call.group, names), cfg, layer)
 
 
 def weight_request(
@@ -128,28 +128,29 @@ def weight_request(
     Raises ValueError for an unknown method, option, scope or leaf (with the nearest name), a
     sparsity out of range, a pattern that does not fit, and a dense model.
     """
-    module = registry.weight_method(name)
+    method = find(WEIGHT_METHODS, name, WHAT)
     if not cfg.moe_layers:
         raise ValueError('no layer of this model has experts; there is nothing to sparsify')
-    chosen = registry.check_weight_options(name, options)
-    scope = _scope(name, module, scope, pattern)
-    found = _leaves(name, cfg, leaves)
+    own = checked_options(name, method.function, options)
+    scope = _scope(method, scope, pattern)
+    leaves = _leaves(name, cfg, leaves)
     if pattern is not None:
-        pattern = _pattern(name, cfg, pattern, found)
-    return WeightRequest(name, module, chosen, _sparsity(name, sparsity, pattern), scope, pattern,
-                         found, group)
+        pattern = _pattern(name, cfg, pattern, leaves)
+    return WeightRequest(Call(method, own, group, leaves), _sparsity(name, sparsity, pattern),
+                         scope, pattern, leaves)
 
 
-def _scope(name: str, module: ModuleType, scope: Scope | None, pattern: Any) -> Scope:
+def _scope(method: Method, scope: Scope | None, pattern: Any) -> Scope:
+    name = method.name
     if scope is not None and scope not in (known := get_args(Scope)):
         raise ValueError(f'{name}: scope={scope!r}; {nearest(str(scope), known)}')
     if pattern is not None and scope not in (None, 'output'):
         raise ValueError(f'{name}: a pattern compares the inputs of each output in small groups; '
                          f'leave out scope={scope!r}')
-    if registry.form(name) == 'solve' and scope not in (None, 'output'):
+    if method.form == 'solve' and scope not in (None, 'output'):
         raise ValueError(f'{name}: scope={scope!r}: it prunes every output by itself; leave the '
                          "scope out, or choose a method that ranks weights, such as 'wanda'")
-    return 'output' if pattern is not None else scope or module.SCOPE
+    return 'output' if pattern is not None else scope or method.scope
 
 
 def _leaves(name: str, cfg: Config, leaves: Collection[str] | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ and down [F, D], so that an output is a column. On the host; one matrix of one l
 time is held beside the masks, for scope 'layer' the scores of one layer.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,12 @@ import numpy as np
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
+from prune.inputs.method import Params, Scope
 from prune.inputs.original import check_model
 from prune.plans.layer import LayerPlan
 from prune.plans.masks import pack
 from prune.plans.plan import Plan
-from prune.weights import registry
-from prune.weights.cut import Pattern, Scope, pooled
+from prune.weights.cut import Pattern, pooled
 from prune.weights.request import WeightRequest, weight_request
 from prune.weights.stack import MIN_TOKENS
 
@@ -62,7 +62,7 @@ def sparsify(
                            leaves=leaves, group=group, **method_options)
     check_model(cfg, params, stats, 'prune.sparsify')
     asked.check_statistics(stats, cfg)
-    decide = _solved if registry.form(method) == 'solve' else _SCOPES[asked.scope]
+    decide = _solved if asked.call.method.form == 'solve' else _SCOPES[asked.scope]
     layers = decide(asked, stats, params, cfg)
     return Plan(
         method=method, layers=layers, experts=cfg.experts, width=cfg.width,
@@ -71,14 +71,18 @@ def sparsify(
     )
 
 
-def _within(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
+def _within(
+    asked: WeightRequest, stats: Stats | None, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """Every matrix by itself."""
     return {i: _layer(asked, stats, cfg, i, {
         stack.leaf: pack(asked.cut(asked.scores(stack)))
         for stack in asked.stacks(stats, params, cfg, i)}) for i in cfg.moe_layers}
 
 
-def _by_layer(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
+def _by_layer(
+    asked: WeightRequest, stats: Stats | None, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """All matrices of a layer together."""
     plans = {}
     for i in cfg.moe_layers:
@@ -87,9 +91,11 @@ def _by_layer(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
     return plans
 
 
-def _globally(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
+def _globally(
+    asked: WeightRequest, stats: Stats | None, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """All matrices of the model together; scores are made anew for each pass over them."""
-    def parts():
+    def parts() -> Iterable[tuple[tuple[int, str], np.ndarray]]:
         return (((i, s.leaf), asked.scores(s)) for i in cfg.moe_layers
                 for s in asked.stacks(stats, params, cfg, i))
 
@@ -101,18 +107,20 @@ def _globally(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
 _SCOPES = {'output': _within, 'matrix': _within, 'layer': _by_layer, 'global': _globally}
 
 
-def _solved(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
+def _solved(
+    asked: WeightRequest, stats: Stats | None, params: Params, cfg: Config
+) -> dict[int, LayerPlan]:
     """Masks, and new values of the weights that stay."""
     plans = {}
     for i in cfg.moe_layers:
         masks, weights, notes = {}, {}, {}
         for stack in asked.stacks(stats, params, cfg, i):
-            kept, made, fallback = asked.module.solve(
-                stack, asked.sparsity, asked.pattern, **asked.chosen)
-            if not np.isfinite(made).all():
+            mask, updated, fallback = asked.call.method.solve(
+                stack, asked.sparsity, asked.pattern, **asked.call.options)
+            if not np.isfinite(updated).all():
                 raise ValueError(f'new weights of layer {i}, {stack.leaf}, are not finite; look '
                                  'for NaN in the model, or raise the damping')
-            masks[stack.leaf], weights[stack.leaf] = pack(kept), made
+            masks[stack.leaf], weights[stack.leaf] = pack(mask), updated
             if len(fallback):
                 notes[f'fallback_{stack.leaf}'] = fallback
         plans[i] = _layer(asked, stats, cfg, i, masks, weights, notes)
@@ -122,9 +130,9 @@ def _solved(asked: WeightRequest, stats, params, cfg) -> dict[int, LayerPlan]:
 def _layer(asked: WeightRequest, stats: Stats | None, cfg: Config, index: int, masks: Arrays,
            weights: Arrays | None = None, notes: Mapping[str, Any] | None = None) -> LayerPlan:
     notes = dict(notes or {})
-    if asked.needs:
+    if asked.call.needs:
         tokens = asked.traffic(stats, cfg, index)
-        least = asked.chosen.get('min_tokens', MIN_TOKENS)
+        least = asked.call.options.get('min_tokens', MIN_TOKENS)
         notes |= {'evaluated': tokens.astype(np.int64),
                   'zero_traffic': np.flatnonzero(tokens == 0),
                   'few_tokens': np.flatnonzero((tokens > 0) & (tokens < least))}

@@ -12,6 +12,7 @@ import numpy as np
 from moe_jax.config import Config
 
 MIN_TOKENS = 32
+TRAFFIC = 'moments'  # the statistic of how many tokens each expert was evaluated for
 # The channel norm of experts without traffic: so small that in scopes wider than a matrix their
 # weights go first; a power of two, so that their order is exactly that of magnitudes.
 NEVER = 2.0**-60
@@ -36,8 +37,8 @@ def by_expert(seen: Mapping[str, np.ndarray], cfg: Config, layer: int) -> dict[s
     Rows that share an expert are summed; rows of constants and closed rows are left out.
     """
     found = dict(seen)
-    if 'moments' in found:
-        found['evaluated'] = found.pop('moments')[0, 0]
+    if TRAFFIC in found:
+        found['evaluated'] = found.pop(TRAFFIC)[0, 0]
     if (alias := cfg.alias(layer)) is None:
         return found
     table, experts = np.asarray(alias), cfg.experts[layer]

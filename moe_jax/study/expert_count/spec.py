@@ -12,6 +12,7 @@ from moe_jax.base import config_file
 from moe_jax.config import Config
 from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Sparsify
 from moe_jax.study.spec_checks import check_common, check_labels, check_lengths
+from prune.catalog import registry
 from train.loop.options import TrainOptions
 from train.recipes.distill import Distill
 from train.trainable.trainable import Trainable
@@ -24,11 +25,18 @@ COUNTS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A pruning method of `prune.methods()` with its options, under the name the report uses."""
+    """A pruning method of `prune.methods()` with its options, under the name the report uses.
 
-    label: str
+    label: that name, which records have ('': the method's title, such as 'M-SMoE').
+    """
+
+    label: str = ''
     name: str
     options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, 'label', registry.title(self.name))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,16 +19,13 @@ import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import weight_sums
-
-PAPER = 'AIMER, 2026'
-KIND = 'drop'
-NEEDS = ()
-COST = 'weights only'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     keep: Literal['low', 'high'] = 'low',
@@ -60,3 +57,15 @@ def _high(ratio: np.ndarray, some: np.ndarray) -> np.ndarray:
 
 
 SCORE = {'low': _low, 'high': _high}
+
+
+METHOD = Method(
+    name='aimer',
+    title='AIMER',
+    doc=__doc__,
+    paper='AIMER, 2026',
+    kind='drop',
+    cost=Cost.WEIGHTS,
+    scores=scores,
+    place=110,
+)

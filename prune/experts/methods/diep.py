@@ -22,9 +22,8 @@ and the start of all masks at 0.9. With router groups, and where a correction is
 scores, tokens keep the order that all experts give. Skipping at inference is not part of a plan.
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +32,12 @@ import optax
 
 from moe_jax.config import Config
 from moe_jax.routing.designs.top_k import choose
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 from prune.subsets import error
 from prune.subsets.error import Sample
 from prune.subsets.gates import Rule, rule_of
 
-PAPER = 'DiEP, 2025'
-KIND = 'drop'
-NEEDS = error.NEEDS
-COST = 'one pass, reservoir'
-SPREAD = 'global'
 START = 2.2  # b, so that masks begin at 0.9
 BATCH = 1024  # tokens of each step
 EVERY = 4  # the step of so many that moves b
@@ -58,8 +54,8 @@ class Masked(NamedTuple):
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     steps: int = 300,
@@ -142,3 +138,17 @@ def _learned(rule, seen, picked, lr, lam, scale):
     numbered = jnp.arange(len(picked)), picked
     free, _ = jax.lax.scan(step, (free, adam.init(free)), numbered)[0]
     return free['expert'] + free['layer']
+
+
+METHOD = Method(
+    name='diep',
+    title='DiEP',
+    doc=__doc__,
+    paper='DiEP, 2025',
+    kind='drop',
+    cost=Cost.RESERVOIR,
+    needs=error.NEEDS,
+    scores=scores,
+    spread='global',
+    place=180,
+)

@@ -18,25 +18,22 @@ import numpy as np
 from moe_jax.base.tree import host
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.align import permutations, permute
 from prune.similarity.cluster import cosine
 from prune.similarity.linkage import Linkage, agglomerate
 
-PAPER = 'Diversifying the Expert Knowledge, 2024'
-KIND = 'merge'
-NEEDS = ()
-OPTION_NEEDS = {'by': {'outputs': ('sample_output',)}}
-COST = 'one pass, reservoir'
 BLOCK = 1 << 24  # numbers of a block of kernels or weights, 64 MB in float32
 
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     by: Literal['outputs', 'weights', 'aligned_weights'] = 'outputs',
     linkage: Linkage = 'average',
@@ -102,17 +99,30 @@ def _centre(outputs: np.ndarray) -> np.ndarray:
     return (outputs - outputs.mean(axis=0)).astype(np.float32)
 
 
-def _outputs(experts: Mapping[str, Any], stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _outputs(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
     return cka(stats['sample_output'])
 
 
-def _weights(experts: Mapping[str, Any], stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _weights(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
     return weight_cosine(experts)
 
 
-def _aligned(experts: Mapping[str, Any], stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _aligned(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
     count = experts['up'].shape[0]
     return weight_cosine(permute(experts, permutations(experts, np.zeros(count, int))))
 
 
 SIMILARITY = {'outputs': _outputs, 'weights': _weights, 'aligned_weights': _aligned}
+
+
+METHOD = Method(
+    name='diversify',
+    title='diversifying',
+    doc=__doc__,
+    paper='Diversifying the Expert Knowledge, 2024',
+    kind='merge',
+    cost=Cost.RESERVOIR,
+    option_needs={'router_init': ROUTER_NEEDS, 'by': {'outputs': ('sample_output',)}},
+    plan=plan,
+    place=270,
+)

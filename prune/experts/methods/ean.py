@@ -8,22 +8,28 @@ grows with how often an expert is used.
 Deviation: tokens that an expert's capacity dropped are left out, as it gave no output for them.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-
-PAPER = 'MC-Suite, 2025'
-KIND = 'drop'
-NEEDS = ('moments',)
-COST = 'one pass'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
-def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
-) -> dict[int, np.ndarray]:
+def scores(stats: Layers, params: Params, cfg: Config) -> dict[int, np.ndarray]:
     """Summed output norms [E] of every MoE layer."""
     return {i: family(stats[i], b=0, a=0, c=1) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='ean',
+    title='EAN',
+    doc=__doc__,
+    paper='MC-Suite, 2025',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('moments',),
+    scores=scores,
+    place=40,
+)

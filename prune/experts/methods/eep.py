@@ -31,15 +31,13 @@ from moe_jax.layers import ffn
 from moe_jax.routing.designs.top_k import choose
 from prune.experts.keep import keep
 from prune.experts.methods.genetic import gate_mass, search, share
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.subsets import error as reconstruct
 from prune.subsets import search as subsets
 from prune.subsets.gates import Rule, rule_of
 
-PAPER = 'EEP, 2024'
-KIND = 'merge'
-NEEDS = (*reconstruct.NEEDS, 'sample_gates', 'sample_input')
-COST = 'one pass, reservoir'
 CHANGED = 0.25  # share of the entries that a mutation changes
 
 
@@ -54,10 +52,10 @@ class Target(NamedTuple):
 
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     population: int = 64,
     generations: int = 30,
@@ -99,7 +97,7 @@ def plan(
     return plans
 
 
-def target_of(cfg: Config, layer: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> Target:
+def target_of(cfg: Config, layer: Mapping[str, Any], seen: LayerStats) -> Target:
     """The reservoir's inputs, and what the layer's own experts give on them with its own gates."""
     gates = np.asarray(seen['sample_gates'], np.float32)
     ids = np.argsort(-gates, axis=1, kind='stable')[:, :min(cfg.topk, gates.shape[1])]
@@ -174,3 +172,16 @@ def _merged_squares(ffn, rule: Rule, target, matrices):
     experts = mix(target.experts, matrices[0])
     y = dropless(ffn, experts, target.inputs, routing.ids, routing.gates)[0]
     return jnp.square(target.output - y.astype(jnp.float32)).sum(axis=1)
+
+
+METHOD = Method(
+    name='eep',
+    title='EEP',
+    doc=__doc__,
+    paper='EEP, 2024',
+    kind='merge',
+    cost=Cost.RESERVOIR,
+    needs=(*reconstruct.NEEDS, 'sample_gates', 'sample_input'),
+    plan=plan,
+    place=280,
+)

@@ -10,25 +10,21 @@ Deviation: the code's global dropping can leave a layer without experts and then
 a plan keeps the least number of experts that the router needs.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import mean
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
-PAPER = 'Unified MoE Compression, 2024'
-KIND = 'drop'
-NEEDS = ('tokens', 'prob_sum')
-COST = 'one pass'
-OPTION_NEEDS = {'by': {'probs': (), 'gates': ('gate_sum',)}}
 ROUTED = {'probs': 'prob_sum', 'gates': 'gate_sum'}
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     by: Literal['probs', 'gates'] = 'probs',
@@ -39,3 +35,17 @@ def scores(
       applied gate, 0 where an expert was not chosen.
     """
     return {i: mean(stats[i][ROUTED[by]], stats[i]['tokens']) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='expert_drop',
+    title='Expert Drop',
+    doc=__doc__,
+    paper='Unified MoE Compression, 2024',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('tokens', 'prob_sum'),
+    option_needs={'by': {'probs': (), 'gates': ('gate_sum',)}},
+    scores=scores,
+    place=30,
+)

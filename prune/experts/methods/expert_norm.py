@@ -7,22 +7,27 @@ sqrt(sum w^2).
 Deviation: biases, which the paper's models do not have, are left out.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import weight_sums
-
-PAPER = 'MC-Suite, 2025'
-KIND = 'drop'
-NEEDS = ()
-COST = 'weights only'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
-def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
-) -> dict[int, np.ndarray]:
+def scores(stats: Layers, params: Params, cfg: Config) -> dict[int, np.ndarray]:
     """Norm of the weights [E] of every MoE layer."""
     return {i: np.sqrt(weight_sums(params, i)[2]) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='expert_norm',
+    title='expert norm',
+    doc=__doc__,
+    paper='MC-Suite, 2025',
+    kind='drop',
+    cost=Cost.WEIGHTS,
+    scores=scores,
+    place=120,
+)

@@ -5,21 +5,27 @@ al. 2021, "Scalable and Efficient MoE Training for Multitask Multilingual Models
 the lower index.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
-
-PAPER = 'baseline in UNCURL, ENLSP-IV 2024'
-KIND = 'drop'
-NEEDS = ('count_top1',)
-COST = 'one pass'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
-def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
-) -> dict[int, np.ndarray]:
+def scores(stats: Layers, params: Params, cfg: Config) -> dict[int, np.ndarray]:
     """Tokens whose first choice an expert is, [E] per MoE layer."""
     return {i: stats[i]['count_top1'].astype(np.float64) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='frequency',
+    title='frequency',
+    doc=__doc__,
+    paper='baseline in UNCURL, ENLSP-IV 2024',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('count_top1',),
+    scores=scores,
+    place=10,
+)

@@ -4,29 +4,23 @@ Source: the baseline of UNCURL (ENLSP-IV 2024, table 3). It differs from `uncurl
 alone: same similarity, alignment, weights and router. Ties go to the lower index.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
-from prune.similarity.cluster import Center, nearest, similarity
+from prune.similarity.cluster import CENTER_NEEDS, Center, nearest, similarity
 from prune.subsets.top import top
-
-PAPER = 'baseline in UNCURL, ENLSP-IV 2024'
-KIND = 'merge'
-NEEDS = ('tokens', 'count_top1', 'logit_gram')
-COST = 'one pass'
 
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     center: Center = 'none',
     router_init: RouterInit = 'random',
@@ -44,3 +38,17 @@ def plan(
             notes={'similarity': alike, 'centres': centres},
         )
     return plans
+
+
+METHOD = Method(
+    name='frequency_merge',
+    title='frequency merging',
+    doc=__doc__,
+    paper='baseline in UNCURL, ENLSP-IV 2024',
+    kind='merge',
+    cost=Cost.PASS,
+    needs=('tokens', 'count_top1', 'logit_gram'),
+    option_needs={'center': CENTER_NEEDS, 'router_init': ROUTER_NEEDS},
+    plan=plan,
+    place=220,
+)

@@ -10,22 +10,28 @@ experts, which sums cannot undo, and which changes nothing in a model that does 
 that an expert's capacity dropped are left out.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-
-PAPER = 'REAP, ICLR 2026 (summed)'
-KIND = 'drop'
-NEEDS = ('moments',)
-COST = 'one pass'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
-def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
-) -> dict[int, np.ndarray]:
+def scores(stats: Layers, params: Params, cfg: Config) -> dict[int, np.ndarray]:
     """Summed gate times output norm [E] of every MoE layer."""
     return {i: family(stats[i], b=0, a=1, c=1) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='gated_ean',
+    title='gated EAN',
+    doc=__doc__,
+    paper='REAP, ICLR 2026 (summed)',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('moments',),
+    scores=scores,
+    place=50,
+)

@@ -12,27 +12,22 @@ layer and its choice of combinations over blocks of layers are not part of the s
 `prune.budget.allocate`. Equal errors go to the first set in lexicographic order.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.subsets import error
 from prune.subsets import search as subsets
 from prune.subsets.error import Sample
 
-PAPER = 'MoE-I2, EMNLP Findings 2024'
-KIND = 'drop'
-NEEDS = (*error.NEEDS, 'sample_gates')
-COST = 'one pass, reservoir'
-
 
 def choose(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     population: int = 64,
     generations: int = 50,
@@ -78,7 +73,7 @@ def search(
     return np.array(min(np.flatnonzero(mask).tolist() for mask in best))
 
 
-def gate_mass(seen: Mapping[str, np.ndarray]) -> np.ndarray:
+def gate_mass(seen: LayerStats) -> np.ndarray:
     """Sum of each expert's gates over the reservoir, [E] float64."""
     return np.asarray(seen['sample_gates'], np.float64).sum(axis=0)
 
@@ -88,3 +83,16 @@ def share(sample: Sample) -> np.ndarray:
     z = np.asarray(sample.router.logits, np.float64)
     p = np.exp(z - z.max(axis=1, keepdims=True))
     return (p / p.sum(axis=1, keepdims=True)).mean(axis=0)
+
+
+METHOD = Method(
+    name='genetic',
+    title='genetic search',
+    doc=__doc__,
+    paper='MoE-I2, EMNLP Findings 2024',
+    kind='drop',
+    cost=Cost.RESERVOIR,
+    needs=(*error.NEEDS, 'sample_gates'),
+    choose=choose,
+    place=170,
+)

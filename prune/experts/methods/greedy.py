@@ -7,26 +7,18 @@ that of two experts which can stand in for each other only one goes. With router
 of each group goes in turn. Ties drop the highest index.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 from prune.subsets import error
 from prune.subsets.error import Sample
 
-PAPER = 'greedy search of the objective of NAEE, ACL 2024'
-KIND = 'drop'
-NEEDS = error.NEEDS
-COST = 'one pass, reservoir'
-
 
 def choose(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
-    cfg: Config,
-    counts: Mapping[int, int],
+    stats: Layers, params: Params, cfg: Config, counts: Counts
 ) -> dict[int, np.ndarray]:
     """Ids of the experts that are left in each MoE layer, ascending [G].
 
@@ -51,3 +43,16 @@ def eliminate(sample: Sample, cfg: Config, count: int) -> np.ndarray:
         last = len(kept) - 1 - error.least(errors[::-1], sample.scale)
         kept = np.delete(kept, last)
     return kept
+
+
+METHOD = Method(
+    name='greedy',
+    title='greedy elimination',
+    doc=__doc__,
+    paper='greedy search of the objective of NAEE, ACL 2024',
+    kind='drop',
+    cost=Cost.RESERVOIR,
+    needs=error.NEEDS,
+    choose=choose,
+    place=160,
+)

@@ -11,30 +11,25 @@ mean output over the tokens routed to an expert, which needs no dense pass; an e
 then counts as zero output.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.linkage import Linkage, agglomerate
 
-PAPER = 'HC-SMoE, ICML 2025'
-KIND = 'merge'
-NEEDS = ('tokens', 'count')
-OPTION_NEEDS = {'by': {'dense': ('dense_output_sum',), 'routed': ('output_sum', 'moments')}}
-COST = 'one pass, dense'
-
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     by: Literal['dense', 'routed'] = 'dense',
     linkage: Linkage = 'average',
@@ -63,13 +58,28 @@ def plan(
     return plans
 
 
-def _dense(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _dense(stats: LayerStats) -> np.ndarray:
     return stats['dense_output_sum'] / float(stats['tokens'])
 
 
-def _routed(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _routed(stats: LayerStats) -> np.ndarray:
     return stats['output_sum'] / np.maximum(stats['moments'][0, 0], 1)[:, None]
 
 
 # Mean outputs [E, D].
 MEAN = {'dense': _dense, 'routed': _routed}
+
+
+METHOD = Method(
+    name='hc_smoe',
+    title='HC-SMoE',
+    doc=__doc__,
+    paper='HC-SMoE, ICML 2025',
+    kind='merge',
+    cost=Cost.DENSE,
+    needs=('tokens', 'count'),
+    option_needs={'router_init': ROUTER_NEEDS,
+                  'by': {'dense': ('dense_output_sum',), 'routed': ('output_sum', 'moments')}},
+    plan=plan,
+    place=240,
+)

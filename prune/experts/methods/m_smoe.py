@@ -12,28 +12,25 @@ have no maximum size. Distillation and the compression stage are not part of a p
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
-from prune.similarity.cluster import Center, nearest, similarity
+from prune.similarity.cluster import CENTER_NEEDS, Center, nearest, similarity
 from prune.subsets.top import top
-
-PAPER = 'M-SMoE, ICLR 2024'
-KIND = 'merge'
-NEEDS = ('tokens', 'count', 'logit_gram')
-COST = 'one pass'
 
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     selection: Literal['global', 'per_layer'] = 'global',
     center: Center = 'none',
@@ -89,3 +86,17 @@ SELECT = {'global': spend, 'per_layer': _as_asked}
 def _usage(count: np.ndarray) -> np.ndarray:
     """Share of each expert in its layer's traffic; zeros where there was none."""
     return count / max(int(count.sum()), 1)
+
+
+METHOD = Method(
+    name='m_smoe',
+    title='M-SMoE',
+    doc=__doc__,
+    paper='M-SMoE, ICLR 2024',
+    kind='merge',
+    cost=Cost.PASS,
+    needs=('tokens', 'count', 'logit_gram'),
+    option_needs={'center': CENTER_NEEDS, 'router_init': ROUTER_NEEDS},
+    plan=plan,
+    place=230,
+)

@@ -11,24 +11,19 @@ variance; here it is exact. The weights of the two factors in the code cannot ch
 are left out. Tokens that an expert's capacity dropped are left out of the variance.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import mean
-
-PAPER = 'MoNE, 2025'
-KIND = 'drop'
-NEEDS = ('tokens', 'gate_sum', 'moments', 'output_sum', 'output_square')
-COST = 'one pass'
-REPLACE = 'mean'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     fluctuation: Literal['deviation', 'variance'] = 'deviation',
@@ -42,7 +37,7 @@ def scores(
     return {i: FLUCTUATION[fluctuation](variance(stats[i])) * gate for i, gate in used.items()}
 
 
-def variance(layer_stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def variance(layer_stats: LayerStats) -> np.ndarray:
     """Unbiased variance of an expert's output summed over D, [E] float64.
 
     0 for an expert that was evaluated at most once.
@@ -59,3 +54,17 @@ def _same(variance: np.ndarray) -> np.ndarray:
 
 
 FLUCTUATION = {'deviation': np.sqrt, 'variance': _same}
+
+
+METHOD = Method(
+    name='mone',
+    title='MoNE',
+    doc=__doc__,
+    paper='MoNE, 2025',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('tokens', 'gate_sum', 'moments', 'output_sum', 'output_square'),
+    scores=scores,
+    replace='mean',
+    place=90,
+)

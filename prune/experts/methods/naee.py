@@ -13,26 +13,22 @@ batches without squaring them, so its choice depends on the batch: loss='batch_n
 to the set that comes first in lexicographic order.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 from prune.subsets import error, search
 from prune.subsets.error import Sample
 
-PAPER = 'NAEE, ACL 2024'
-KIND = 'drop'
-NEEDS = error.NEEDS
-COST = 'one pass, reservoir'
-
 
 def choose(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     loss: Literal['sse', 'batch_norm'] = 'sse',
     batch: int = 2048,
@@ -82,3 +78,16 @@ def batch_norm(
 
 
 LOSS = {'sse': sse, 'batch_norm': batch_norm}
+
+
+METHOD = Method(
+    name='naee',
+    title='NAEE',
+    doc=__doc__,
+    paper='NAEE, ACL 2024',
+    kind='drop',
+    cost=Cost.RESERVOIR,
+    needs=error.NEEDS,
+    choose=choose,
+    place=150,
+)

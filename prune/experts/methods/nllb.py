@@ -13,25 +13,17 @@ those that the model applies.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import mean
-
-PAPER = 'NLLB-200 pruning, ACL 2023'
-KIND = 'drop'
-NEEDS = ('tokens', 'count_top1', 'top1_gate_sum')
-COST = 'one pass'
-PER_GROUP = True
-SPREAD = 'mass'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 
 
 def scores(
-    stats: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
-    params: Mapping[str, Any],
-    cfg: Config,
+    stats: Mapping[str, Layers], params: Params, cfg: Config
 ) -> dict[int, np.ndarray]:
     """Mean importance [E] of every MoE layer; stats are {group: {layer: statistics}}."""
     return {
@@ -40,8 +32,23 @@ def scores(
     }
 
 
-def importance(layer_stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def importance(layer_stats: LayerStats) -> np.ndarray:
     """Importance for one group, [E] float64; 0 for an expert that is never the first choice."""
     first = layer_stats['count_top1']
     share = mean(first, layer_stats['tokens'])
     return share * np.exp(mean(layer_stats['top1_gate_sum'], first))
+
+
+METHOD = Method(
+    name='nllb',
+    title='NLLB-200',
+    doc=__doc__,
+    paper='NLLB-200 pruning, ACL 2023',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('tokens', 'count_top1', 'top1_gate_sum'),
+    scores=scores,
+    per_group=True,
+    spread='mass',
+    place=100,
+)

@@ -3,24 +3,19 @@
 No paper; no statistics.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
-
-PAPER = 'baseline'
-KIND = 'drop'
-NEEDS = ()
-COST = 'weights only'
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 
 
 def choose(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     seed: int = 0,
 ) -> dict[int, np.ndarray]:
@@ -38,3 +33,15 @@ def _draw(seed: int, layer: int, experts: int, kept: int, groups: int) -> np.nda
         first + np.sort(rng.choice(each, kept // groups, replace=False))
         for first in range(0, experts, each)
     ])
+
+
+METHOD = Method(
+    name='random',
+    title='random',
+    doc=__doc__,
+    paper='baseline',
+    kind='drop',
+    cost=Cost.WEIGHTS,
+    choose=choose,
+    place=200,
+)

@@ -15,29 +15,25 @@ were before renormalisation); an expert without saliency has weight 0 beside oth
 number in its place).
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import cosine, similarity
 from prune.subsets.top import top
 
-PAPER = 'REAM, 2026'
-KIND = 'merge'
-NEEDS = ('moments', 'gated_output_sum', 'logit_gram')
-COST = 'one pass'
-
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     size: int = 16,
     router_init: RouterInit = 'reference',
@@ -71,13 +67,13 @@ def plan(
     return plans
 
 
-def saliencies(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def saliencies(stats: LayerStats) -> np.ndarray:
     """Mean of gate times output norm over an expert's tokens [E]; 0 without any."""
     moments = stats['moments']
     return moments[1, 1] / np.maximum(moments[0, 0], 1)
 
 
-def distances(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def distances(stats: LayerStats) -> np.ndarray:
     """Distance [E, E] in [0, 1] of gated outputs and router logits, zero on the diagonal."""
     total = stats['gated_output_sum']
     outputs = (1 + cosine(total @ total.T)) / 2
@@ -97,3 +93,17 @@ def gather(distance: np.ndarray, saliency: np.ndarray, centres: np.ndarray, size
         order = np.argsort(distance[centres[g], left], kind='stable')
         labels[left[order[:size - 1]]] = g
     return labels
+
+
+METHOD = Method(
+    name='ream',
+    title='REAM',
+    doc=__doc__,
+    paper='REAM, 2026',
+    kind='merge',
+    cost=Cost.PASS,
+    needs=('moments', 'gated_output_sum', 'logit_gram'),
+    option_needs={'router_init': ROUTER_NEEDS},
+    plan=plan,
+    place=250,
+)

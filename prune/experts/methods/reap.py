@@ -12,23 +12,18 @@ itself. Tokens that an expert's capacity dropped are left out. The minimum of to
 library's.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-
-PAPER = 'REAP, ICLR 2026'
-KIND = 'drop'
-NEEDS = ('moments',)
-COST = 'one pass'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     min_tokens: int = 0,
@@ -39,3 +34,16 @@ def scores(
       decide.
     """
     return {i: family(stats[i], b=1, a=1, c=1, min_tokens=min_tokens) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='reap',
+    title='REAP',
+    doc=__doc__,
+    paper='REAP, ICLR 2026',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('moments',),
+    scores=scores,
+    place=60,
+)

@@ -17,16 +17,13 @@ import numpy as np
 from moe_jax.config import Config
 from moe_jax.model.params import check_params
 from prune.experts.activation_scores import router_norms
-
-PAPER = 'Router norm change, ICML 2024'
-KIND = 'drop'
-NEEDS = ()
-COST = 'two checkpoints'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     before: Mapping[str, Any] | None = None,
@@ -53,3 +50,15 @@ def _signed(change: np.ndarray) -> np.ndarray:
 
 
 DELTA = {'signed': _signed, 'abs': np.abs}
+
+
+METHOD = Method(
+    name='router_change',
+    title='router norm change',
+    doc=__doc__,
+    paper='Router norm change, ICML 2024',
+    kind='drop',
+    cost=Cost.CHECKPOINTS,
+    scores=scores,
+    place=140,
+)

@@ -5,22 +5,27 @@ arXiv 2504.05586. Score of expert e: |w_e|_2, w_e its row of the router's kernel
 correction biases are not read.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.activation_scores import router_norms
-
-PAPER = 'MC-Suite, 2025'
-KIND = 'drop'
-NEEDS = ()
-COST = 'weights only'
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
 
-def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]], params: Mapping[str, Any], cfg: Config
-) -> dict[int, np.ndarray]:
+def scores(stats: Layers, params: Params, cfg: Config) -> dict[int, np.ndarray]:
     """Norm of the router row [E] of every MoE layer."""
     return {i: router_norms(params, i) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='router_norm',
+    title='router norm',
+    doc=__doc__,
+    paper='MC-Suite, 2025',
+    kind='drop',
+    cost=Cost.WEIGHTS,
+    scores=scores,
+    place=130,
+)

@@ -10,24 +10,20 @@ differ by the unchosen mass alone. The paper's fine-tuning with fewer active exp
 penalty is no part of a plan.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
+from prune.inputs.method import Cost, Method, Params
+from prune.inputs.statistics import Layers
 
-PAPER = 'SEER-MoE, 2024'
-KIND = 'drop'
-NEEDS = ('gate_sum',)
-COST = 'one pass'
-OPTION_NEEDS = {'by': {'gates': (), 'probs': ('prob_sum',)}}
 SOFT_COUNT = {'gates': 'gate_sum', 'probs': 'prob_sum'}
 
 
 def scores(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
     *,
     by: Literal['gates', 'probs'] = 'gates',
@@ -38,3 +34,17 @@ def scores(
       or sigmoids as shares of one), chosen or not.
     """
     return {i: np.asarray(stats[i][SOFT_COUNT[by]], np.float64) for i in cfg.moe_layers}
+
+
+METHOD = Method(
+    name='seer',
+    title='SEER-MoE',
+    doc=__doc__,
+    paper='SEER-MoE, 2024',
+    kind='drop',
+    cost=Cost.PASS,
+    needs=('gate_sum',),
+    option_needs={'by': {'gates': (), 'probs': ('prob_sum',)}},
+    scores=scores,
+    place=20,
+)

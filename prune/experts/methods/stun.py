@@ -25,21 +25,17 @@ from moe_jax.base.tree import host
 from moe_jax.config import Config
 from prune.experts.keep import keep
 from prune.experts.merge import merge
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.linkage import cut, join
 
-PAPER = 'STUN, ACL 2025'
-KIND = 'drop'
-NEEDS = ()
-OPTION_NEEDS = {'coactivation': {True: ('together',)}}
-COST = 'weights only'
-
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     coactivation: bool = False,
     lambda1: float = 1.0,
@@ -76,7 +72,7 @@ def distances(moe: Mapping[str, Any], weight: float) -> np.ndarray:
     return weight * squareform(pdist(rows)) / max(float(np.linalg.norm(rows)), 1e-300)
 
 
-def together(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def together(stats: LayerStats) -> np.ndarray:
     """How often two experts are chosen together, 1 on the average over pairs [E, E]; or all 0."""
     pairs = stats['together'] * (1.0 - np.eye(len(stats['together'])))
     return pairs * (pairs.size - len(pairs)) / max(float(pairs.sum()), 1.0)
@@ -114,3 +110,16 @@ def representative(experts: Mapping[str, Any], ids: np.ndarray) -> int:
     # Two experts are equally far from their mean, and equal ones not at all, up to rounding.
     limit = away.min() * (1 + 1e-9) + 1e-20 * size
     return int(ids[np.flatnonzero(away <= limit)[0]])
+
+
+METHOD = Method(
+    name='stun',
+    title='STUN',
+    doc=__doc__,
+    paper='STUN, ACL 2025',
+    kind='drop',
+    cost=Cost.WEIGHTS,
+    option_needs={'coactivation': {True: ('together',)}},
+    plan=plan,
+    place=190,
+)

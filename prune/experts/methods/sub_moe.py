@@ -16,29 +16,24 @@ plain mean. A lone expert is copied whatever the rank.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import embed, kmeans, mean_cosine
 
-PAPER = 'Sub-MoE, AAAI 2026'
-KIND = 'merge'
-NEEDS = ('tokens', 'count')
-OPTION_NEEDS = {'by': {'dense': ('dense_cosine',), 'routed': ('output_cosine', 'together')}}
-COST = 'one pass, dense'
-
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     by: Literal['dense', 'routed'] = 'dense',
     rank: int = 0,
@@ -68,12 +63,27 @@ def plan(
     return plans
 
 
-def _dense(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _dense(stats: LayerStats) -> np.ndarray:
     return mean_cosine(stats['dense_cosine'], stats['tokens'])
 
 
-def _routed(stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _routed(stats: LayerStats) -> np.ndarray:
     return mean_cosine(stats['output_cosine'], stats['together'])
 
 
 COSINE = {'dense': _dense, 'routed': _routed}
+
+
+METHOD = Method(
+    name='sub_moe',
+    title='Sub-MoE',
+    doc=__doc__,
+    paper='Sub-MoE, AAAI 2026',
+    kind='merge',
+    cost=Cost.DENSE,
+    needs=('tokens', 'count'),
+    option_needs={'router_init': ROUTER_NEEDS, 'by': {
+        'dense': ('dense_cosine',), 'routed': ('output_cosine', 'together')}},
+    plan=plan,
+    place=260,
+)

@@ -12,28 +12,22 @@ all its experts keeps its router. The paper suggests, and does not evaluate, kee
 greedy, since its logits show no clusters: `first_layer='topk'` of `prune.plan`.
 """
 
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 
 from moe_jax.config import Config
 from prune.experts.merge import merge
-from prune.experts.routers import RouterInit
+from prune.experts.routers import ROUTER_NEEDS, RouterInit
+from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
-from prune.similarity.cluster import Center, similarity, spectral
-
-PAPER = 'UNCURL, ENLSP-IV 2024'
-KIND = 'merge'
-NEEDS = ('tokens', 'count_top1', 'logit_gram')
-COST = 'one pass'
+from prune.similarity.cluster import CENTER_NEEDS, Center, similarity, spectral
 
 
 def plan(
-    stats: Mapping[int, Mapping[str, np.ndarray]],
-    params: Mapping[str, Any],
+    stats: Layers,
+    params: Params,
     cfg: Config,
-    counts: Mapping[int, int],
+    counts: Counts,
     *,
     center: Center = 'none',
     router_init: RouterInit = 'random',
@@ -60,3 +54,17 @@ def plan(
             align_to='reference' if align else 'none', seed=seed, notes=notes,
         )
     return plans
+
+
+METHOD = Method(
+    name='uncurl',
+    title='UNCURL',
+    doc=__doc__,
+    paper='UNCURL, ENLSP-IV 2024',
+    kind='merge',
+    cost=Cost.PASS,
+    needs=('tokens', 'count_top1', 'logit_gram'),
+    option_needs={'center': CENTER_NEEDS, 'router_init': ROUTER_NEEDS},
+    plan=plan,
+    place=210,
+)

@@ -10,25 +10,22 @@ sum |dW| / N or sqrt(sum dW^2 / N), N tokens, gradients of the summed loss of ea
 without tokens or with few: as for wanda.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from prune.weights.stack import MIN_TOKENS, Stack, channel_norms
+from prune.inputs.method import Cost, Method
+from prune.inputs.options import AtLeast
+from prune.weights.stack import MIN_TOKENS, TRAFFIC, Stack, channel_norms
 
-PAPER = 'GBLM-Pruner, 2023'
-NEEDS = {'gate': ('tokens', 'input_square', 'grad_abs/gate'),
-         'up': ('tokens', 'input_square', 'grad_abs/up'),
-         'down': ('tokens', 'hidden_square', 'grad_abs/down')}
-OPTION_NEEDS = {'norm': {'l2': {leaf: (f'grad_square/{leaf}',) for leaf in NEEDS}}}
-COST = 'one pass, gradients'
-SCOPE = 'output'
+# The squares of the inputs of each matrix.
+SQUARES = {'gate': 'input_square', 'up': 'input_square', 'down': 'hidden_square'}
 
 
 def scores(
     stack: Stack,
     *,
-    alpha: float = 100.0,
+    alpha: Annotated[float, AtLeast(0.0, 'a number of 0 or more')] = 100.0,
     norm: Literal['l1', 'l2'] = 'l1',
     min_tokens: int = MIN_TOKENS,
 ) -> np.ndarray:
@@ -41,8 +38,23 @@ def scores(
       tokens of its layer, scaled back to n.
     """
     seen, tokens = stack.stats, float(stack.stats['tokens'])
-    norms = channel_norms(seen[NEEDS[stack.leaf][1]], seen['evaluated'], min_tokens)
+    norms = channel_norms(seen[SQUARES[stack.leaf]], seen['evaluated'], min_tokens)
     gradient = (seen[f'grad_abs/{stack.leaf}'] / tokens if norm == 'l1'
                 else np.sqrt(seen[f'grad_square/{stack.leaf}'] / tokens))
     both = norms[:, :, None] / np.sqrt(tokens) + alpha * gradient
     return np.abs(stack.weights) * both.astype(np.float32)
+
+
+METHOD = Method(
+    name='gblm',
+    title='GBLM',
+    doc=__doc__,
+    paper='GBLM-Pruner, 2023',
+    kind='weights',
+    cost=Cost.GRADIENTS,
+    needs={leaf: (TRAFFIC, 'tokens', name, f'grad_abs/{leaf}') for leaf, name in SQUARES.items()},
+    option_needs={'norm': {'l2': {leaf: (f'grad_square/{leaf}',) for leaf in SQUARES}}},
+    scores=scores,
+    scope='output',
+    place=50,
+)

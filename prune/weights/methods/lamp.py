@@ -13,12 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from prune.inputs.method import Cost, Method
 from prune.weights.stack import Stack
-
-PAPER = 'LAMP, ICLR 2021'
-NEEDS = {'gate': (), 'up': (), 'down': ()}
-COST = 'weights only'
-SCOPE = 'global'
 
 
 def scores(stack: Stack, *, unit: Literal['expert', 'layer'] = 'expert') -> np.ndarray:
@@ -42,3 +38,16 @@ def _shares(squares: np.ndarray) -> np.ndarray:
     found = np.empty(len(squares), np.float32)
     found[order] = np.divide(ranked, rest, out=np.zeros_like(ranked), where=rest > 0)
     return found
+
+
+METHOD = Method(
+    name='lamp',
+    title='LAMP',
+    doc=__doc__,
+    paper='LAMP, ICLR 2021',
+    kind='weights',
+    cost=Cost.WEIGHTS,
+    scores=scores,
+    scope='global',
+    place=20,
+)

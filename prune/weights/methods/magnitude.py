@@ -6,14 +6,23 @@ Neural Networks", NeurIPS 2015. Score: |W|.
 
 import numpy as np
 
+from prune.inputs.method import Cost, Method
 from prune.weights.stack import Stack
-
-PAPER = 'Han et al., NeurIPS 2015'
-NEEDS = {'gate': (), 'up': (), 'down': ()}
-COST = 'weights only'
-SCOPE = 'matrix'
 
 
 def scores(stack: Stack) -> np.ndarray:
     """|W| [E, in, out]."""
     return np.abs(stack.weights)
+
+
+METHOD = Method(
+    name='magnitude',
+    title='magnitude',
+    doc=__doc__,
+    paper='Han et al., NeurIPS 2015',
+    kind='weights',
+    cost=Cost.WEIGHTS,
+    scores=scores,
+    scope='matrix',
+    place=10,
+)

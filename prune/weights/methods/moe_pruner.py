@@ -12,13 +12,11 @@ pruning is not part of a plan.
 
 import numpy as np
 
-from prune.weights.stack import MIN_TOKENS, Stack, by_norms
+from prune.inputs.method import Cost, Method
+from prune.weights.stack import MIN_TOKENS, TRAFFIC, Stack, by_norms
 
-PAPER = 'MoE-Pruner, 2024'
-NEEDS = {'gate': ('gated_input_square',), 'up': ('gated_input_square',),
-         'down': ('gated_hidden_square',)}
-COST = 'one pass'
-SCOPE = 'output'
+# The squares of the inputs of each matrix.
+SQUARES = {'gate': 'gated_input_square', 'up': 'gated_input_square', 'down': 'gated_hidden_square'}
 
 
 def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
@@ -27,4 +25,18 @@ def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
     min_tokens: an expert with n tokens, fewer than this, is given the missing ones as average
       tokens of its layer, scaled back to n.
     """
-    return by_norms(stack, NEEDS[stack.leaf][0], min_tokens)
+    return by_norms(stack, SQUARES[stack.leaf], min_tokens)
+
+
+METHOD = Method(
+    name='moe_pruner',
+    title='MoE-Pruner',
+    doc=__doc__,
+    paper='MoE-Pruner, 2024',
+    kind='weights',
+    cost=Cost.PASS,
+    needs={leaf: (TRAFFIC, name) for leaf, name in SQUARES.items()},
+    scores=scores,
+    scope='output',
+    place=40,
+)

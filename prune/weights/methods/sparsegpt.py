@@ -12,23 +12,26 @@ and for an expert that no token reached, the mask is that of wanda and no weight
 as `fallback`). H of an expert with few tokens is helped out by the layer's average, as in wanda.
 """
 
+from typing import Annotated
+
 import numpy as np
 
+from prune.inputs.method import Cost, Method
+from prune.inputs.options import AtLeast
 from prune.weights.cut import Pattern, per_output, per_pattern, share
 from prune.weights.obs import factor
 from prune.weights.obs import solve as surgeon
 from prune.weights.stack import (
     MIN_TOKENS,
+    TRAFFIC,
     Stack,
     blended,
     channel_norms,
     mean_per_token,
 )
 
-PAPER = 'SparseGPT, ICML 2023'
-NEEDS = {'gate': ('input_gram',), 'up': ('input_gram',), 'down': ('hidden_gram',)}
-COST = 'one pass, grams'
-SCOPE = 'output'
+# The Gram matrix of the inputs of each matrix.
+GRAM = {'gate': 'input_gram', 'up': 'input_gram', 'down': 'hidden_gram'}
 TRIES = 4
 
 
@@ -37,8 +40,8 @@ def solve(
     sparsity: float,
     pattern: Pattern | None,
     *,
-    damping: float = 0.01,
-    block: int = 128,
+    damping: Annotated[float, AtLeast(0.0, 'a number of 0 or more')] = 0.01,
+    block: Annotated[int, AtLeast(1, 'at least one input')] = 128,
     min_tokens: int = MIN_TOKENS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mask bool [E, in, out], weights float32 [E, in, out], ids of experts that fell back.
@@ -48,7 +51,7 @@ def solve(
     min_tokens: an expert with n tokens, fewer than this, is given the missing ones as average
       tokens of its layer, scaled back to n.
     """
-    grams, tokens = stack.stats[NEEDS[stack.leaf][0]], stack.stats['evaluated']
+    grams, tokens = stack.stats[GRAM[stack.leaf]], stack.stats['evaluated']
     mean = mean_per_token(grams, tokens)
     kept, made, fallback = np.ones(stack.weights.shape, bool), stack.weights.copy(), []
     for e, weights in enumerate(stack.weights):
@@ -75,7 +78,21 @@ def _solved(weights, upper, sparsity: float, pattern: Pattern | None, block: int
 
 def _wanda(stack: Stack, ids: list[int], sparsity: float, pattern: Pattern | None, least: int
            ) -> np.ndarray:
-    squares = np.diagonal(stack.stats[NEEDS[stack.leaf][0]], axis1=1, axis2=2)
+    squares = np.diagonal(stack.stats[GRAM[stack.leaf]], axis1=1, axis2=2)
     norms = channel_norms(squares, stack.stats['evaluated'], least)[ids]
     scores = np.abs(stack.weights[ids]) * norms[:, :, None]
     return per_output(scores, sparsity) if pattern is None else per_pattern(scores, pattern)
+
+
+METHOD = Method(
+    name='sparsegpt',
+    title='SparseGPT',
+    doc=__doc__,
+    paper='SparseGPT, ICML 2023',
+    kind='weights',
+    cost=Cost.GRAMS,
+    needs={leaf: (TRAFFIC, name) for leaf, name in GRAM.items()},
+    solve=solve,
+    scope='output',
+    place=60,
+)

@@ -11,12 +11,11 @@ by the layer's average.
 
 import numpy as np
 
-from prune.weights.stack import MIN_TOKENS, Stack, by_norms
+from prune.inputs.method import Cost, Method
+from prune.weights.stack import MIN_TOKENS, TRAFFIC, Stack, by_norms
 
-PAPER = 'Wanda, ICLR 2024'
-NEEDS = {'gate': ('input_square',), 'up': ('input_square',), 'down': ('hidden_square',)}
-COST = 'one pass'
-SCOPE = 'output'
+# The squares of the inputs of each matrix.
+SQUARES = {'gate': 'input_square', 'up': 'input_square', 'down': 'hidden_square'}
 
 
 def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
@@ -25,4 +24,18 @@ def scores(stack: Stack, *, min_tokens: int = MIN_TOKENS) -> np.ndarray:
     min_tokens: an expert with n tokens, fewer than this, is given the missing ones as average
       tokens of its layer, scaled back to n.
     """
-    return by_norms(stack, NEEDS[stack.leaf][0], min_tokens)
+    return by_norms(stack, SQUARES[stack.leaf], min_tokens)
+
+
+METHOD = Method(
+    name='wanda',
+    title='Wanda',
+    doc=__doc__,
+    paper='Wanda, ICLR 2024',
+    kind='weights',
+    cost=Cost.PASS,
+    needs={leaf: (TRAFFIC, name) for leaf, name in SQUARES.items()},
+    scores=scores,
+    scope='output',
+    place=30,
+)

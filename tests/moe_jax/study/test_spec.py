@@ -138,3 +138,8 @@ def test_a_config_without_the_function_or_without_a_study(tmp_path):
         spec.load(tmp_path / 'config.yaml')
     with pytest.raises(FileNotFoundError, match=r'no such config file; .* configs/'):
         spec.load(tmp_path / 'none.py')
+
+
+def test_a_method_without_a_label_is_called_by_its_title():
+    assert Method(name='m_smoe').label == 'M-SMoE' and Method(name='m_smoe', label='x').label == 'x'
+    assert Method(name='made up').label == 'made up'

@@ -7,9 +7,7 @@ import pytest
 
 import prune
 from moe_jax.cli.main import main
-from prune.catalog import describe, docstrings
-from prune.experts import registry
-from prune.weights import registry as weights
+from prune.catalog import describe, docstrings, registry
 
 PAGE = Path(__file__).parents[3] / 'docs/methods.md'
 NAMES = [row.name for row in prune.methods()]
@@ -29,10 +27,10 @@ def test_every_method_has_a_section_with_all_its_options(name):
     page = PAGE.read_text()
     assert page.count(f'\n### {name}\n') == 1 and f'| [{name}](#{name}) |' in page
     section = page.partition(f'\n### {name}\n')[2].partition('\n### ')[0]
-    assert registry.method(name).__doc__.splitlines()[0] in section
+    assert registry.method(name).doc.splitlines()[0] in section
     for option, default in prune.options(name).items():
         assert section.count(f'`{option}` = `{default!r}`') == 1
-    for statistic in registry.needs(name, prune.options(name)):
+    for statistic in registry.method(name).reads(prune.options(name)):
         assert f'`{statistic}`' in section
     for key, value in prune.observe_options(name).items():
         assert f'{key}={value!r}' in section
@@ -44,7 +42,7 @@ def test_every_criterion_for_weights_has_a_section_with_all_its_options(row):
     head, _, rest = page.partition('\n## Weights inside experts\n')
     assert f'[{row.name}](#{row.name})' not in head and f'| [{row.name}](#{row.name}) |' in rest
     section = rest.partition(f'\n### {row.name}\n')[2].partition('\n### ')[0]
-    assert weights.weight_method(row.name).__doc__.splitlines()[0] in section
+    assert registry.method(row.name).doc.splitlines()[0] in section
     for option, default in prune.weight_options(row.name).items():
         assert section.count(f'`{option}` = `{default!r}`') == 1
     for statistic in row.needs:
@@ -74,7 +72,7 @@ def test_a_docstring_becomes_paragraphs_and_a_list():
 
 @pytest.mark.parametrize('form', list(PLAIN))
 def test_amounts_are_those_the_planner_takes(form, cfg, params):
-    assert registry.form(PLAIN[form]) == form
+    assert registry.method(PLAIN[form]).form == form
     for name, value in AMOUNT.items():
         if name in describe.AMOUNTS[form]:
             plan = prune.plan(PLAIN[form], None, params, cfg, **{name: value})

@@ -18,7 +18,9 @@ from moe_jax.calibration.table import statistic
 from moe_jax.model.decoder import shapes
 from moe_jax.model.fingerprint import fingerprint
 from prune.experts.methods import METHODS
+from prune.experts.routers import ROUTER_NEEDS
 from prune.plans.arrays import ARRAYS
+from prune.similarity.cluster import CENTER_NEEDS
 
 BASE = Config(
     vocab=64, positions=16, width=8, heads=2, mlp_hidden=8, expert_hidden=6,
@@ -104,7 +106,7 @@ def test_every_form_of_model(seen, name, form):
     try:
         plan = plan_of(name, model, experts=4)
     except ValueError as error:  # merging across router groups, which a reduced router cannot say
-        assert cfg.groups > 1 and 'router groups' in str(error) and hasattr(METHODS[name], 'plan')
+        assert cfg.groups > 1 and 'router groups' in str(error) and METHODS[name].form == 'plan'
         return
     same(plan, plan_of(name, model, experts=4))
     sound(plan, cfg, params, 4 * len(cfg.moe_layers))
@@ -159,10 +161,10 @@ def edited(layer, counts):
     return found | {'logit_gram': np.full((6, 6), 9.0), 'logit_sum': np.full(6, 3.0)}
 
 
-@pytest.mark.parametrize('name', [n for n, m in METHODS.items() if m.NEEDS])
+@pytest.mark.parametrize('name', [n for n, m in METHODS.items() if m.needs])
 def test_statistics_that_are_not_finite_are_refused(seen, name):
     cfg, params, stats = seen('plain')
-    for needed in METHODS[name].NEEDS:
+    for needed in METHODS[name].needs:
         group = next(iter(stats.groups))
         layers = stats.groups[group]
         value = layers[2][needed].astype(np.float64)
@@ -218,7 +220,7 @@ def moved(layer, order):
 def test_the_model_that_comes_out_runs(seen, name):
     cfg, params, _ = model = seen('plain')
     small, small_cfg = sound(plan_of(name, model, experts=[3, 3], **(
-        {'spread': 'layer'} if METHODS[name].KIND == 'drop' else {})), cfg, params)
+        {'spread': 'layer'} if METHODS[name].kind == 'drop' else {})), cfg, params)
     tokens = np.arange(32, dtype=np.int32).reshape(2, 16)
     logits = moe_jax.apply(small_cfg, small, tokens)
     assert logits.shape == (2, 16, 64) and np.isfinite(logits).all()
@@ -226,10 +228,9 @@ def test_the_model_that_comes_out_runs(seen, name):
 
 @pytest.mark.parametrize('name', list(METHODS))
 def test_the_table_says_what_a_method_is(name):
-    module = METHODS[name]
-    assert module.KIND in ('drop', 'merge') and module.PAPER
-    assert module.COST in ('weights only', 'one pass', 'one pass, dense', 'one pass, reservoir',
-                           'two checkpoints', 'one pass per layer')
-    assert module.__doc__.splitlines()[0].rstrip('.')
-    forms = [form for form in ('scores', 'choose', 'plan') if hasattr(module, form)]
-    assert len(forms) == 1 and (module.KIND == 'drop' or forms == ['plan'])
+    method = METHODS[name]
+    assert method.name == name and method.kind in ('drop', 'merge')
+    assert method.doc.splitlines()[0].rstrip('.')
+    # An option that other files define reads what they say, whatever the method.
+    for option, table in (('center', CENTER_NEEDS), ('router_init', ROUTER_NEEDS)):
+        assert (option in method.options) == (method.option_needs.get(option) is table)

@@ -186,5 +186,5 @@ def test_the_table_of_methods():
     assert list(rows) == list(METHODS)
     assert rows['uncurl'].needs == ('tokens', 'count_top1', 'logit_gram')
     assert {row.kind for row in rows.values()} == {'drop', 'merge'}
-    assert all(METHODS[name].__doc__ and row.paper for name, row in rows.items())
+    assert all(METHODS[name].doc and row.paper for name, row in rows.items())
     assert prune.options('random') == {'seed': 0}

@@ -10,6 +10,7 @@ import pytest
 
 from moe_jax import Config
 from prune.experts import activation_scores
+from prune.inputs.method import Cost
 from prune.subsets.top import top
 
 OBSERVED = [
@@ -137,7 +138,7 @@ def module(name: str):
 
 def statistics(name: str, groups: dict[str, dict[int, dict]]) -> dict:
     """What the planner gives a method: one group after another, or all together."""
-    if getattr(module(name), 'PER_GROUP', False):
+    if module(name).METHOD.per_group:
         return groups
     first, *rest = groups.values()
     return {i: {n: sum((g[i][n] for g in rest), v) for n, v in seen.items()}
@@ -255,13 +256,13 @@ def test_a_constant_output_does_not_vary():
 
 @pytest.mark.parametrize('name', METHODS)
 def test_methods_declare_what_they_read(config, name):
-    method = module(name)
-    assert method.KIND == 'drop' and method.PAPER and method.__doc__.split(':')[0]
-    assert method.COST == 'one pass'
+    method = module(name).METHOD
+    assert method.kind == 'drop' and method.paper and method.doc.split(':')[0]
+    assert method.cost is Cost.PASS
     seen = {i: observe(draw_tokens(i, config.experts[i])) for i in config.moe_layers}
-    table = getattr(method, 'OPTION_NEEDS', {'none': {None: ()}})
+    table = method.option_needs or {'none': {None: ()}}
     for option, needs in table.items():
         for value, extra in needs.items():
-            given = {i: {n: s[n] for n in (*method.NEEDS, *extra)} for i, s in seen.items()}
-            given = {'all': given} if getattr(method, 'PER_GROUP', False) else given
+            given = {i: {n: s[n] for n in (*method.needs, *extra)} for i, s in seen.items()}
+            given = {'all': given} if method.per_group else given
             method.scores(given, None, config, **({} if value is None else {option: value}))

@@ -2,15 +2,12 @@
 
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from moe_jax import Config, Stats
-from moe_jax.base import tree
 from prune.experts.protect import super_experts
-from prune.experts.select import select, trainable
+from prune.experts.select import select
 
 EXPERTS, TOPK, TOKENS = 6, 2, 50
 
@@ -149,45 +146,6 @@ def test_bad_statistics_and_options_are_refused(esft):
     with pytest.raises(ValueError, match="'count', which layer 2 lacks"):
         select(stats, esft, by='tokens')
     assert list(select(stats, esft)) == [0, 2]
-
-
-def test_only_chosen_experts_are_trained(esft, draw):
-    params = draw(esft)
-    mask = trainable(params, esft, {0: np.array([1, 4]), 2: [0]})
-    ones = jax.tree.map(jnp.ones_like, params)
-    with jax.numpy_rank_promotion('raise'):
-        moved = jax.tree.map(lambda u, m: jnp.where(m, u, 0), ones, mask)
-    trained = 0
-    for (path, update), (_, m) in zip(tree.leaves_with_paths(moved), tree.leaves_with_paths(mask),
-                                      strict=True):
-        assert m.dtype == bool and m.ndim == update.ndim
-        layer = {'layer_0': [1, 4], 'layer_2': [0]}.get(path.split('/')[0], [])
-        if '/moe/experts/' in path:
-            want = [float(e in layer) for e in range(EXPERTS)]
-            assert m.shape == (EXPERTS, *[1] * (update.ndim - 1))
-            np.testing.assert_array_equal(np.asarray(update).reshape(EXPERTS, -1).mean(1), want)
-            trained += 1
-        else:
-            assert not np.asarray(update).any()
-    assert trained == 2 * len(params['layer_0']['moe']['experts'])
-
-
-def test_a_layer_that_is_not_chosen_is_not_trained(esft, draw):
-    params = draw(esft)
-    for chosen in ({}, {0: []}, {0: np.array([], np.int64), 2: []}):
-        assert not any(m.any() for m in jax.tree.leaves(trainable(params, esft, chosen)))
-
-
-def test_a_choice_that_does_not_exist_is_refused(esft, draw):
-    params = draw(esft)
-    for ids in ([6], [-1], [1, 1], [0.5], [True], [[1]]):
-        with pytest.raises(ValueError, match=r'layer 0 has .*distinct ids of experts from 0 to 5'):
-            trainable(params, esft, {0: ids})
-    for layer in (1, 3, -1):
-        with pytest.raises(ValueError, match=rf'layer {layer} has no experts.*\[0, 2\]'):
-            trainable(params, esft, {layer: [0]})
-    with pytest.raises(ValueError, match='params and config disagree'):
-        trainable(params, esft.replace(experts=(5, 0, 6)), {0: [0]})
 
 
 def in_layers(*values: list[float]) -> dict[int, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.cluster.vq import ClusterError, kmeans2
 from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -103,6 +104,21 @@ def test_kmeans_never_loses_a_group_on_coinciding_points(seed):
         # Not above the inertia of the distinct points, once there are groups for all of them.
         if groups >= len(np.unique(points, axis=0)):
             assert inertia == 0
+
+
+def test_scipys_kmeans_loses_groups_and_stops_short():
+    """Why k-means is written here: nine points in three places, and a run without restarts."""
+    points = np.repeat(np.eye(3), 3, axis=0)
+    with pytest.warns(UserWarning, match='clusters is empty'):
+        labels = kmeans2(points, 4, minit='++', rng=0)[1]
+    assert len(set(labels.tolist())) == 3 and len(set(cluster.kmeans(points, 4)[0].tolist())) == 4
+    with pytest.raises(ClusterError, match='clusters is empty'):
+        kmeans2(points, 4, minit='++', missing='raise', rng=0)
+    blobs, _ = make_blobs(60, 3, centers=5, cluster_std=0.6, random_state=0)
+    centres, labels = zip(*(kmeans2(blobs, 5, iter=300, minit='++', rng=seed)
+                            for seed in range(10)), strict=True)
+    inertia = [((blobs - c[k]) ** 2).sum() for c, k in zip(centres, labels, strict=True)]
+    assert max(inertia) > 2 * cluster.kmeans(blobs, 5)[1]
 
 
 @pytest.mark.parametrize('seed', range(5))

@@ -7,6 +7,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import adjusted_rand_score
 
+from prune.similarity.cluster import canonical
 from prune.similarity.linkage import UPDATE, agglomerate, cut, join
 
 
@@ -52,6 +53,20 @@ def test_ties_join_the_lowest_pair_and_never_cost_a_group(linkage):
         hierarchy.linkage(np.zeros(10), linkage), 3, 'maxclust'))) == 1
 
 
+@pytest.mark.parametrize(('linkage', 'line', 'groups', 'ours', 'theirs'), [
+    ('average', [0, 1, 2, 0], 2, [0, 0, 1, 0], [0, 1, 1, 0]),
+    ('complete', [0, 1, 2, 0], 2, [0, 0, 1, 0], [0, 1, 1, 0]),
+    ('single', [0, 3, 4, 2], 3, [0, 1, 1, 2], [0, 1, 2, 1]),
+    ('ward', [0, 3, 4, 2], 3, [0, 1, 1, 2], [0, 1, 2, 1]),
+])
+def test_scipy_breaks_ties_otherwise(linkage, line, groups, ours, theirs):
+    """Two pairs are equally near: ours is the one with the lowest members."""
+    points = np.array(line, np.float64)[:, None]
+    assert agglomerate(squareform(pdist(points)), groups, linkage).tolist() == ours
+    tree = hierarchy.linkage(pdist(points), linkage)
+    assert canonical(hierarchy.cut_tree(tree, groups)[:, 0]).tolist() == theirs
+
+
 def test_a_tree_by_hand():
     """Points 0, 1, 3, 7 on a line, by complete linkage."""
     line = np.array([0.0, 1, 3, 7])
@@ -68,6 +83,12 @@ def test_complete_linkage_takes_any_sign():
     plain = join(distance, 'complete')
     assert shifted.pairs.tolist() == plain.pairs.tolist()
     np.testing.assert_allclose(shifted.heights, plain.heights - 5)
+    assert cut(shifted, 3).tolist() == cut(plain, 3).tolist()
+    tree = hierarchy.linkage(squareform(distance) - 5, 'complete')
+    for scipys_cut in (lambda: hierarchy.cut_tree(tree, 3),
+                       lambda: hierarchy.fcluster(tree, 3, 'maxclust')):
+        with pytest.raises(ValueError, match='negative distances'):
+            scipys_cut()
 
 
 @pytest.mark.parametrize('linkage', list(UPDATE))

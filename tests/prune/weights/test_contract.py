@@ -11,7 +11,6 @@ import pytest
 import moe_jax
 import prune
 from moe_jax.model.fingerprint import fingerprint
-from prune.weights import registry
 from prune.weights.methods import WEIGHT_METHODS
 from tests.prune.weights.weights_case import (
     BATCHES,
@@ -26,7 +25,7 @@ from tests.prune.weights.weights_case import (
 )
 
 NAMES = list(WEIGHT_METHODS)
-SCORED = [name for name in NAMES if registry.form(name) == 'scores']
+SCORED = [name for name in NAMES if WEIGHT_METHODS[name].form == 'scores']
 FORMS = {
     'gated': CFG,
     'plain with biases, top-1, raw gates': CFG.replace(ffn='gelu', ffn_bias=True, topk=1,
@@ -78,7 +77,7 @@ def test_every_form_of_model(seen, name, form, tmp_path):
             inputs = mask.shape[1]
             assert ((~mask).sum(axis=1) == int(0.3 * inputs)).all()
             assert (matrices(sparse, i)[leaf][~mask] == 0).all()
-            if registry.form(name) == 'scores':
+            if WEIGHT_METHODS[name].form == 'scores':
                 np.testing.assert_array_equal(matrices(sparse, i)[leaf][mask],
                                               matrices(params, i)[leaf][mask])
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -144,7 +143,7 @@ def test_nothing_goes_at_zero_and_some_leaves_can_be_left_out(seen, name):
 def test_what_it_needs_is_what_it_reads(seen, name):
     """With the declared statistics alone it runs; without any one of them it is refused."""
     cfg, params, stats = seen('gated')
-    needs = registry.weight_needs(name, prune.weight_options(name))
+    needs = WEIGHT_METHODS[name].reads(prune.weight_options(name))
 
     def only(names):
         return moe_jax.Stats(stats.fingerprint, {g: {

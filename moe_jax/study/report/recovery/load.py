@@ -17,8 +17,8 @@ from moe_jax.study.report.recovery.values import Outcome, Plan, Records, Recover
 
 def _plan(record: dict[str, Any]) -> Plan:
     out = record['outputs']
-    ways = tuple(Way(str(s['label']), str(s['name']), s.get('experts'), s.get('sparsity'))
-                 for s in out.get('shrinks', ()))
+    ways = tuple(Way(str(s['label']), str(s.get('title', s['name'])), s.get('experts'),
+                     s.get('sparsity')) for s in out.get('shrinks', ()))
     return Plan(
         name=str(out.get('name', 'study')),
         description=str(out.get('description', '')),

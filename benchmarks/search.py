@@ -72,7 +72,7 @@ def measure(
                                [search, lambda: [again(ids) for ids in picked]])
     searched, run = ([1e3 * t / n for t in times] for times, n in
                      ((for_all, len(sets)), (for_four, len(picked))))
-    reservoir = error.sample_of(stats.layer(0), moe['router'], cfg)
+    reservoir = error.sample_of(stats.layer(0), moe, cfg)
     exact = np.array([float(again(ids)) for ids in picked])
     apart = np.abs(error.errors(reservoir, cfg, picked) / exact - 1).max()
     every = f'all {len(sets):,} sets'

@@ -112,6 +112,9 @@ def check(cfg: Config, wish: Wish, mesh: Mesh | None = None) -> None:
     if cfg.capacity_eval is not None and (mesh is not None or wish.gradients):
         raise ValueError('observe: which tokens a capacity drops depends on all that share a '
                          'batch; for a mesh or gradients use cfg.replace(capacity_eval=None)')
+    if 'batch' in cfg.traits.reads and mesh is not None:
+        raise ValueError(f'observe: router design {cfg.router.design!r} compares tokens of all '
+                         "rows of a batch, which a mesh splits; use over='row', or no mesh")
     shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
     if shared and (wish.dense or wish.gradients or (wish.reservoir and wish.outputs != 'none')):
         raise ValueError(f'observe: router rows of layers {shared} share experts; dense, gradients '

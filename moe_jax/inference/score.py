@@ -5,6 +5,7 @@ in nats. Logits exist for a block of positions at a time, never for all of them.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -28,8 +29,12 @@ def score(
     tokens int [B, T]; mask bool [B, T] (False: padding, scored 0) or int segments (0: padding,
     1, 2, ...: packed documents; the first token of a segment has no past and scores 0). With
     `cfg.capacity_eval` set, a score depends a little on the other rows. Raises ValueError where
-    tokens do not fit the model.
+    tokens do not fit the model; warns where its router lets a token see later ones.
     """
+    if not cfg.traits.causal:
+        warnings.warn(f'router design {cfg.router.design!r}: what a token gets depends on later '
+                      'tokens, so these log-probabilities are not those of a causal model',
+                      stacklevel=2)
     return _scorer(cfg)(params, *checked(cfg, tokens, mask, 'score'))
 
 

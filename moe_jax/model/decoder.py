@@ -128,6 +128,7 @@ def hidden(
     segments = jnp.ones_like(tokens) if segments is None else segments
     _check(cfg, params, tokens, segments)
     _check_branches(tokens, branches, cache)
+    _check_causal(cfg, branches, cache)
     (x, cache), state = MoeLM(cfg, train, watch, observer).apply(
         {'params': params}, tokens, segments, cache, branches,
         rngs={} if key is None else {'jitter': key},
@@ -259,6 +260,13 @@ def _check_branches(tokens, branches, cache):
         raise ValueError('branches with a cache: a row with branches is computed at once, without')
     if branches.shape != tokens.shape:
         raise ValueError(f'branches {branches.shape} must be [B, T] as tokens {tokens.shape}')
+
+
+def _check_causal(cfg, branches, cache):
+    if not cfg.traits.causal and not (branches is None and cache is None):
+        raise ValueError(f'router design {cfg.router.design!r}: what a token gets depends on later '
+                         'tokens, so a sequence cannot be continued (no cache, no generation, no '
+                         'shared beginnings); whole rows can be computed')
 
 
 def _collect(cfg, state, segments, watch):

@@ -14,7 +14,8 @@ def fingerprint(params: Mapping[str, Any], cfg: Config) -> str:
     """'model:' and 16 hex digits of a model's routers, the same for float32 and bfloat16 copies."""
     digest = hashlib.sha256()
     for i in cfg.moe_layers:
-        kernel = np.asarray(params[f'layer_{i}']['moe']['router']['kernel'])
+        router = params[f'layer_{i}']['moe'].get('router', {})  # a design may have no parameters
+        kernel = np.asarray(router.get('kernel', np.zeros((0, 0), np.float32)))
         digest.update(kernel.astype(ml_dtypes.bfloat16).tobytes())
     return f'model:{digest.hexdigest()[:16]}'
 

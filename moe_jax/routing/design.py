@@ -12,7 +12,7 @@ import jax
 
 from moe_jax.routing.routing import LayerRows, RouterInput, Routing
 
-Reads = Literal['tokens', 'key']
+Reads = Literal['tokens', 'key', 'batch']  # 'batch': tokens of other rows
 
 
 class Leaf(NamedTuple):

@@ -187,7 +187,7 @@ def _prices(
     for i in cfg.moe_layers:
         moe, count = params[f'layer_{i}']['moe'], cfg.experts[i]
         own = measure(moe['experts']) // count
-        row = measure(moe['router']) // count
+        row = measure(moe.get('router', {})) // count
         vector = own * count // count_params(moe['experts']) * cfg.width if budget.constants else 0
         rest -= (own if budget.constants else own + row) * count - vector * count
         price = max(price, own - vector if budget.constants else own + row)
@@ -227,7 +227,7 @@ def _by_error(
     """Units of each layer whose relative reconstruction errors sum to the least."""
     curves = {}
     for i, values in scores.items():
-        sample = sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         sizes = range(floors[i] * cfg.groups, len(values) + 1, cfg.groups)
         curve = relative_curve(sample, cfg, values, sizes)
         curves[i] = {count // cfg.groups: error for count, error in curve.items()}

@@ -58,6 +58,8 @@ def drop(
     slots[ids] = np.arange(len(ids))
     lost = np.flatnonzero(slots == CLOSED)
     notes = dict(notes) | {'gates': effect(lost, stats, cfg, gates, replace)}
+    if not cfg.traits.sliceable and replace == 'none':
+        return keep(ids, experts, notes, _to_survivors(slots, stats))
     if replace == 'mean' and len(lost):
         evaluated = stats['moments'][0, 0][lost]
         mean = stats['output_sum'][lost] / np.maximum(evaluated, 1)[:, None]
@@ -68,6 +70,19 @@ def drop(
     return keep(ids, experts, notes)
 
 
+def _to_survivors(slots_E: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The alias [E] of rows that must stay: a dropped expert's goes to the least used survivor.
+
+    The most used rows are placed first; equals go to the lower expert.
+    """
+    count = np.asarray(stats.get('count', np.ones(len(slots_E))), np.float64)
+    alias, use = slots_E.copy(), count[slots_E != CLOSED].copy()
+    for row in sorted(np.flatnonzero(slots_E == CLOSED), key=lambda r: -count[r]):
+        alias[row] = int(np.argmin(use))
+        use[alias[row]] += count[row]
+    return alias
+
+
 def effect(
     lost: np.ndarray, stats: Mapping[str, np.ndarray], cfg: Config, gates: Gates, replace: Replace
 ) -> str:
@@ -76,6 +91,8 @@ def effect(
         return 'nothing dropped: exact'
     if replace == 'mean':
         return 'gates as before; dropped experts are constants'
+    if not cfg.traits.sliceable:
+        return 'router rows of dropped experts go to the least used that stay'
     if cfg.traits.renormalised:
         return 'gates of the chosen sum to one, as before'
     if not cfg.traits.rescales or gates == 'preserve_mass':

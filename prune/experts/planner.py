@@ -18,6 +18,7 @@ from prune.experts.protect import super_experts
 from prune.experts.request import Common, FirstLayer, Protect, Request, request
 from prune.inputs.method import Params, Replace
 from prune.inputs.original import check_original
+from prune.inputs.router import check_rows, check_usage
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.checks import check_groups
 from prune.plans.layer import LayerPlan
@@ -69,12 +70,14 @@ def plan(
         spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
         first_layer=first_layer, group=group, **method_options)
     check_original(cfg, params, stats)
+    check_usage(asked.call, cfg)
     own, common = asked.statistics(stats, cfg)
     layers = DECIDE[asked.call.method.form](asked, own, common, params, cfg)
     if first_layer == 'topk':
         i = min(layers)
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
     check_groups(name, layers, cfg.groups)
+    check_rows(name, layers, cfg)
     return Plan(
         method=name, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),

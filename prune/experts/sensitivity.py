@@ -41,7 +41,7 @@ def sensitivity(
     least = cfg.traits.group_least * cfg.groups if cfg.groups > 1 else 1
     curves = {}
     for i, scores in values.items():
-        sample = sample_of(seen[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = sample_of(seen[i], params[f'layer_{i}']['moe'], cfg)
         sizes = range(least, cfg.experts[i] + 1, cfg.groups)
         curves[i] = relative_curve(sample, cfg, scores, sizes)
     return curves

@@ -55,7 +55,7 @@ class Sample(NamedTuple):
         return float(np.asarray(self.square, np.float64).mean())
 
 
-def sample_of(seen: Mapping[str, np.ndarray], router: Mapping[str, Any], cfg: Config) -> Sample:
+def sample_of(seen: Mapping[str, np.ndarray], moe: Mapping[str, Any], cfg: Config) -> Sample:
     """The reservoir in a layer's statistics, and its router's correction, made ready for searches.
 
     Raises ValueError for a reservoir without tokens.
@@ -63,9 +63,9 @@ def sample_of(seen: Mapping[str, np.ndarray], router: Mapping[str, Any], cfg: Co
     if not len(seen['sample_square']):
         raise ValueError('the reservoir has no tokens; observe again with a larger reservoir=')
     arrays = (jnp.asarray(seen[name], jnp.float32) for name in NEEDS[1:])
-    correction = router.get('correction')
-    correction = None if correction is None else np.asarray(correction).astype(np.float32)
     gate = rule_of(cfg, seen['sample_logits'].shape[1]).gate
+    correction = moe['router'].get('correction')
+    correction = None if correction is None else np.asarray(correction).astype(np.float32)
     return Sample(router_of(seen['sample_logits'], correction, gate), *arrays)
 
 

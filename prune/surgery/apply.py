@@ -82,7 +82,7 @@ def apply_layer(
             made.block_until_ready()
             old.delete()
     new = {**moe, 'experts': experts}
-    if not layer.masks_only:
+    if not layer.masks_only and 'router' in moe:  # a design may have no parameters
         new['router'] = _router(moe['router'], layer, cfg, index)
     if layer.constants is not None:
         new['constants'] = jnp.asarray(layer.constants, experts['down'].dtype)

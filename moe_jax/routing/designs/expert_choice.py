@@ -45,8 +45,9 @@ class ExpertChoice:
 
     @property
     def traits(self) -> Traits:
+        reads = (*(('key',) if self.noise else ()), *(('batch',) if self.over == 'batch' else ()))
         return Traits(math.ceil(self.capacity), clamp=True, causal=False, rescales=True,
-                      usage='mass', reads=frozenset({'key'} if self.noise else ()))
+                      usage='mass', reads=frozenset(reads))
 
     @property
     def coefficients(self) -> Mapping[str, float]:

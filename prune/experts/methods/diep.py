@@ -74,7 +74,7 @@ def scores(
         raise ValueError(f'diep: lr={lr}, lam={lam}: lr must be above 0, lam at least 0')
     found = {}
     for i in cfg.moe_layers:
-        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         rule, rng = rule_of(cfg, cfg.experts[i]), np.random.default_rng(seed)
         tokens = len(sample.square)
         picked = np.stack([rng.permutation(tokens)[:BATCH] for _ in range(steps)]) if (

@@ -81,7 +81,7 @@ def plan(
         if count == experts:
             plans[i] = keep(np.arange(experts), experts)
             continue
-        sample = reconstruct.sample_of(stats[i], layer['router'], cfg)
+        sample = reconstruct.sample_of(stats[i], layer, cfg)
         mass, order = gate_mass(stats[i]), subsets.ranked(share(sample), cfg.groups)
         kept = search(sample, cfg, mass, order, count, population=population,
                       generations=generations, seed=seed)

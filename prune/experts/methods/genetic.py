@@ -43,7 +43,7 @@ def choose(
         raise ValueError(f'genetic: population={population}: at least 1 set')
     found = {}
     for i, count in counts.items():
-        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         order = subsets.ranked(share(sample), cfg.groups)
         found[i] = search(sample, cfg, gate_mass(stats[i]), order, count, population=population,
                           generations=generations, seed=seed)

@@ -26,7 +26,7 @@ def choose(
     """
     found = {}
     for i, count in counts.items():
-        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         found[i] = eliminate(sample, cfg, count)
     return found
 

@@ -51,7 +51,7 @@ def choose(
         raise ValueError(f'naee: batch={batch}: tokens in a batch, at least 1')
     found = {}
     for i, count in counts.items():
-        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe']['router'], cfg)
+        sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         sets = search.every(cfg.experts[i], count, cfg.groups)
         values, scale = LOSS[loss](sample, cfg, sets, batch)
         found[i] = sets[error.least(values, scale)]

@@ -27,7 +27,7 @@ def case(seed=0, **fields):
 
 
 def sample(cfg, params, seen):
-    return error.sample_of(seen, params['layer_0']['moe']['router'], cfg)
+    return error.sample_of(seen, params['layer_0']['moe'], cfg)
 
 
 @pytest.mark.parametrize('form', list(FORMS))

@@ -38,7 +38,7 @@ def case():
 
 
 def sample(cfg, params, seen):
-    return error.sample_of(seen, params['layer_0']['moe']['router'], cfg)
+    return error.sample_of(seen, params['layer_0']['moe'], cfg)
 
 
 def best(cfg, params, seen, count):

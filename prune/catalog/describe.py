@@ -1,6 +1,6 @@
 """The page of methods, made of their docstrings and tables; docs/methods.md is what it gives.
 
-    python -c 'from prune import describe; print(describe.markdown(), end="")'
+    python -c 'from prune.catalog import describe; print(describe.markdown(), end="")'
 """
 
 import inspect

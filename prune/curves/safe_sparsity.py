@@ -110,7 +110,16 @@ def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None,
     return sorted(dict.fromkeys(found), key=lambda counts: (-sum(counts), counts))
 
 
-def _check(named: Named, budgets, stats, params, cfg, metric, tolerance, options) -> None:
+def _check(
+    named: Named,
+    budgets: Sequence[tuple[int, ...]],
+    stats: Stats | None,
+    params: Mapping[str, Any],
+    cfg: Config,
+    metric: str,
+    tolerance: float,
+    options: Mapping[str, Any],
+) -> None:
     """Refuse, with ValueError, what would fail later."""
     if metric not in UNITS:
         raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')

@@ -50,10 +50,10 @@ def fetch_layer(
     """One layer of `fetch`, of statistics whose groups are checked."""
     layer = stats.layer(index, group, {*needs, *welcome, 'tokens'})
     wanted = [*needs, *(n for n in welcome if n in layer and n not in needs)]
-    found = {n: _checked(method, cfg, index, n, layer.get(n)) for n in wanted}
+    arrays = {n: _checked(method, cfg, index, n, layer.get(n)) for n in wanted}
     if 'tokens' in layer and layer['tokens'] <= 0:
         raise ValueError(f'statistics of layer {index} saw no token; observe some batches first')
-    return found
+    return arrays
 
 
 def check_groups(stats: Stats, cfg: Config, group: str | None) -> None:
@@ -102,16 +102,16 @@ def _checked(method: str, cfg: Config, layer: int, name: str, value: np.ndarray 
 
 def options_for(needs: Collection[str], reservoir: int = 8192) -> dict[str, object]:
     """The options of `moe_jax.observe` that these statistics need."""
-    found: dict[str, object] = {}
+    options: dict[str, object] = {}
     for name in needs:
         asked = statistic(name).asked
         if asked == 'reservoir' or asked.startswith('outputs'):
-            found['reservoir'] = reservoir
+            options['reservoir'] = reservoir
         if asked.startswith('outputs'):
-            found['outputs'] = 'all'
+            options['outputs'] = 'all'
         elif asked and asked != 'reservoir':
-            found[asked] = True
-    return found
+            options[asked] = True
+    return options
 
 
 def option(name: str) -> str:

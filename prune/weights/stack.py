@@ -36,18 +36,18 @@ def by_expert(seen: Mapping[str, np.ndarray], cfg: Config, layer: int) -> dict[s
 
     Rows that share an expert are summed; rows of constants and closed rows are left out.
     """
-    found = dict(seen)
-    if TRAFFIC in found:
-        found['evaluated'] = found.pop(TRAFFIC)[0, 0]
+    sums = dict(seen)
+    if TRAFFIC in sums:
+        sums['evaluated'] = sums.pop(TRAFFIC)[0, 0]
     if (alias := cfg.alias(layer)) is None:
-        return found
+        return sums
     table, experts = np.asarray(alias), cfg.experts[layer]
     real = (table >= 0) & (table < experts)
-    for name, rows in found.items():
+    for name, rows in sums.items():
         if rows.ndim:
-            found[name] = np.zeros((experts, *rows.shape[1:]), rows.dtype)
-            np.add.at(found[name], table[real], rows[real])
-    return found
+            sums[name] = np.zeros((experts, *rows.shape[1:]), rows.dtype)
+            np.add.at(sums[name], table[real], rows[real])
+    return sums
 
 
 def blended(sums: np.ndarray, tokens: np.ndarray, mean: np.ndarray, least: int) -> np.ndarray:

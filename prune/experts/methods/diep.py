@@ -72,7 +72,7 @@ def scores(
     """
     if not (lr > 0 and lam >= 0):
         raise ValueError(f'diep: lr={lr}, lam={lam}: lr must be above 0, lam at least 0')
-    found = {}
+    learned = {}
     for i in cfg.moe_layers:
         sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         rule, rng = rule_of(cfg, cfg.experts[i]), np.random.default_rng(seed)
@@ -80,8 +80,8 @@ def scores(
         picked = np.stack([rng.permutation(tokens)[:BATCH] for _ in range(steps)]) if (
             tokens > BATCH) else np.tile(np.arange(tokens), (steps, 1))
         logits = _learned(rule, masked(sample, rule), picked, lr, lam, max(sample.scale, 1e-30))
-        found[i] = np.asarray(logits, np.float64)
-    return found
+        learned[i] = np.asarray(logits, np.float64)
+    return learned
 
 
 def masked(sample: Sample, rule: Rule) -> Masked:
@@ -115,11 +115,13 @@ def masked_error(rule: Rule, seen: Masked, picked: jax.Array, mask: jax.Array) -
 
 
 @partial(jax.jit, static_argnums=0)
-def _learned(rule, seen, picked, lr, lam, scale):
+def _learned(
+    rule: Rule, seen: Masked, picked: jax.Array, lr: float, lam: float, scale: float
+) -> jax.Array:
     """a + b [R] after a step on each row of picked [steps, B]."""
     adam = optax.adam(lr)
 
-    def objective(free, tokens):
+    def objective(free: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
         mask = jax.nn.sigmoid(free['expert'] + free['layer'])
         return masked_error(rule, seen, tokens, mask) / scale + lam * mask.mean()
 

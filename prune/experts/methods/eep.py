@@ -155,12 +155,15 @@ def evolved(
 
 
 @partial(jax.jit, static_argnums=0)
-def _routed(ffn, experts, x, ids, gates):
+def _routed(
+    ffn: ffn.Ffn, experts: Mapping[str, Any], x: jax.Array, ids: jax.Array, gates: jax.Array
+) -> jax.Array:
+    """Output [S, D] of a layer for its experts ids [S, K] and gates [S, K]."""
     return dropless(ffn, experts, x, ids, gates)[0].astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _merged_squares(ffn, rule: Rule, target, matrices):
+def _merged_squares(ffn: ffn.Ffn, rule: Rule, target: Target, matrices: jax.Array) -> jax.Array:
     """|y_t - y'_t|^2 of every token, [S]."""
     exact = jax.lax.Precision.HIGHEST
     logits = jnp.dot(target.logits, matrices[1].T, precision=exact)

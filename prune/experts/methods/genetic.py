@@ -41,13 +41,13 @@ def choose(
     """
     if population < 1:
         raise ValueError(f'genetic: population={population}: at least 1 set')
-    found = {}
+    chosen = {}
     for i, count in counts.items():
         sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         order = subsets.ranked(share(sample), cfg.groups)
-        found[i] = search(sample, cfg, gate_mass(stats[i]), order, count, population=population,
-                          generations=generations, seed=seed)
-    return found
+        chosen[i] = search(sample, cfg, gate_mass(stats[i]), order, count, population=population,
+                           generations=generations, seed=seed)
+    return chosen
 
 
 def search(
@@ -63,13 +63,13 @@ def search(
         return np.arange(experts)
     place = np.argsort(order)
     seeds = subsets.highest(mass[order][None], count, cfg.groups)
-    found = subsets.evolve(
+    sets = subsets.evolve(
         lambda masks: error.mask_errors(sample, cfg, masks[:, place]), seeds,
         groups=cfg.groups, population=population, generations=generations,
         rng=np.random.default_rng(seed),
     )
-    limit = found.errors[0] + error.ROUNDING * sample.scale
-    best = found.masks[found.errors <= limit][:, place]
+    limit = sets.errors[0] + error.ROUNDING * sample.scale
+    best = sets.masks[sets.errors <= limit][:, place]
     return np.array(min(np.flatnonzero(mask).tolist() for mask in best))
 
 

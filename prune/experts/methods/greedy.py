@@ -24,11 +24,11 @@ def choose(
 
     E - G rounds of about K subsets each (`prune.subsets.error.errors_without`).
     """
-    found = {}
+    chosen = {}
     for i, count in counts.items():
         sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
-        found[i] = eliminate(sample, cfg, count)
-    return found
+        chosen[i] = eliminate(sample, cfg, count)
+    return chosen
 
 
 def eliminate(sample: Sample, cfg: Config, count: int) -> np.ndarray:

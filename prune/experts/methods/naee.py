@@ -49,13 +49,13 @@ def choose(
             )
     if batch < 1:
         raise ValueError(f'naee: batch={batch}: tokens in a batch, at least 1')
-    found = {}
+    chosen = {}
     for i, count in counts.items():
         sample = error.sample_of(stats[i], params[f'layer_{i}']['moe'], cfg)
         sets = search.every(cfg.experts[i], count, cfg.groups)
         values, scale = LOSS[loss](sample, cfg, sets, batch)
-        found[i] = sets[error.least(values, scale)]
-    return found
+        chosen[i] = sets[error.least(values, scale)]
+    return chosen
 
 
 def sse(

@@ -94,11 +94,11 @@ def clusters(
     )
     asked = sum(len(d) - counts[i] for i, d in distance.items())
     made = [i for _, i in joins[:asked]]
-    found = {}
+    partitions = {}
     for i, tree in trees.items():
         n = made.count(i)
-        found[i] = cut(tree, len(distance[i]) - n), float(tree.heights[n - 1]) if n else 0.0
-    return found
+        partitions[i] = cut(tree, len(distance[i]) - n), float(tree.heights[n - 1]) if n else 0.0
+    return partitions
 
 
 def representative(experts: Mapping[str, Any], ids: np.ndarray) -> int:

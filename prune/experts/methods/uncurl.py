@@ -47,10 +47,10 @@ def plan(
         layer, seen = params[f'layer_{i}']['moe'], stats[i]
         count = seen['count_top1']
         alike = similarity(seen, center)
-        found = spectral(alike, groups, seed=seed)
-        notes = {'similarity': alike, 'inertia': found.inertia, 'embedding': found.embedding}
+        clusters = spectral(alike, groups, seed=seed)
+        notes = {'similarity': alike, 'inertia': clusters.inertia, 'embedding': clusters.embedding}
         plans[i] = merge(
-            layer, seen, found.labels, count, router_init=router_init,
+            layer, seen, clusters.labels, count, router_init=router_init,
             align_to='reference' if align else 'none', seed=seed, notes=notes,
         )
     return plans

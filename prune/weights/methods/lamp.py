@@ -35,9 +35,9 @@ def _shares(squares: np.ndarray) -> np.ndarray:
     new = np.r_[True, ranked[1:] > ranked[:-1]]
     first = np.maximum.accumulate(np.where(new, np.arange(len(ranked)), 0))  # of its equals
     rest = np.cumsum(ranked[::-1])[::-1][first]
-    found = np.empty(len(squares), np.float32)
-    found[order] = np.divide(ranked, rest, out=np.zeros_like(ranked), where=rest > 0)
-    return found
+    shares = np.empty(len(squares), np.float32)
+    shares[order] = np.divide(ranked, rest, out=np.zeros_like(ranked), where=rest > 0)
+    return shares
 
 
 METHOD = Method(

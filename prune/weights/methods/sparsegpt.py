@@ -67,7 +67,10 @@ def solve(
     return kept, np.where(kept, made, np.float32(0)), np.array(fallback, int)
 
 
-def _solved(weights, upper, sparsity: float, pattern: Pattern | None, block: int):
+def _solved(
+    weights: np.ndarray, upper: np.ndarray, sparsity: float, pattern: Pattern | None, block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mask and new weights [in, out] of one expert's matrix."""
     if pattern is None:
         def count(start: int, stop: int) -> int:
             return share(sparsity, stop) - share(sparsity, start)

@@ -12,6 +12,7 @@ import pytest
 
 from moe_jax import Config
 from moe_jax.model.decoder import shapes
+from prune.inputs.method import Cost
 from prune.subsets.top import top
 
 WEIGHED = [('aimer', {'keep': 'low'}), ('aimer', {'keep': 'high'}), ('expert_norm', {}),
@@ -195,6 +196,6 @@ def test_aimer_keeps_the_experts_that_learned(config, start):
 
 @pytest.mark.parametrize('name', sorted({name for name, _ in WEIGHED}))
 def test_no_statistics_are_declared(name):
-    method = module(name)
-    assert method.KIND == 'drop' and method.PAPER and method.NEEDS == ()
-    assert method.COST in {'router_change': ('two checkpoints',)}.get(name, ('weights only',))
+    about = module(name).METHOD
+    assert about.kind == 'drop' and about.paper and about.needs == ()
+    assert about.cost is {'router_change': Cost.CHECKPOINTS}.get(name, Cost.WEIGHTS)

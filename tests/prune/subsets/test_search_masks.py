@@ -173,4 +173,4 @@ def test_another_output_that_the_gates_of_the_reservoir_give():
         want = sum(g * loops.expert(params['layer_0']['moe']['experts'], e, x) for e, (g, x) in
                    enumerate((g, seen['sample_input'][t]) for g in seen['sample_gates'][t]))
         np.testing.assert_allclose(got[t], want, rtol=1e-3, atol=1e-4)
-    assert reconstruct.NEEDS == genetic.NEEDS[:4] == eep.NEEDS[:4]
+    assert reconstruct.NEEDS == genetic.METHOD.needs[:4] == eep.METHOD.needs[:4]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,7 +15,7 @@ from moe_jax.base import processes
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.block_pass import embed, layer_config, step, watched
 from moe_jax.calibration.expert_gradients import gradient_sums
-from moe_jax.calibration.expert_sums import MAXIMA, ExpertSums
+from moe_jax.calibration.expert_sums import ExpertSums, joined
 from moe_jax.calibration.table import WRAP, Sums, merge, merge_layers, statistic, tally
 from moe_jax.config import Config
 from moe_jax.model.decoder import Params
@@ -148,8 +147,7 @@ class Collector:
 
 @jax.jit
 def _added(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
-    return {i: {name: (jnp.maximum if name in MAXIMA else jnp.add)(a[i][name], b[i][name])
-                for name in a[i]} for i in a}
+    return {i: joined(a[i], b[i]) for i in a}
 
 
 def _on_host(rows: Mapping[int, Any], batch: Batch, pick: np.ndarray) -> Layers:

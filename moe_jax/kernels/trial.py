@@ -53,9 +53,9 @@ def choose(
     """
     names = candidates() if names is None else names
     for name in names:
-        found = backend(name)
-        block = found.block(rows, experts)
-        if found.fits(block, d, f, dtype) and found.fits(block, f, d, dtype):
+        tried = backend(name)
+        block = tried.block(rows, experts)
+        if tried.fits(block, d, f, dtype) and tried.fits(block, f, d, dtype):
             return Choice(name, block, _take(names, d))
     raise ValueError(f'grouped matmul: [{rows}, {d}] @ [{experts}, {d}, {f}] in {dtype} does not '
                      f'fit {" or ".join(names)}; {VARIABLE}=blocks takes any')

@@ -108,7 +108,10 @@ class LatentAttention(nn.Module):
         return q.reshape(*x_BTD.shape[:2], cfg.heads, cfg.key_width)
 
 
-def _attend(module, q, k, v, rows, scale, sinks=None):
+def _attend(
+    module: nn.Module, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, scale: float,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
     """Mixed values, and the attention each query's own token receives, if it protects tokens."""
     skip = module.cfg.skip
     seen = attention.visible(rows, module.cfg.window(module.layer))

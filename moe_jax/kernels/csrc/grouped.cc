@@ -1,7 +1,7 @@
 // Grouped matrix products for XLA on CPU: rows sorted by expert, each with its own expert's matrix.
 //
-// S rows, E groups, K and N widths. Called through jax.ffi by grouped_native.py, which says what
-// each computes. A product is cut into blocks, which the threads of XLA's pool take in turn; a
+// S rows, E groups, K and N widths. Called through jax.ffi by native.py, which says what each
+// computes. A product is cut into blocks, which the threads of XLA's pool take in turn; a
 // block's sums go along k in pieces whose factors stay in the second-level cache.
 
 #include <atomic>

@@ -87,7 +87,7 @@ def _finished(
 
 def _pass(cfg: Config, params: Mapping[str, Any], options: Options, inputs: Mapping[int, Any]
           ) -> Callable[..., Any]:
-    """What the collector runs: (tokens, segments, pick) -> sums and per-token arrays, by layer."""
+    """The collector's pass: (tokens, segments, pick) -> sums and per-token arrays, by layer."""
 
     def run(tokens, segments, pick):
         sums, rows = {}, {}

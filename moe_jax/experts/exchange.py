@@ -20,7 +20,7 @@ from moe_jax.kernels.table import Choice
 
 
 class Exchange(NamedTuple):
-    """How rows travel and are evaluated."""
+    """The plan by which rows travel and are evaluated."""
 
     axis: str  # over which they travel
     axes: tuple[str, ...]  # all of the mesh, which must agree on the rounds
@@ -32,20 +32,20 @@ Saved = tuple[Tree, jax.Array, jax.Array]  # weights, rows, sizes
 
 
 class _Places(NamedTuple):
-    """Where a device's rows go: rows [n] for each device, their first row [n], the end of each
-    expert's rows [E], and the rounds it takes until all devices are served."""
+    """The devices that one device's rows go to."""
 
-    rows: jax.Array
-    first: jax.Array
-    ends: jax.Array
-    rounds: jax.Array
+    rows: jax.Array  # [n]: how many go to each
+    first: jax.Array  # [n]: the first of these
+    ends: jax.Array  # [E]: the end of each expert's rows
+    rounds: jax.Array  # until all devices are served
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def exchanged_apply(
     function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
 ) -> jax.Array:
-    """As `grouped_apply`, with E/n experts at hand and rows [S, D] of all E, sizes int32 [E]."""
+    """The outputs of `grouped_apply`, with E/n experts at hand; rows [S, D] and sizes int32 [E] of
+    all E."""
     places = _places(how, sizes)
     width = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1]).shape[-1]
 

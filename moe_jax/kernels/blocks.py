@@ -1,8 +1,8 @@
-"""Grouped matrix products as batched ones: exact on every backend, dropless, without a kernel.
+"""The grouped matmul as batched products: exact on every platform, dropless, without a kernel.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths. Every block
-of rows is multiplied with a copy of its expert's matrix; CHUNK blocks at a time, so that few copies
-exist at once.
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths. Every
+block of rows is multiplied with a copy of its expert's matrix; CHUNK blocks at a time, so that few
+copies exist at once.
 """
 
 import jax

@@ -97,7 +97,7 @@ def compiler() -> list[str]:
 
 
 def place() -> Path:
-    """Where the library for this processor, this jax and these sources belongs."""
+    """The path of the library for this processor, this jax and these sources, there or not."""
     made_from = [jax.lib.__version__, *FLAGS, platform.system(), platform.machine(),
                  *platform.libc_ver(), _processor()]
     digest = hashlib.sha256('\n'.join(made_from).encode())

@@ -16,12 +16,11 @@ from moe_jax.kernels.table import Choice, backend
 
 
 class Aligned(NamedTuple):
-    """Where rows go: sizes [E], multiples of the block; place [S] of each row (P: none); source [P]
-    of each place (S: none)."""
+    """The places of rows, those of each expert beginning at a multiple of the block."""
 
-    sizes: jax.Array
-    place: jax.Array
-    source: jax.Array
+    sizes: jax.Array  # int32 [E], multiples of the block
+    place: jax.Array  # int32 [S]: of each row, P where it has none
+    source: jax.Array  # int32 [P]: the row at each place, S where there is none
 
 
 def grouped_matmul(

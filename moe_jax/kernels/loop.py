@@ -65,7 +65,7 @@ def sums(
     sizes: jax.Array,
     expert_of: jax.Array,
 ) -> tuple[jax.Array, Tree]:
-    """As `apply`, with gates [S] beside the rows and sums over each group's rows.
+    """The outputs of `apply`, with gates [S] beside the rows and sums over each group's rows.
 
     function(weights of one expert, rows [M, D], gates [M], valid bool [M]) -> (y [M, D'], tree of
     sums over the valid rows); `merge` joins the trees of two blocks, with zeros as its neutral

@@ -1,6 +1,6 @@
-"""Grouped matrix products on NVIDIA Hopper: tensor-core kernels, written with Pallas Mosaic GPU.
+"""The grouped matmul on NVIDIA Hopper: tensor-core kernels, written with Pallas Mosaic GPU.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths, 16 bits.
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths, 16 bits.
 
 A thread block stays on its multiprocessor and takes one tile of the output after another. Of its
 three warpgroups one brings tiles of both factors into shared memory, in a ring of `stages`, and two

@@ -31,7 +31,8 @@ def load() -> None:
 
 
 def load_tried() -> None:
-    """As `load`, of a library that passed its trial; FileNotFoundError: it did not."""
+    """Make the kernels known to XLA, if they passed their trial; FileNotFoundError: they did not.
+    """
     build.tried()
     load()
 

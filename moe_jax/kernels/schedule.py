@@ -1,10 +1,9 @@
-"""How a loop over experts cuts the rows of each into blocks whose number is known only at run time.
+"""Blocks of rows for a loop over experts, where their number is known only at run time.
 
-S rows sorted by expert. A group's first block takes what is over whole blocks of `WHOLE` rows, in
+S rows sorted by expert. A group's first block takes the rows beyond whole blocks of `WHOLE`, in
 the smallest of a few sizes that holds it: products of few rows are slow, because each packs its
 factors anew, and every size is compiled. A block may reach past its rows: what it writes there is
 overwritten by the next block, which is why they run in order and buffers have a block of padding.
-
 Rows are read and written as bits (`bits`).
 """
 
@@ -27,12 +26,11 @@ Block = Callable[[jax.Array, int, jax.Array, Any], Any]
 
 
 class Group(NamedTuple):
-    """Where one expert's rows begin, how many its first block has, and the whole blocks after it.
-    """
+    """The rows of one expert."""
 
-    start: jax.Array
-    first: jax.Array
-    whole: jax.Array
+    start: jax.Array  # the first of them
+    first: jax.Array  # rows in the first block
+    whole: jax.Array  # whole blocks after it
 
     @classmethod
     def of(cls, sizes: jax.Array, e: jax.Array) -> 'Group':

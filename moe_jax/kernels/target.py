@@ -34,5 +34,5 @@ def requested() -> str:
 
 
 def _device() -> AbstractDevice | None:
-    """What the devices of the mesh in force are, inside a `shard_map` too."""
+    """The kind of the devices of the mesh in force, inside a `shard_map` too; None without one."""
     return jax.sharding.get_abstract_mesh().abstract_device

@@ -1,6 +1,6 @@
-"""Grouped matrix products on NVIDIA GPUs as Triton kernels, written with Pallas.
+"""The grouped matmul on NVIDIA GPUs as Triton kernels, written with Pallas.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths. For what
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths. For what
 `mosaic` does not take: older cards, float32, small blocks. A program makes one tile of the
 output; as groups begin at multiples of a tile's rows, a tile has one expert and nothing is masked.
 

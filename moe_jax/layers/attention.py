@@ -15,25 +15,22 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean a
 
 
 class Rows(NamedTuple):
-    """Where the tokens of a forward pass stand.
+    """The places of the tokens of a forward pass, which are the queries.
 
-    segments [B, T] (0: padding) and slots [T], the queries' own; key_segments [B, S]: of everything
-    they may look at, slot by slot, themselves included; cos, sin [B, T, R/2] of their positions
-    (None: no rotary positions). Where segments have branches, the queries' branches and positions,
-    both [B, T]; the keys are the queries' own tokens there.
+    Where segments have branches, the keys are the queries' own tokens.
     """
 
-    segments: jax.Array
-    slots: jax.Array
-    key_segments: jax.Array
-    cos: jax.Array | None
+    segments: jax.Array  # [B, T], 0 for padding
+    slots: jax.Array  # [T]
+    key_segments: jax.Array  # [B, S], of all that queries may look at, themselves included
+    cos: jax.Array | None  # [B, T, R/2], of the positions; None: no rotary positions
     sin: jax.Array | None
-    branches: jax.Array | None = None
-    positions: jax.Array | None = None
+    branches: jax.Array | None = None  # [B, T], where segments have branches
+    positions: jax.Array | None = None  # [B, T], where segments have branches
 
 
 def visible(rows: Rows, window: int) -> jax.Array:
-    """Which keys a query sees: bool [B, T, S]; of its own segment, not later, within the window.
+    """The keys that a query sees, bool [B, T, S]: of its own segment, not later, within the window.
 
     Of a segment with branches it sees the trunk, which is branch 0, and its own branch; the window
     counts positions there, as the trunk's end may be many slots away.

@@ -1,4 +1,4 @@
-"""How a run lies on a mesh that need not exist: by axis sizes alone, no device is looked for.
+"""The layout of a run on a mesh that need not exist: by axis sizes alone, without a device.
 
 N tokens of a device, D width, E experts, F hidden units of an expert, K choices per token.
 """
@@ -25,7 +25,7 @@ def check(axes: Axes, options: TrainOptions) -> None:
 
 
 def devices(axes: Axes) -> int:
-    """How many devices the mesh has."""
+    """The number of devices of the mesh."""
     return math.prod(axes.values())
 
 
@@ -48,7 +48,7 @@ def split_by(axes: Axes, path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def parts(axes: Axes, names: tuple[str, ...]) -> int:
-    """How many devices these axes have together."""
+    """The number of devices of these axes together."""
     return math.prod(axes.get(name, 1) for name in names)
 
 

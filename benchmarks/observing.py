@@ -24,11 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.measured import Measured, Results, apart, compared, median, ratios, rounds
-from moe_jax import Config, Stats, init
+from moe_jax import Config, Stats, init, observe, score
 from moe_jax.calibration.block_pass import layer_config, watched
 from moe_jax.calibration.collector import Options
-from moe_jax.calibration.observe import observe
-from moe_jax.inference import score
 from moe_jax.layers import ffn
 from moe_jax.model.decoder import hidden
 from moe_jax.model.moe import Record

@@ -15,18 +15,21 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to gives a mean a
 
 
 class Rows(NamedTuple):
-    """The places of the tokens of a forward pass, which are the queries.
+    """Where the tokens of a forward pass stand.
 
-    Where segments have branches, the keys are the queries' own tokens.
+    segments [B, T] (0: padding) and slots [T], the queries' own; key_segments [B, S]: of everything
+    they may look at, slot by slot, themselves included; cos, sin [B, T, R/2] of their positions
+    (None: no rotary positions). Where segments have branches, the queries' branches and positions,
+    both [B, T]; the keys are the queries' own tokens there.
     """
 
-    segments: jax.Array  # [B, T], 0 for padding
-    slots: jax.Array  # [T]
-    key_segments: jax.Array  # [B, S], of all that queries may look at, themselves included
-    cos: jax.Array | None  # [B, T, R/2], of the positions; None: no rotary positions
+    segments: jax.Array
+    slots: jax.Array
+    key_segments: jax.Array
+    cos: jax.Array | None
     sin: jax.Array | None
-    branches: jax.Array | None = None  # [B, T], where segments have branches
-    positions: jax.Array | None = None  # [B, T], where segments have branches
+    branches: jax.Array | None = None
+    positions: jax.Array | None = None
 
 
 def visible(rows: Rows, window: int) -> jax.Array:

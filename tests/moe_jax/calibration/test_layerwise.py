@@ -5,9 +5,9 @@ import jax
 import numpy as np
 import pytest
 
+from moe_jax import observe
 from moe_jax.base.tree import at, take
 from moe_jax.calibration.layerwise import layerwise
-from moe_jax.calibration.observe import observe
 from moe_jax.calibration.stats import Stats
 from tests.moe_jax.calibration.test_observe import equal
 

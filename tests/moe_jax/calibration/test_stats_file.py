@@ -4,8 +4,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from moe_jax import Stats
-from moe_jax.calibration.observe import observe
+from moe_jax import Stats, observe
 
 
 @pytest.fixture(scope='module')

@@ -89,13 +89,13 @@ def draw(file: Path, folder: Path) -> None:
 
 def alone(name: str, args: argparse.Namespace) -> int:
     """Run one benchmark here; 1 if a target is missed."""
-    from moe_jax.experts import grouped
+    from moe_jax.kernels import trial
 
     case = CASES[name]
     missed = False
     try:
         run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
-        by = f'; our experts by {grouped.choose()[0]}' if case.experts else ''
+        by = f'; our experts by {trial.candidates()[0]}' if case.experts else ''
         for settings, found in run(args):
             settings += by
             missed |= measured.tell(name, settings, found, args)

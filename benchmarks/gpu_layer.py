@@ -26,9 +26,8 @@ from benchmarks import layer_case
 from benchmarks.layer_case import Case
 from benchmarks.measured import Measured, Results, best, median, ratios, rounds
 from moe_jax.config.presets import PRESETS
-from moe_jax.experts import grouped
 from moe_jax.kernels import trial
-from moe_jax.kernels.table import implementation
+from moe_jax.kernels.table import backend
 from moe_jax.study.clock import forward_milliseconds
 
 try:
@@ -52,17 +51,17 @@ TARGETS = ('olmoe',)
 
 
 def check(args: argparse.Namespace) -> Results:
-    """What the ways of the grouped product that this process uses are off, in bfloat16."""
+    """The errors of the backends of the grouped matmul that work here, in bfloat16."""
     yield 'value and both gradients, bfloat16 against float64', [
-        Measured(f'{way}, largest relative error',
-                 trial.trial(implementation(way))[0], '', ('<=', 4e-3))
-        for way in grouped.choose()]
+        Measured(f'{name}, largest relative error',
+                 trial.trial(backend(name))[0], '', ('<=', 4e-3))
+        for name in trial.candidates()]
 
 
 def layers(args: argparse.Namespace) -> Results:
     """The layers asked for."""
     for name, case in (SMALL if args.small else CASES).items():
-        yield (f'{name}: {case}, grouped products by {" or ".join(grouped.choose())}, '
+        yield (f'{name}: {case}, grouped matmul by {" or ".join(trial.candidates())}, '
                f'{rivals()}, {flags()}{args.rounds or ROUNDS} rounds'), layer(name, case, args)
 
 

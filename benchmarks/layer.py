@@ -4,8 +4,8 @@
 torch's grouped matrix product and a loop over experts with an array for each (the faster in the
 median is the rival) and the dense products that its rows would need of one expert (the faster of
 jax, summed in float32, and torch; three times as many with gradients). 'of dense' is the time of
-the dense products over ours. What ours and torch compute is held against each other. Where compiled
-products are at hand, the layer by the loop that is used without them runs too.
+the dense products over ours. What ours and torch compute is held against each other. Where native
+kernels are at hand, the layer by the loop that is used without them runs too.
 
 Letters: T tokens, D width, F hidden width, E experts, K experts per token.
 """
@@ -30,8 +30,7 @@ from benchmarks.measured import (
     ratios,
     rounds,
 )
-from moe_jax.experts import grouped
-from moe_jax.kernels import trial
+from moe_jax.kernels import target, trial
 
 CASES = {
     'E8': Case(4096, 128, 512, 8, 1, False, 'float32'),
@@ -84,18 +83,16 @@ def measure(case: Case, target: float | None, args: argparse.Namespace) -> list[
 
 def by_loop(layer: Callable[..., Any], arrays: Arrays) -> dict[str, Callable[[], Any]]:
     """The layer by the loop, compiled already, or nothing where that is what is used anyway."""
-    if grouped.choose() == ('loop',):
+    if trial.candidates() == ('loop',):
         return {}
-    run, before = partial(jax.jit(layer), *arrays), os.environ.get(trial.VARIABLE)
-    os.environ[trial.VARIABLE] = 'loop'
-    trial.choose.cache_clear()
+    run, before = partial(jax.jit(layer), *arrays), os.environ.get(target.VARIABLE)
+    os.environ[target.VARIABLE] = 'loop'
     try:
         jax.block_until_ready(run())
     finally:
-        os.environ.pop(trial.VARIABLE)
+        os.environ.pop(target.VARIABLE)
         if before is not None:
-            os.environ[trial.VARIABLE] = before
-        trial.choose.cache_clear()
+            os.environ[target.VARIABLE] = before
     return {LOOP: run}
 
 

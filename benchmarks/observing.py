@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.measured import Measured, Results, apart, compared, median, ratios, rounds
 from moe_jax import Config, Stats, init, observe, score
 from moe_jax.calibration.block_pass import layer_config, watched
-from moe_jax.calibration.collector import Wish
+from moe_jax.calibration.collector import Options
 from moe_jax.layers import ffn
 from moe_jax.model.choices import Record
 from moe_jax.model.decoder import hidden
@@ -81,7 +81,7 @@ def memory_of(cfg: Config, params: Any, batch: Mapping[str, Any]) -> list[Measur
     rows, length = batch['tokens'].shape
     x = jax.ShapeDtypeStruct((rows, length, cfg.width), jnp.float32)
     whole, none = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((rows, length), (1, 0)))
-    layer = jax.jit(watched(layer_config(cfg, 0), Wish().observer)).lower(
+    layer = jax.jit(watched(layer_config(cfg, 0), Options().observer)).lower(
         params['layer_0'], x, whole, none)
     plans = {'observe, a layer': layer, SAID['rival']: _every(cfg).lower(params, batch['tokens'])}
     sizes = {name: plan.compile().memory_analysis() for name, plan in plans.items()}

@@ -196,7 +196,12 @@ def current() -> AbstractMesh | None:
 
 def row_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The axes of a mesh over which rows are split, in order."""
-    return tuple(name for name in ROWS if mesh.shape.get(name, 1) > 1)
+    return row_axes_of(mesh.shape)
+
+
+def row_axes_of(axes: Mapping[str, int]) -> tuple[str, ...]:
+    """As `row_axes`, of axis sizes alone."""
+    return tuple(name for name in ROWS if axes.get(name, 1) > 1)
 
 
 def row_parts(mesh: Mesh | AbstractMesh | None) -> int:

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.base import sharding
-from moe_jax.calibration.expert_sums import MAXIMA
 from moe_jax.calibration.layer_sums import layer_sums, sampled
+from moe_jax.calibration.table import reduction
 from moe_jax.config import Config
 from moe_jax.model.block import Block
 from moe_jax.model.choices import Observer
@@ -63,7 +63,7 @@ def watched(one: Config, observer: Observer, mesh: Mesh | None = None) -> Callab
         record, cosine = state['routing']['moe']['record'][0], state['routing']['cosine'][0]
         sums = layer_sums(record, cosine, segments.ravel() > 0)
         if parts > 1:
-            sums = {name: (jax.lax.pmax if name in MAXIMA else jax.lax.psum)(value, axes)
+            sums = {name: reduction(name, jax.lax.psum, jax.lax.pmax)(value, axes)
                     for name, value in sums.items()}
         first = {'top1': record.ids[:, 0]}
         return x, sums, first | (sampled(record, pick[0]) if pick.shape[1] else {})

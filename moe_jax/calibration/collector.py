@@ -1,4 +1,4 @@
-"""The pass over one batch, and what is kept of it: what `observe` and `layerwise` share.
+"""The pass over one batch and the statistics it leaves, for `observe` and `layerwise`.
 
 B rows, T tokens, N = B*T, C tokens picked for the reservoir, P parts of the batch
 (`sharding.row_parts`).
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,7 +15,7 @@ from moe_jax.base import processes
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.block_pass import embed, layer_config, step, watched
 from moe_jax.calibration.expert_gradients import gradient_sums
-from moe_jax.calibration.expert_sums import MAXIMA, ExpertSums
+from moe_jax.calibration.expert_sums import ExpertSums, joined
 from moe_jax.calibration.table import WRAP, Sums, merge, merge_layers, statistic, tally
 from moe_jax.config import Config
 from moe_jax.model.decoder import Params
@@ -27,8 +26,8 @@ Layers = dict[int, Sums]
 Collect = Callable[..., tuple[dict[int, Any], dict[int, Any]]]
 
 
-class Wish(NamedTuple):
-    """What to collect: tokens in the reservoir, and the options of `observe`."""
+class Options(NamedTuple):
+    """The options of `observe`: the tokens of the reservoir, and what else to collect."""
 
     reservoir: int = 0
     outputs: sample.Outputs = 'gram'
@@ -38,7 +37,7 @@ class Wish(NamedTuple):
 
     @property
     def observer(self) -> ExpertSums:
-        """What evaluates and sums the experts of a layer."""
+        """The observer that evaluates and sums the experts of a layer."""
         return ExpertSums(self.grams, self.dense)
 
 
@@ -55,7 +54,7 @@ class Batch(NamedTuple):
         return int(self.keys[self.segments > 0].sum(dtype=np.uint64)) % WRAP
 
 
-def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Collect:
+def model_pass(cfg: Config, options: Options, mesh: Mesh | None, params: Params) -> Collect:
     """(tokens, segments, pick [P, C]) -> sums and per-token arrays, by layer."""
     ones = [layer_config(cfg, i) for i in range(cfg.layers)]
 
@@ -64,30 +63,30 @@ def model_pass(cfg: Config, wish: Wish, mesh: Mesh | None, params: Params) -> Co
         for i, one in enumerate(ones):
             layer = params[f'layer_{i}']
             if cfg.experts[i]:
-                x, sums[i], rows[i] = watched(one, wish.observer, mesh)(layer, x, tokens, segments,
-                                                                        pick)
+                run = watched(one, options.observer, mesh)
+                x, sums[i], rows[i] = run(layer, x, tokens, segments, pick)
             else:
                 x = step(one, mesh)(layer, x, tokens, segments)
-        if wish.gradients:
-            for i, found in gradient_sums(cfg, params, tokens, segments).items():
-                sums[i] |= found
+        if options.gradients:
+            for i, gradients in gradient_sums(cfg, params, tokens, segments).items():
+                sums[i] |= gradients
         return sums, rows
 
     return run
 
 
 def collected(
-    wish: Wish, items: Iterable[tuple[str, Batch, Callable[..., Any]]], parts: int = 1
+    options: Options, items: Iterable[tuple[str, Batch, Callable[..., Any]]], parts: int = 1
 ) -> dict[str, Layers]:
     """{group: statistics} of (group, batch, run) items, `run` as `model_pass` gives it."""
-    collector, found = Collector(wish, parts), {}
+    collector, groups = Collector(options, parts), {}
     name, count = '', 0
 
     def settle() -> None:
         if count:
             part = collector.take()
-            found[name] = merge_layers(found[name], part, wish.reservoir) if (
-                name in found) else part
+            groups[name] = merge_layers(groups[name], part, options.reservoir) if (
+                name in groups) else part
 
     for group, batch, run in items:
         if group != name or count == FLUSH:
@@ -96,14 +95,14 @@ def collected(
         collector.add(group, batch, run)
         count += 1
     settle()
-    return found
+    return groups
 
 
 class Collector:
     """Runs batches through a pass and hands out their statistics, some batches at a time."""
 
-    def __init__(self, wish: Wish, parts: int = 1) -> None:
-        self.wish, self.parts = wish, parts
+    def __init__(self, options: Options, parts: int = 1) -> None:
+        self.options, self.parts = options, parts
         self.smallest: dict[str, np.ndarray] = {}  # the reservoir's keys so far, by group
         self.sums: Any = None
         self.host: list[Layers] = []
@@ -117,22 +116,22 @@ class Collector:
 
     def take(self) -> Layers:
         """The statistics of the batches since the last call, in numpy."""
-        layers = {i: _checked(i, found) for i, found in processes.fetch(self.sums).items()}
-        for i, found in layers.items():
+        layers = {i: _checked(i, sums) for i, sums in processes.fetch(self.sums).items()}
+        for i, sums in layers.items():
             parts = [part[i] for part in self.host]
-            found['vocab'] = tally(np.concatenate([part.pop('vocab') for part in parts]))
+            sums['vocab'] = tally(np.concatenate([part.pop('vocab') for part in parts]))
             if parts[0]:
                 total = parts[0]
                 for part in parts[1:]:
-                    total = merge(total, part, self.wish.reservoir)
-                best = np.argsort(total['sample_key'], kind='stable')[:self.wish.reservoir]
-                found |= {name: value[best] for name, value in total.items()}
+                    total = merge(total, part, self.options.reservoir)
+                best = np.argsort(total['sample_key'], kind='stable')[:self.options.reservoir]
+                sums |= {name: value[best] for name, value in total.items()}
         self.sums, self.host = None, []
         return layers
 
     def _pick(self, group: str, batch: Batch) -> np.ndarray:
         """Flat places in each part of the batch that enter the reservoir, NOWHERE for none."""
-        size = self.wish.reservoir
+        size = self.options.reservoir
         keys, valid = (a.reshape(self.parts, -1) for a in (batch.keys, batch.segments > 0))
         picks = np.full((self.parts, min(size, keys.shape[1])), NOWHERE, np.int32)
         if not size:
@@ -140,8 +139,8 @@ class Collector:
         held = self.smallest.get(group, np.zeros(0, np.uint64))
         below = held[-1] if len(held) == size else np.uint64(2**64 - 1)
         for p in range(self.parts):
-            found = sample.pick(keys[p], valid[p], size, below)
-            picks[p, : len(found)] = found
+            places = sample.pick(keys[p], valid[p], size, below)
+            picks[p, : len(places)] = places
         new = np.sort(np.concatenate([held, keys[valid]]))
         self.smallest[group] = new[:size]
         return picks
@@ -149,23 +148,22 @@ class Collector:
 
 @jax.jit
 def _added(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
-    return {i: {name: (jnp.maximum if name in MAXIMA else jnp.add)(a[i][name], b[i][name])
-                for name in a[i]} for i in a}
+    return {i: joined(a[i], b[i]) for i in a}
 
 
 def _on_host(rows: Mapping[int, Any], batch: Batch, pick: np.ndarray) -> Layers:
     """Each layer's part of the vocabulary tally and of the reservoir."""
-    valid, found = batch.segments.ravel() > 0, {}
+    valid, layers = batch.segments.ravel() > 0, {}
     tokens = batch.tokens.ravel()[valid].astype(np.int64)
     taken = pick.ravel() != NOWHERE
     place = (pick + np.arange(len(pick))[:, None] * (len(valid) // len(pick))).ravel()[taken]
     for i, layer in rows.items():
         first = layer.pop('top1')[valid].astype(np.int64)
-        found[i] = {'vocab': np.stack([tokens, first, np.ones_like(first)], axis=1)}
+        layers[i] = {'vocab': np.stack([tokens, first, np.ones_like(first)], axis=1)}
         if pick.shape[1]:
-            found[i] |= {'sample_key': batch.keys.ravel()[place],
+            layers[i] |= {'sample_key': batch.keys.ravel()[place],
                          **{name: value[taken] for name, value in layer.items()}}
-    return found
+    return layers
 
 
 def _checked(index: int, layer: Mapping[str, np.ndarray]) -> Sums:

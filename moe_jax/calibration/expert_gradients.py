@@ -32,10 +32,10 @@ def gradient_sums(
     experts = {i: params[f'layer_{i}']['moe']['experts'] for i in cfg.moe_layers}
     weights = jax.tree.map(lambda w: w.astype(jnp.float32), experts)
 
-    def row(found, one):
+    def row(total, one):
         gradient = jax.grad(_loss)(weights, cfg, params, *one)
         part = {name: jax.tree.map(f, weights, gradient) for name, f in MAGNITUDES.items()}
-        return jax.tree.map(jnp.add, found, part), None
+        return jax.tree.map(jnp.add, total, part), None
 
     start = {name: jax.tree.map(jnp.zeros_like, weights) for name in MAGNITUDES}
     total, _ = jax.lax.scan(row, start, (tokens, segments))

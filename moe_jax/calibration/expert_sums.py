@@ -1,45 +1,32 @@
-"""Evaluate the chosen experts of every token, and sum what pruning methods read of them.
+"""Evaluate the chosen experts of every token, and sum the statistics of them that pruning reads.
 
-N tokens, D width, F hidden, E experts, R router rows, K choices per token. Only what is routed is
-evaluated, once, by the same code as `experts.dropless`. Sums are float32, over one batch.
-
-    name                shape     sum over the evaluated choices of a row, g its gate
-    moments             [3, 3, R] g^a |y|^c for a, c in 0, 1, 2
-    norm_max            [R]       |y|, the largest
-    element_max         [R]       |y_d|, the largest
-    output_sum          [R, D]    y
-    output_square       [R, D]    y^2
-    gated_output_sum    [R, D]    g y
-    input_square        [R, D]    x^2
-    gated_input_square  [R, D]    (g x)^2
-    hidden_sum          [R, F]    h
-    hidden_square       [R, F]    h^2
-    gated_hidden_square [R, F]    (g h)^2
-    output_cosine       [R, R]    cos(y_i, y_j) over tokens that chose both
-    input_gram          [R, D, D] x x^T, with 'grams'
-    hidden_gram         [R, F, F] h h^T, with 'grams'
+N tokens, D width, F hidden, E experts, R router rows, K choices per token; S rows sorted by router
+row, M rows of one expert. Only what is routed is evaluated, once, by the same code as
+`experts.dropless`. The sums are those of `table` that are made of evaluated choices, float32, over
+one batch.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.calibration.table import reduction
 from moe_jax.experts import grouped, grouped_chunks
-from moe_jax.experts.evaluate import gather_rows
-from moe_jax.experts.grouped import grouped_sums
-from moe_jax.kernels.schedule import bits, floats
+from moe_jax.experts.sorting import by_expert
+from moe_jax.kernels import loop, target
+from moe_jax.kernels.bits import as_bits, from_bits
+from moe_jax.kernels.gather import gather_rows
 from moe_jax.layers import ffn as ffns
-from moe_jax.layers.ffn import Ffn
+from moe_jax.layers.ffn import Ffn, Weights
 from moe_jax.routing.routing import Routing
 
-MAXIMA = ('norm_max', 'element_max')
 HIGHEST = jax.lax.Precision.HIGHEST
 BESIDE = 8  # arrays of the size of a hidden layer that its sums are made from
 DENSE_BLOCK = 256  # tokens whose outputs of all experts exist at a time
 
 Sums = dict[str, jax.Array]
+Pairs = dict[str, tuple[jax.Array, jax.Array]]  # coefficients [M, A] and values [M, B], float32
 
 
 class ExpertSums(NamedTuple):
@@ -49,7 +36,7 @@ class ExpertSums(NamedTuple):
     dense: bool = False
 
     def __call__(
-        self, ffn: Ffn, weights: Mapping[str, Any], x: jax.Array, routing: Routing,
+        self, ffn: Ffn, weights: Weights, x: jax.Array, routing: Routing,
         used_NK: jax.Array, expert_of: tuple[int, ...], valid: jax.Array,
     ) -> tuple[jax.Array, Sums]:
         """Outputs y [N, D] and sums of one layer's experts on x [N, D]; valid [N]: no padding."""
@@ -59,7 +46,7 @@ class ExpertSums(NamedTuple):
 
 def evaluate(
     ffn: Ffn,
-    weights: Mapping[str, Any],
+    weights: Weights,
     x: jax.Array,
     routing: Routing,
     used_NK: jax.Array,
@@ -76,22 +63,20 @@ def evaluate(
     table, count = jnp.asarray(expert_of, jnp.int32), weights['up'].shape[0]
     real = (table >= 0) & (table < count)
     used = used_NK & real[routing.ids]
-    flat = jnp.where(used, routing.ids, rows).ravel()
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(n * k, dtype=jnp.int32))
-    sizes = jnp.zeros((rows + 1,), jnp.int32).at[flat].add(1)[:rows]
+    order, inverse, sizes = by_expert(jnp.where(used, routing.ids, rows).ravel(), rows)
     gates = jnp.where(used, routing.gates, 0.0)
     gathered = gather_rows(x, order // k, inverse.reshape(n, k))
 
     own = gates.ravel()[order]
-    if grouped.native(ffn, weights, gathered) and expert_of == tuple(range(count)):
+    choice = grouped.choose(ffn, weights, n * k, x.dtype)
+    if choice.name == 'native' and expert_of == tuple(range(count)):
         y, sums = _all_experts(ffn, weights, gathered, own, sizes, grams)
     else:
         def one(w, rows, gates, valid):
             return _expert(ffn, w, rows, gates, valid, grams)
 
-        y, sums = grouped_sums(one, _merge, weights, gathered, own, sizes,
-                               jnp.where(real, table, 0))
+        y, sums = loop.sums(one, joined, weights, gathered, own, sizes,
+                            jnp.where(real, table, 0))
     y_NKD = gather_rows(y, inverse, order[:, None]).reshape(n, k, -1)
     out = jnp.einsum('nkd,nk->nd', y_NKD.astype(jnp.float32), gates)
     sums['moments'] = jnp.moveaxis(sums['moments'], 0, -1)
@@ -99,23 +84,20 @@ def evaluate(
     return out.astype(x.dtype), sums
 
 
-def dense(ffn: Ffn, weights: Mapping[str, Any], x: jax.Array, valid: jax.Array) -> Sums:
-    """Sums over all valid tokens of what every expert would give: E/K times the work.
-
-    dense_output_sum [E, D]: f_e(x); dense_cosine [E, E]: cos(f_i(x), f_j(x)).
-    """
+def dense(ffn: Ffn, weights: Weights, x: jax.Array, valid: jax.Array) -> Sums:
+    """The sums over the outputs of every expert for all valid tokens: E/K times the work."""
     rows = min(DENSE_BLOCK, x.shape[0])
     padding = -x.shape[0] % rows
     blocks = (jnp.pad(x, ((0, padding), (0, 0))).reshape(-1, rows, x.shape[1]),
               jnp.pad(valid, (0, padding)).reshape(-1, rows))
 
-    def block(found, part):
+    def block(total, part):
         x, valid = part
         y = jax.lax.map(lambda w: ffn(w, x), weights).astype(jnp.float32)
         y = jnp.where(valid[None, :, None], y, 0.0)
         unit = y / jnp.maximum(jnp.linalg.norm(y, axis=-1, keepdims=True), 1e-30)
         cosine = jnp.einsum('end,fnd->ef', unit, unit, precision=HIGHEST)
-        return _merge(found, {'dense_output_sum': y.sum(axis=1), 'dense_cosine': cosine}), None
+        return joined(total, {'dense_output_sum': y.sum(axis=1), 'dense_cosine': cosine}), None
 
     count = weights['up'].shape[0]
     start = {'dense_output_sum': jnp.zeros((count, x.shape[1]), jnp.float32),
@@ -123,8 +105,13 @@ def dense(ffn: Ffn, weights: Mapping[str, Any], x: jax.Array, valid: jax.Array) 
     return jax.lax.scan(block, start, blocks)[0]
 
 
-def _pairs(x, hidden, y, gates, valid, grams):
-    """What to sum over rows [M]: pairs of coefficients [M, A] and of values [M, B], float32."""
+def _pairs(
+    x: jax.Array, hidden: jax.Array, y: jax.Array, gates: jax.Array, valid: jax.Array, grams: bool
+) -> tuple[Pairs, Sums]:
+    """Pairs whose products are to be summed over rows, and values [M] of which the largest counts.
+
+    x [M, D], hidden [M, F], y [M, D], gates [M], valid bool [M].
+    """
     live = valid.astype(jnp.float32)
     x, h, y = (jnp.where(valid[:, None], a.astype(jnp.float32), 0.0) for a in (x, hidden, y))
     g, norm = gates * live, jnp.linalg.norm(y, axis=-1)
@@ -149,15 +136,17 @@ SUMS = {
 }
 
 
-def _named(sums):
-    """The sums of `_pairs` [..., A, B] by their own names."""
-    found = {name: sums[name] for name in ('moments', 'input_gram', 'hidden_gram') if name in sums}
+def _named(sums: Sums) -> Sums:
+    """The summed pairs [..., A, B] by the names of `table`."""
+    named = {name: sums[name] for name in ('moments', 'input_gram', 'hidden_gram') if name in sums}
     for pair, names in SUMS.items():
-        found |= {name: sums[pair][..., a, :] for a, name in enumerate(names)}
-    return found
+        named |= {name: sums[pair][..., a, :] for a, name in enumerate(names)}
+    return named
 
 
-def _expert(ffn, w, x, gates, valid, grams):
+def _expert(
+    ffn: Ffn, w: Weights, x: jax.Array, gates: jax.Array, valid: jax.Array, grams: bool
+) -> tuple[jax.Array, Sums]:
     """One expert on rows [M, D]: its outputs, and the sums over the valid rows."""
     hidden = ffn.hidden(w, x)
     y = ffns.down(w, hidden)
@@ -167,8 +156,10 @@ def _expert(ffn, w, x, gates, valid, grams):
     return y, _named(sums) | {name: top.max() for name, top in tops.items()}
 
 
-def _all_experts(ffn, weights, x, gates, sizes, grams):
-    """As `grouped_sums` of `_expert`, by compiled products."""
+def _all_experts(
+    ffn: Ffn, weights: Weights, x: jax.Array, gates: jax.Array, sizes: jax.Array, grams: bool
+) -> tuple[jax.Array, Sums]:
+    """As `loop.sums` of `_expert`, by native kernels; x [S, D], gates [S], sizes int32 [E]."""
     weights = grouped_chunks.cast_to(weights, x.dtype)
 
     def part(mine, given):
@@ -187,12 +178,16 @@ def _all_experts(ffn, weights, x, gates, sizes, grams):
     return y, _named(sums) | tops
 
 
-def _merge(a: Sums, b: Sums) -> Sums:
-    return {name: (jnp.maximum if name in MAXIMA else jnp.add)(a[name], b[name]) for name in a}
+def joined(a: Sums, b: Sums) -> Sums:
+    """The sums of two parts of the data."""
+    return {name: reduction(name, jnp.add, jnp.maximum)(a[name], b[name]) for name in a}
 
 
-def _cosines(y_NKD, ids, used, rows):
-    """Cosines of the outputs of every two choices of a token, summed by pair of rows [R, R]."""
+def _cosines(y_NKD: jax.Array, ids: jax.Array, used: jax.Array, rows: int) -> jax.Array:
+    """Cosines of the outputs of every two choices of a token, summed by pair of rows [R, R].
+
+    ids, used [N, K].
+    """
     gram = _grams(y_NKD)
     norm = jnp.sqrt(jnp.maximum(jnp.diagonal(gram, axis1=1, axis2=2), 0.0))
     norms = norm[:, :, None] * norm[:, None, :]
@@ -201,15 +196,15 @@ def _cosines(y_NKD, ids, used, rows):
     return pair_sums(ids, cosine, rows)
 
 
-def _grams(y_NKD):
+def _grams(y_NKD: jax.Array) -> jax.Array:
     """Inner products of the outputs of every two choices of a token [N, K, K]."""
     def of(y):
         return jnp.einsum('...kd,...jd->...kj', y, y, preferred_element_type=jnp.float32)
 
-    if jax.default_backend() != 'cpu':
+    if target.platform() != 'cpu':
         return of(y_NKD)
     # XLA:CPU copies the factors of a batched product; one after the other they take a quarter.
-    return jax.lax.map(lambda raw: of(floats(raw, y_NKD.dtype)), bits(y_NKD))
+    return jax.lax.map(lambda raw: of(from_bits(raw, y_NKD.dtype)), as_bits(y_NKD))
 
 
 def pair_sums(ids: jax.Array, values: jax.Array, rows: int) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from moe_jax.base import processes
 from moe_jax.calibration import reservoir
 from moe_jax.calibration.block_pass import embed, layer_config, step, watched
-from moe_jax.calibration.collector import Batch, Wish, collected
+from moe_jax.calibration.collector import Batch, Options, collected
 from moe_jax.calibration.observe import check, rows
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import STATISTICS, WRAP, Sums
@@ -47,38 +47,39 @@ def layerwise(
     layers make up for earlier ones (Lu et al. 2024, progressive pruning). progress(done, layers) is
     called after each layer.
     """
-    wish = Wish(**options)
+    chosen = Options(**options)
     cfg = cfg.replace(skip=None)
-    check(cfg, wish)
-    if wish.gradients:
+    check(cfg, chosen)
+    if chosen.gradients:
         raise ValueError('layerwise: gradients need the whole model; use moe_jax.observe')
-    found = [(raw.get('group') or 'all', batch) for raw in batches
+    items = [(raw.get('group') or 'all', batch) for raw in batches
              if (batch := rows(cfg, raw)) is not None]
-    if not found:
+    if not items:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    stream = [processes.fetch(embed(cfg, params, b.tokens, b.segments)) for _, b in found]
+    stream = [processes.fetch(embed(cfg, params, b.tokens, b.segments)) for _, b in items]
     original = list(stream) if targets else None
     new, one_layer, seen = dict(params), {}, {}
     for i in range(cfg.layers):
         name, one = f'layer_{i}', layer_config(cfg, i)
         layer = params[name]
         if cfg.experts[i]:
-            goal = None if original is None else _observed(one, layer, found, original, wish)
-            seen[i] = _finished(one, layer, _observed(one, layer, found, stream, wish), goal, wish)
+            goal = None if original is None else _observed(one, layer, items, original, chosen)
+            own = _observed(one, layer, items, stream, chosen)
+            seen[i] = _finished(one, layer, own, goal, chosen)
             stats = Stats(fingerprint({'layer_0': layer}, one),
                           {group: {0: sums} for group, sums in seen[i].items()}, tokenizer,
-                          reservoir=wish.reservoir)
+                          reservoir=chosen.reservoir)
             new[name], one_layer[i] = compress(i, one, layer, stats)
             seen[i] = {group: {n: a for n, a in sums.items() if n not in GRAMS}
                        for group, sums in seen[i].items()}
         if original is not None:
-            original = _stepped(one, layer, found, original)
-        stream = _stepped(one_layer.get(i, one), new[name], found, stream)
+            original = _stepped(one, layer, items, original)
+        stream = _stepped(one_layer.get(i, one), new[name], items, stream)
         if progress is not None:
             progress(i + 1, cfg.layers)
     groups = {g: {i: layers[g] for i, layers in seen.items()} for g in seen[cfg.moe_layers[0]]}
-    data = f'{sum(batch.data for _, batch in found) % WRAP:016x}'
-    stats = Stats(fingerprint(params, cfg), groups, tokenizer, data, wish.reservoir)
+    data = f'{sum(batch.data for _, batch in items) % WRAP:016x}'
+    stats = Stats(fingerprint(params, cfg), groups, tokenizer, data, chosen.reservoir)
     return new, _joined(cfg, one_layer), stats
 
 
@@ -98,32 +99,34 @@ def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
     )
 
 
-def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams,
-              wish: Wish) -> dict[str, Sums]:
+def _observed(one: Config, layer: Params, items: list[tuple[str, Batch]], stream: Streams,
+              options: Options) -> dict[str, Sums]:
     """The statistics of one MoE layer on a stream, by group."""
-    run = watched(one, wish.observer)
+    run = watched(one, options.observer)
 
     def on(x: np.ndarray) -> Callable[..., Any]:
         return lambda *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
 
-    items = ((group, batch, on(x)) for (group, batch), x in zip(found, stream, strict=True))
-    return {group: layers[0] for group, layers in collected(wish, items).items()}
+    runs = ((group, batch, on(x)) for (group, batch), x in zip(items, stream, strict=True))
+    return {group: layers[0] for group, layers in collected(options, runs).items()}
 
 
 def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str, Sums] | None,
-              wish: Wish) -> dict[str, Sums]:
-    if not wish.reservoir:
+              options: Options) -> dict[str, Sums]:
+    """The statistics of one MoE layer with what its experts give on the sample, by group."""
+    if not options.reservoir:
         return seen
     experts = layer['moe']['experts']
     return {
-        group: reservoir.finish(one, experts, sums, wish.outputs,
+        group: reservoir.finish(one, experts, sums, options.outputs,
                              None if goal is None else {**goal[group], 'experts': experts})
         for group, sums in seen.items()
     }
 
 
-def _stepped(one: Config, layer: Params, found: list[tuple[str, Batch]], stream: Streams
+def _stepped(one: Config, layer: Params, items: list[tuple[str, Batch]], stream: Streams
              ) -> Streams:
+    """The stream after one layer."""
     run = step(one)
     return [processes.fetch(run(layer, x, batch.tokens, batch.segments))
-            for x, (_, batch) in zip(stream, found, strict=True)]
+            for x, (_, batch) in zip(stream, items, strict=True)]

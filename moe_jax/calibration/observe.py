@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from moe_jax.base import sharding
 from moe_jax.calibration import reservoir as sample
-from moe_jax.calibration.collector import Batch, Wish, collected, model_pass
+from moe_jax.calibration.collector import Batch, Options, collected, model_pass
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import WRAP
 from moe_jax.config import Config
@@ -54,12 +54,12 @@ def observe(
     no experts, no token is valid, a token id is outside the vocabulary, or a statistic is not
     finite.
     """
-    wish = Wish(reservoir, outputs, dense, grams, gradients)
+    options = Options(reservoir, outputs, dense, grams, gradients)
     cfg = cfg.replace(skip=None)
     mesh = _mesh(params, mesh)
-    check(cfg, wish, mesh)
+    check(cfg, options, mesh)
     parts = sharding.row_parts(mesh)
-    run, data = model_pass(cfg, wish, mesh, params), 0
+    run, data = model_pass(cfg, options, mesh, params), 0
 
     def items():
         nonlocal data
@@ -68,15 +68,15 @@ def observe(
                 data = (data + batch.data) % WRAP
                 yield raw.get('group') or 'all', batch, run
 
-    found = collected(wish, items(), parts)
-    if not found:
+    groups = collected(options, items(), parts)
+    if not groups:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    for layers in found.values() if reservoir else ():
+    for layers in groups.values() if reservoir else ():
         for i in layers:
             weights = params[f'layer_{i}']['moe']['experts']
             layers[i] = sample.finish(cfg, weights, layers[i], outputs)
     model = model_fingerprint(params, cfg) if fingerprint is None else fingerprint
-    return Stats(model, found, tokenizer, f'{data:016x}', reservoir)
+    return Stats(model, groups, tokenizer, f'{data:016x}', reservoir)
 
 
 def rows(cfg: Config, raw: Mapping[str, Any], parts: int = 1) -> Batch | None:
@@ -103,19 +103,20 @@ def _mesh(params: Params, mesh: Mesh | None) -> Mesh | None:
     return mesh
 
 
-def check(cfg: Config, wish: Wish, mesh: Mesh | None = None) -> None:
+def check(cfg: Config, options: Options, mesh: Mesh | None = None) -> None:
     """Refuse, before anything runs, what cannot be observed."""
     if not cfg.moe_layers:
         raise ValueError('observe: no layer of this model has experts; there is nothing to observe')
-    if wish.reservoir < 0:
-        raise ValueError(f'observe: reservoir={wish.reservoir}: tokens to keep, 0 or more')
-    if cfg.capacity_eval is not None and (mesh is not None or wish.gradients):
+    if options.reservoir < 0:
+        raise ValueError(f'observe: reservoir={options.reservoir}: tokens to keep, 0 or more')
+    if cfg.capacity_eval is not None and (mesh is not None or options.gradients):
         raise ValueError('observe: which tokens a capacity drops depends on all that share a '
                          'batch; for a mesh or gradients use cfg.replace(capacity_eval=None)')
     if 'batch' in cfg.traits.reads and mesh is not None:
         raise ValueError(f'observe: router design {cfg.router.design!r} compares tokens of all '
                          "rows of a batch, which a mesh splits; use over='row', or no mesh")
     shared = [i for i in cfg.moe_layers if cfg.alias(i) is not None]
-    if shared and (wish.dense or wish.gradients or (wish.reservoir and wish.outputs != 'none')):
+    sampled = options.reservoir and options.outputs != 'none'
+    if shared and (options.dense or options.gradients or sampled):
         raise ValueError(f'observe: router rows of layers {shared} share experts; dense, gradients '
                          "and the reservoir's outputs are for models where each has its own")

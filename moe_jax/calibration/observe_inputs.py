@@ -15,7 +15,7 @@ import numpy as np
 
 from moe_jax.calibration import reservoir
 from moe_jax.calibration.block_pass import layer_config
-from moe_jax.calibration.collector import Batch, Wish, collected
+from moe_jax.calibration.collector import Batch, Options, collected
 from moe_jax.calibration.expert_sums import ExpertSums
 from moe_jax.calibration.layer_sums import layer_sums, sampled
 from moe_jax.calibration.observe import check
@@ -51,10 +51,10 @@ def observe_inputs(
 
     Raises ValueError for a layer without inputs, shapes that do not fit, and as `observe` does.
     """
-    wish = Wish(**options)
+    options = Options(**options)
     cfg = cfg.replace(skip=None)
-    check(cfg, wish)
-    if wish.gradients:
+    check(cfg, options)
+    if options.gradients:
         raise ValueError('observe_inputs: gradients need the whole model and its loss; for a model '
                          'of this package use moe_jax.observe, else a method that needs none')
     data = 0
@@ -65,35 +65,37 @@ def observe_inputs(
             inputs, batch = _rows(cfg, raw)
             if batch.segments.any():
                 data = (data + batch.data) % WRAP
-                yield raw.get('group') or 'all', batch, _pass(cfg, params, wish, inputs)
+                yield raw.get('group') or 'all', batch, _pass(cfg, params, options, inputs)
 
-    found = collected(wish, items())
-    if not found:
+    groups = collected(options, items())
+    if not groups:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')
-    seen = {group: {i: _finished(cfg, params, i, sums, wish) for i, sums in layers.items()}
-            for group, layers in found.items()}
-    return Stats(fingerprint(params, cfg), seen, tokenizer, f'{data:016x}', wish.reservoir)
+    seen = {group: {i: _finished(cfg, params, i, sums, options) for i, sums in layers.items()}
+            for group, layers in groups.items()}
+    return Stats(fingerprint(params, cfg), seen, tokenizer, f'{data:016x}', options.reservoir)
 
 
-def _finished(cfg: Config, params: Mapping[str, Any], layer: int, sums: Sums, wish: Wish) -> Sums:
+def _finished(
+    cfg: Config, params: Mapping[str, Any], layer: int, sums: Sums, options: Options
+) -> Sums:
     """A layer's statistics with what experts give on the sample, without what is not known."""
     known = sums['vocab'][:, 0] != UNKNOWN
     sums = sums | {'stream_cosine': np.asarray(np.nan), 'vocab': sums['vocab'][known]}
-    if not wish.reservoir:
+    if not options.reservoir:
         return sums
-    return reservoir.finish(cfg, params[f'layer_{layer}']['moe']['experts'], sums, wish.outputs)
+    return reservoir.finish(cfg, params[f'layer_{layer}']['moe']['experts'], sums, options.outputs)
 
 
-def _pass(cfg: Config, params: Mapping[str, Any], wish: Wish, inputs: Mapping[int, Any]
+def _pass(cfg: Config, params: Mapping[str, Any], options: Options, inputs: Mapping[int, Any]
           ) -> Callable[..., Any]:
-    """What the collector runs: (tokens, segments, pick) -> sums and per-token arrays, by layer."""
+    """The collector's pass: (tokens, segments, pick) -> sums and per-token arrays, by layer."""
 
     def run(tokens, segments, pick):
         sums, rows = {}, {}
         for i, x in inputs.items():
-            layer = _watched(layer_config(cfg, i), wish.observer)
-            sums[i], rows[i] = layer(params[f'layer_{i}']['moe'], x, tokens, segments,
-                                     pick)
+            layer = _watched(layer_config(cfg, i), options.observer)
+            moe = params[f'layer_{i}']['moe']
+            sums[i], rows[i] = layer(moe, x, tokens, segments, pick)
         return sums, rows
 
     return run

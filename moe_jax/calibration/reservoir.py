@@ -6,9 +6,8 @@ smallest keys ("bottom-k" sampling, Cohen and Kaplan 2007). Tokens with equal ke
 place of the same text and have the same activations (without a capacity).
 """
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ import numpy as np
 from moe_jax.base import processes
 from moe_jax.calibration.table import Sums
 from moe_jax.config import Config
-from moe_jax.layers import ffn
+from moe_jax.layers import ffn as ffns
+from moe_jax.layers.ffn import Ffn, Weights
 
 Outputs = Literal['none', 'gram', 'all']
 CHUNK = 2**24  # numbers of expert outputs that exist at a time: 64 MB of float32
@@ -44,15 +44,15 @@ def keys(tokens: np.ndarray, segments: np.ndarray) -> np.ndarray:
     return np.where(segments > 0, _mixed(prefix ^ _mixed(total)), np.uint64(2**64 - 1))
 
 
-def pick(found: np.ndarray, valid: np.ndarray, size: int, below: np.uint64) -> np.ndarray:
+def pick(keys: np.ndarray, valid: np.ndarray, size: int, below: np.uint64) -> np.ndarray:
     """Indices of at most `size` valid tokens of smallest key, all smaller than `below`."""
-    index = np.flatnonzero(valid & (found < below))
-    return index[np.argsort(found[index], kind='stable')[:size]]
+    index = np.flatnonzero(valid & (keys < below))
+    return index[np.argsort(keys[index], kind='stable')[:size]]
 
 
 def finish(
     cfg: Config,
-    experts: Mapping[str, Any],
+    experts: Weights,
     layer: Sums,
     outputs: Outputs,
     target: Sums | None = None,
@@ -73,9 +73,9 @@ def finish(
         part = slice(start, min(size, start + step))
         x, goal_x, goal_g = (_padded(a[part], step) for a in (
             layer['sample_input'], goal['sample_input'], goal['sample_gates']))
-        y = _routed(ffn.of(cfg), jnp.dtype(cfg.dtype), goal['experts'], goal_x, goal_g)
-        found = _products(ffn.of(cfg), jnp.dtype(cfg.dtype), experts, x, y, outputs == 'all')
-        parts.append([a[: part.stop - start] for a in processes.fetch(found)])
+        y = _routed(ffns.of(cfg), jnp.dtype(cfg.dtype), goal['experts'], goal_x, goal_g)
+        products = _products(ffns.of(cfg), jnp.dtype(cfg.dtype), experts, x, y, outputs == 'all')
+        parts.append([a[: part.stop - start] for a in processes.fetch(products)])
     names = ('sample_gram', 'sample_cross', 'sample_square', 'sample_output')
     return layer | {name: np.concatenate(column) for name, column in zip(
         names, zip(*parts, strict=True), strict=False)}
@@ -85,25 +85,31 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     return np.pad(rows, ((0, size - len(rows)), (0, 0)))
 
 
-def _outputs(ffn, dtype, experts, x):
+def _outputs(ffn: Ffn, dtype: np.dtype, experts: Weights, x: jax.Array) -> jax.Array:
     """Every expert on every token, float32 [S, E, D]."""
     y = jax.lax.map(lambda w: ffn(w, x.astype(dtype)), experts)
     return jnp.moveaxis(y.astype(jnp.float32), 0, 1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _routed(ffn, dtype, experts, x, gates):
+def _routed(
+    ffn: Ffn, dtype: np.dtype, experts: Weights, x: jax.Array, gates: jax.Array
+) -> jax.Array:
+    """The outputs mixed by gates [S, E], float32 [S, D]."""
     return jnp.einsum('sr,srd->sd', gates, _outputs(ffn, dtype, experts, x),
                       precision=jax.lax.Precision.HIGHEST)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 5))
-def _products(ffn, dtype, experts, x, goal, whole):
+def _products(
+    ffn: Ffn, dtype: np.dtype, experts: Weights, x: jax.Array, goal: jax.Array, whole: bool
+) -> tuple[jax.Array, ...]:
+    """<y_i, y_j> [S, E, E], <y_i, goal> [S, E], |goal|^2 [S], and where `whole` y [S, E, D]."""
     y = _outputs(ffn, dtype, experts, x)
     exact = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     gram, cross = exact('sid,sjd->sij', y, y), exact('sid,sd->si', y, goal)
-    found = (gram, cross, exact('sd,sd->s', goal, goal))
-    return (*found, y) if whole else found
+    products = (gram, cross, exact('sd,sd->s', goal, goal))
+    return (*products, y) if whole else products
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:

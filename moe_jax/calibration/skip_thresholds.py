@@ -59,7 +59,7 @@ def uniform_skip(cfg: Config, kind: str, threshold: float, protect: float = 0.0)
 
 
 def _quantile(counts_B: np.ndarray, share: float) -> float:
-    """Where a share of the counts lies below, linear within a bin of [0, 1]."""
+    """The value below which a share of the counts lies, linear within a bin of [0, 1]."""
     if share == 0:
         return 0.0
     below = np.concatenate([[0], np.cumsum(counts_B, dtype=np.float64)])

@@ -1,4 +1,4 @@
-"""What one calibration pass leaves: mergeable statistics per layer and group, for every method.
+"""The outcome of one calibration pass: mergeable statistics per layer and group, for every method.
 
 R router rows (experts), D width, F hidden width of an expert, K experts per token, S tokens of the
 reservoir. The table STATISTICS says what each is; g is the gate applied, y = f_r(x) the output of a

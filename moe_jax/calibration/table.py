@@ -1,7 +1,12 @@
-"""The statistics there are, by name: shapes, how they add up, what reads them."""
+"""The statistics there are, by name: kinds, shapes and meanings.
+
+N tokens, D width, F hidden, E experts, R router rows, K choices per token, B for BINS, k for K - 1,
+S tokens of the reservoir. Sums over the evaluated choices of a row have x for the input, h for the
+hidden layer, y for the output and g for the gate of a choice.
+"""
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -9,19 +14,16 @@ BINS = 1000
 
 
 Sums = dict[str, np.ndarray]
+Operation = TypeVar('Operation')
 
 
 class Statistic(NamedTuple):
-    """How a statistic merges ('count', 'sum', 'max', 'tally', 'sample'), its shape and meaning.
+    """One statistic of a layer."""
 
-    Shapes in letters of the module, B for BINS, k for K - 1; `asked` is the option of `observe`
-    that it needs ('' for the default set).
-    """
-
-    kind: str
-    shape: tuple[str | int, ...]
-    what: str
-    asked: str = ''
+    kind: str  # how parts of the data merge: 'count', 'sum', 'max', 'tally', 'sample'
+    shape: tuple[str | int, ...]  # in letters of the module
+    what: str  # its meaning
+    asked: str = ''  # the option of `observe` that it needs, '' for the default set
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -88,6 +90,11 @@ def statistic(name: str) -> Statistic:
     return STATISTICS[name]
 
 
+def reduction(name: str, add: Operation, largest: Operation) -> Operation:
+    """The operation that joins parts of a statistic: their sum, or what is largest."""
+    return largest if statistic(name).kind == 'max' else add
+
+
 def wanted(layer: Sums, names: Collection[str]) -> Sums:
     """The named statistics of a layer; of a reservoir, its keys too, which merging needs."""
     keep = set(names)
@@ -108,8 +115,8 @@ def merge(a: Sums, b: Sums, reservoir: int) -> Sums:
     if different := sorted(set(a) ^ set(b)):
         raise ValueError(f'statistics cannot be added: only one part has {", ".join(different)}; '
                          'observe both with the same options')
-    out = {name: MERGE[kind](a[name], b[name]) for name in a
-           if (kind := statistic(name).kind) != 'sample'}
+    out = {name: _merge(name, a[name], b[name]) for name in a
+           if statistic(name).kind != 'sample'}
     if 'sample_key' in a:
         keys = np.concatenate([a['sample_key'], b['sample_key']])
         best = np.argsort(keys, kind='stable')[:reservoir]
@@ -129,7 +136,7 @@ def tally(rows: np.ndarray) -> np.ndarray:
     return np.column_stack([rows[new, :2], counts])
 
 
-MERGE = {
-    'count': np.add, 'sum': np.add, 'max': np.maximum,
-    'tally': lambda a, b: tally(np.concatenate([a, b])),
-}
+def _merge(name: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if statistic(name).kind == 'tally':
+        return tally(np.concatenate([a, b]))
+    return reduction(name, np.add, np.maximum)(a, b)

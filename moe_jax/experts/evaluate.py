@@ -1,27 +1,27 @@
-"""Ways to evaluate the chosen experts of every token; all equal `dense` where nothing is dropped.
+"""Evaluations of the chosen experts of every token; all equal `dense` where nothing is dropped.
 
 N tokens, D width, E experts, F hidden, K choices per token, C capacity. An id of E marks a place
 that is not used (padding). Every function takes (ffn, weights, x [N, D], ids [N, K], gates [N, K]),
-where ffn evaluates one expert (`ffn.py`) and every leaf of weights has E on axis 0. It returns
+where ffn evaluates one expert (`layers.ffn`) and every leaf of weights has E on axis 0. It returns
 (y [N, D], kept [N, K] bool): y[n] = sum_k kept[n,k] gates[n,k] f_ids[n,k](x[n]).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from moe_jax.experts import grouped
-from moe_jax.experts.grouped import Expert, grouped_apply
+from moe_jax.experts.sorting import by_expert
 from moe_jax.kernels import grouped_matmul
-from moe_jax.kernels.gather import gather_rows, take
-from moe_jax.layers.ffn import Ffn
+from moe_jax.kernels.gather import Take, gather_rows, take
+from moe_jax.kernels.loop import Expert
+from moe_jax.kernels.table import Choice
+from moe_jax.layers.ffn import Ffn, Weights
 from moe_jax.routing.routing import Slots
-
-Weights = dict[str, Any]
-GroupedApply = Callable[[Expert, Weights, jax.Array, jax.Array], jax.Array]
 
 
 def dense(
@@ -36,51 +36,45 @@ def dense(
 
 
 def dropless(
-    ffn: Expert,
-    weights: Weights,
-    x: jax.Array,
-    ids: jax.Array,
-    gates: jax.Array,
-    *,
-    count: int | None = None,
-    apply: GroupedApply = grouped_apply,
+    ffn: Expert, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Sort the choices by expert, evaluate each expert on its own rows, and sort back; exact.
 
-    ffn may be any function of (weights of one expert, rows [M, D]) to [M, D']; `apply` evaluates it
-    on sorted rows as `grouped_apply` does; count: E, where the weights at hand are not of all E.
+    ffn may be any function of (weights of one expert, rows [M, D]) to [M, D'].
     """
-    (n, k), experts = ids.shape, number_of(weights) if count is None else count
-    how = grouped.plan(ffn, weights, x, n * k) if apply is grouped_apply else None
-    if how is not None:
-        return _dropless_at_once(ffn, how, weights, x, ids, gates)
-    order, inverse, sizes = _by_expert(ids, experts)
+    choice = grouped.choose(ffn, weights, ids.size, x.dtype)
+    if grouped.at_once(choice):
+        return _dropless_at_once(ffn, choice, weights, x, ids, gates)
+    return by_sorted_rows(partial(grouped.grouped_apply, ffn, choice, weights), x, ids, gates,
+                          number_of(weights))
+
+
+def by_sorted_rows(
+    apply: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, ids: jax.Array,
+    gates: jax.Array, experts: int,
+) -> tuple[jax.Array, jax.Array]:
+    """As `dropless`, with apply(rows [N K, D] sorted by expert, sizes [E]) -> [N K, D']."""
+    n, k = ids.shape
+    order, inverse, sizes = by_expert(ids.ravel(), experts)
     rows = gather_rows(x, order // k, inverse.reshape(n, k))
-    y = apply(ffn, weights, rows, sizes)
+    y = apply(rows, sizes)
     kept = ids < experts
     return _combine(y, inverse.reshape(n, k), order, gates, kept, x.dtype), kept
 
 
-def _by_expert(ids, experts):
-    """Choices sorted by expert, first tokens first: order [N K], its inverse, sizes [E]."""
-    flat = ids.ravel()
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    inverse = jnp.zeros_like(order).at[order].set(jnp.arange(flat.size, dtype=jnp.int32))
-    return order, inverse, jnp.zeros((experts + 1,), jnp.int32).at[flat].add(1)[:experts]
-
-
-def _dropless_at_once(ffn, how, weights, x, ids, gates):
-    """`dropless` with the rows gathered right to where grouped matrix products want them."""
+def _dropless_at_once(
+    ffn: Ffn, choice: Choice, weights: Weights, x: jax.Array, ids: jax.Array, gates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`dropless` with the rows gathered right to where grouped matmuls want them."""
     (n, k), experts = ids.shape, number_of(weights)
-    order, inverse, sizes = _by_expert(ids, experts)
-    to = grouped_matmul.align(sizes, n * k, how[1])
+    order, inverse, sizes = by_expert(ids.ravel(), experts)
+    to = grouped_matmul.align(sizes, n * k, choice.block)
     row_NK = to.place[inverse].reshape(n, k)
-    choice = order.at[to.source].get(mode='fill', fill_value=n * k)
-    fast = grouped.taking(x)
-    rows = gather_rows(x, jnp.where(choice < n * k, choice // k, n), row_NK, fast)
-    y = grouped.aligned_apply(ffn, how, weights, rows, to.sizes)
+    index = order.at[to.source].get(mode='fill', fill_value=n * k)
+    rows = gather_rows(x, jnp.where(index < n * k, index // k, n), row_NK, choice.take)
+    y = grouped.aligned_apply(ffn, choice, weights, rows, to.sizes)
     kept = ids < experts
-    return _combine(y, row_NK, choice, gates, kept, x.dtype, fast), kept
+    return _combine(y, row_NK, index, gates, kept, x.dtype, choice.take), kept
 
 
 def capacity(
@@ -141,7 +135,10 @@ def slot_of_choice(ids: jax.Array, experts: int, slots: int) -> jax.Array:
     return jnp.zeros((n * k,), jnp.int32).at[order].set(row).reshape(k, n).T
 
 
-def _combine(y, row_NK, choice_S, gates, kept, dtype, back=take):
+def _combine(
+    y: jax.Array, row_NK: jax.Array, choice_S: jax.Array, gates: jax.Array, kept: jax.Array,
+    dtype: DTypeLike, back: Take = take,
+) -> jax.Array:
     """Bring expert outputs y [S, D] back to tokens and sum them with their gates, in float32."""
     n, k = row_NK.shape
     per_choice = gather_rows(y, row_NK.ravel(), choice_S[:, None], take, back).reshape(n, k, -1)

@@ -7,57 +7,68 @@ buffers hold n*C rows and not the n*S of the worst case.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from moe_jax.experts.grouped import Expert, grouped_apply, grouped_gradients
+from moe_jax.base.tree import Tree
+from moe_jax.experts.grouped import grouped_apply, grouped_gradients
+from moe_jax.experts.sorting import Sorted, by_expert
+from moe_jax.kernels.loop import Expert
+from moe_jax.kernels.table import Choice
 
 
 class Exchange(NamedTuple):
-    """axis: over which rows travel; axes: all of the mesh, which must agree on the rounds; slots C.
-    """
+    """The plan by which rows travel and are evaluated."""
 
-    axis: str
-    axes: tuple[str, ...]
-    slots: int
+    axis: str  # over which they travel
+    axes: tuple[str, ...]  # all of the mesh, which must agree on the rounds
+    slots: int  # C
+    choice: Choice  # the backend for the n*C rows that a device evaluates at a time
+
+
+Saved = tuple[Tree, jax.Array, jax.Array]  # weights, rows, sizes
 
 
 class _Places(NamedTuple):
-    """Where a device's rows go: rows [n] for each device, their first row [n], the end of each
-    expert's rows [E], and the rounds it takes until all devices are served."""
+    """The devices that one device's rows go to."""
 
-    rows: jax.Array
-    first: jax.Array
-    ends: jax.Array
-    rounds: jax.Array
+    rows: jax.Array  # [n]: how many go to each
+    first: jax.Array  # [n]: the first of these
+    ends: jax.Array  # [E]: the end of each expert's rows
+    rounds: jax.Array  # until all devices are served
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def exchanged_apply(
-    function: Expert, how: Exchange, weights: Any, rows: jax.Array, sizes: jax.Array
+    function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
 ) -> jax.Array:
-    """As `grouped_apply`, with E/n experts at hand and rows [S, D] of all E, sizes int32 [E]."""
+    """The outputs of `grouped_apply`, with E/n experts at hand; rows [S, D] and sizes int32 [E] of
+    all E."""
     places = _places(how, sizes)
     width = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1]).shape[-1]
 
     def one(r, y):
         index, expert = _sent(how, places, sizes, r)
         arrived = _Arrived.of(how, weights, expert)
-        found = grouped_apply(function, weights, arrived.sort(_send(how, rows, index)),
-                              arrived.sizes)
-        return _received(how, places, r, arrived.unsort(found), y)
+        outputs = grouped_apply(function, how.choice, weights,
+                                arrived.sort(_send(how, rows, index)), arrived.by.sizes)
+        return _received(how, places, r, arrived.unsort(outputs), y)
 
     y = jnp.zeros((rows.shape[0], width), rows.dtype)
     return jax.lax.fori_loop(0, places.rounds, one, y)
 
 
-def _forward(function, how, weights, rows, sizes):
+def _forward(
+    function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
+) -> tuple[jax.Array, Saved]:
     return exchanged_apply(function, how, weights, rows, sizes), (weights, rows, sizes)
 
 
-def _backward(function, how, saved, dy):
+def _backward(
+    function: Expert, how: Exchange, saved: Saved, dy: jax.Array
+) -> tuple[Tree, jax.Array, None]:
     weights, rows, sizes = saved
     places = _places(how, sizes)
 
@@ -66,8 +77,8 @@ def _backward(function, how, saved, dy):
         index, expert = _sent(how, places, sizes, r)
         arrived = _Arrived.of(how, weights, expert)
         dw, back = grouped_gradients(
-            function, weights, arrived.sort(_send(how, rows, index)), arrived.sizes,
-            arrived.sort(_send(how, dy, index)))
+            function, how.choice, weights, arrived.sort(_send(how, rows, index)),
+            arrived.by.sizes, arrived.sort(_send(how, dy, index)))
         return (jax.tree.map(jnp.add, dweights, dw),
                 _received(how, places, r, arrived.unsort(back), dx))
 
@@ -85,8 +96,10 @@ def _places(how: Exchange, sizes: jax.Array) -> _Places:
     return _Places(rows, jnp.cumsum(rows) - rows, jnp.cumsum(sizes), rounds)
 
 
-def _sent(how, places, sizes, r):
-    """What round r sends: index of the rows [n, C], and the receiver's number of their expert.
+def _sent(
+    how: Exchange, places: _Places, sizes: jax.Array, r: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The rows of round r: their index [n, C], and the receiver's number of their expert [n, C].
 
     Places without a row have an index out of range, and E/n as their expert.
     """
@@ -99,16 +112,19 @@ def _sent(how, places, sizes, r):
     return jnp.where(real, index, beyond), jnp.where(real, expert, each)
 
 
-def _send(how, rows, index):
+def _send(how: Exchange, rows: jax.Array, index: jax.Array) -> jax.Array:
     """rows [S, D] to the devices that want them: [n, C, D], from each device C rows."""
     return _swap(how, rows.at[index].get(mode='fill', fill_value=0))
 
 
-def _swap(how, blocks):
+def _swap(how: Exchange, blocks: jax.Array) -> jax.Array:
+    """Block i of [n, C, ...] to device i, and the block of each device back."""
     return jax.lax.all_to_all(blocks, how.axis, split_axis=0, concat_axis=0, tiled=True)
 
 
-def _received(how, places, r, back, y):
+def _received(
+    how: Exchange, places: _Places, r: jax.Array, back: jax.Array, y: jax.Array
+) -> jax.Array:
     """y [S, D] with the rows of round r put where they came from; back [n, C, D] as evaluated."""
     back = _swap(how, back)
     row = jnp.arange(y.shape[0], dtype=jnp.int32)
@@ -116,29 +132,23 @@ def _received(how, places, r, back, y):
     device = jnp.minimum(jnp.searchsorted(total, row, side='right'), len(total) - 1)
     offset = row - places.first[device] - r * how.slots
     mine = (offset >= 0) & (offset < how.slots) & (row < total[-1])
-    found = back[device, jnp.clip(offset, 0, how.slots - 1)]
-    return jnp.where(mine[:, None], found.astype(y.dtype), y)
+    row = back[device, jnp.clip(offset, 0, how.slots - 1)]
+    return jnp.where(mine[:, None], row.astype(y.dtype), y)
 
 
 class _Arrived(NamedTuple):
-    """Rows that arrived, n*C of them: how to sort them by expert and back, and sizes [E/n]."""
+    """Rows that arrived, n*C of them, by their experts of this device [E/n]."""
 
-    order: jax.Array
-    inverse: jax.Array
-    sizes: jax.Array
+    by: Sorted
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, how: Exchange, weights: Any, expert: jax.Array) -> '_Arrived':
-        flat = _swap(how, expert).ravel()
-        order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-        inverse = jnp.zeros_like(order).at[order].set(jnp.arange(len(flat), dtype=jnp.int32))
+    def of(cls, how: Exchange, weights: Tree, expert: jax.Array) -> '_Arrived':
         count = jax.tree.leaves(weights)[0].shape[0]
-        sizes = jnp.zeros((count + 1,), jnp.int32).at[flat].add(1)[:count]
-        return cls(order, inverse, sizes, expert.shape)
+        return cls(by_expert(_swap(how, expert).ravel(), count), expert.shape)
 
     def sort(self, blocks: jax.Array) -> jax.Array:
-        return blocks.reshape(len(self.order), -1)[self.order]
+        return blocks.reshape(len(self.by.order), -1)[self.by.order]
 
     def unsort(self, rows: jax.Array) -> jax.Array:
-        return rows[self.inverse].reshape(*self.shape, -1)
+        return rows[self.by.inverse].reshape(*self.shape, -1)

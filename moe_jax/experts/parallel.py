@@ -1,19 +1,10 @@
 """The experts of a layer over the devices of a mesh: one `shard_map`, equal to `experts.dropless`.
 
 N tokens, D width, E experts, F hidden units, K choices per token, n devices of the axis 'expert'.
-Tokens are split over the row axes of the mesh, experts as `sharding.fitted` says. Forms:
-
-    exchange  each choice travels to the device of its expert and back (`exchange`): 2 N K D numbers
-              in all, forward
-    gather    each device of the axis sees the tokens of all n, evaluates what it holds of the
-              experts, and the parts are summed: 2 n N D numbers in all; cheaper where K >= n, and
-              the only one where experts are split by hidden units
-    local     each device holds all experts, and nothing travels over the axis
-
-The axis 'model' splits the hidden units in any form, and the parts are summed over it.
+Tokens are split over the row axes of the mesh, experts as `sharding.fitted` says; the form in which
+they meet is one of `forms`.
 """
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,21 +16,21 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.base import sharding
 from moe_jax.experts import evaluate as experts
+from moe_jax.experts import forms, grouped
 from moe_jax.experts.exchange import Exchange, exchanged_apply
-from moe_jax.experts.grouped import Expert
+from moe_jax.experts.forms import Form, Split
+from moe_jax.kernels.loop import Expert
 from moe_jax.layers.ffn import Ffn
 
-SLACK = 1.25  # slots of an exchange over what two devices send each other on average
+Specs = Any  # a tree of P, one for each leaf of the weights
 
 
 class _Layout(NamedTuple):
-    """How a layer's experts lie: specs of the weights, whether 'expert' splits E, the axes that
-    split F, and the form."""
+    """The layout of experts on a mesh: the specs of their weights, their split, and the form."""
 
-    specs: Any
-    by_expert: bool
-    by_hidden: tuple[str, ...]
-    form: str
+    specs: Specs
+    split: Split
+    form: Form
 
 
 def evaluate(
@@ -49,12 +40,12 @@ def evaluate(
     ids: jax.Array,
     gates: jax.Array,
     *,
-    form: str | None = None,
+    form: Form | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `experts.dropless`, on the mesh at hand (`sharding.current`), or on the one device.
 
-    Where ffn is not an `Ffn`, whose hidden units add up, each expert is kept whole. form: one of
-    the module's, by default the one that sends least; ValueError where experts do not lie so.
+    Where ffn is not an `Ffn`, whose hidden units add up, each expert is kept whole. form: by
+    default the one that sends least; ValueError where experts do not lie so.
     """
     mesh = sharding.current()
     if mesh is None:
@@ -72,21 +63,22 @@ def evaluate(
     return y[:n], kept
 
 
-def _on_device(ffn, mesh, layout, count, weights, x, ids, gates):
+def _on_device(
+    ffn: Expert, mesh: AbstractMesh, layout: _Layout, count: int, weights: experts.Weights,
+    x: jax.Array, ids: jax.Array, gates: jax.Array,
+) -> jax.Array:
     """One device's part: its tokens in, their outputs back."""
     weights = _whole_over_fsdp(weights, layout.specs)
-    weights = _bias_once(weights, layout.by_hidden)
-    elsewhere = tuple(a for a in layout.by_hidden if a != 'expert')
+    weights = _bias_once(weights, layout.split.by_hidden)
+    elsewhere = tuple(a for a in layout.split.by_hidden if a != 'expert')
     if layout.form == 'exchange':
-        how = Exchange('expert', tuple(mesh.axis_names), _slots(ids, mesh))
-        apply = lambda f, w, rows, sizes: exchanged_apply(f, how, w, rows, sizes)  # noqa: E731
-        y, _ = experts.dropless(ffn, weights, x, ids, gates, count=count, apply=apply)
-        return _sum(y, elsewhere)
+        apply = partial(exchanged_apply, ffn, _exchange(ffn, mesh, weights, x, ids), weights)
+        return _sum(experts.by_sorted_rows(apply, x, ids, gates, count)[0], elsewhere)
     if layout.form == 'local':
         return _sum(experts.dropless(ffn, weights, x, ids, gates)[0], elsewhere)
     x, ids, gates = (jax.lax.all_gather(a, 'expert', axis=0, tiled=True) for a in (x, ids, gates))
     here = experts.number_of(weights)
-    if layout.by_expert:
+    if layout.split.by_expert:
         ids = ids - jax.lax.axis_index('expert') * here
         ids = jnp.where((ids >= 0) & (ids < here), ids, here)
     y, _ = experts.dropless(ffn, weights, x, ids, gates)
@@ -94,38 +86,37 @@ def _on_device(ffn, mesh, layout, count, weights, x, ids, gates):
     return jax.lax.psum_scatter(y32, 'expert', scatter_dimension=0, tiled=True).astype(y.dtype)
 
 
-def _layout(mesh: AbstractMesh, weights: Mapping[str, Any], adds_up: bool, topk: int,
-            form: str | None) -> _Layout:
+def _exchange(
+    ffn: Expert, mesh: AbstractMesh, weights: experts.Weights, x: jax.Array, ids: jax.Array
+) -> Exchange:
+    """The exchange of one device's choices ids [N, K], by the weights that it holds."""
+    slots = forms.slots_of(mesh.shape, ids.size)
+    choice = grouped.choose(ffn, weights, mesh.shape['expert'] * slots, x.dtype)
+    return Exchange('expert', tuple(mesh.axis_names), slots, choice)
+
+
+def _layout(
+    mesh: AbstractMesh, weights: Mapping[str, Any], adds_up: bool, topk: int, form: Form | None
+) -> _Layout:
+    """The layout of a layer; adds_up: whether its experts may be split by hidden units."""
     axes, devices = dict(mesh.shape), mesh.shape.get('expert', 1)
     if adds_up:
         specs = {name: sharding.fitted(axes, f'moe/experts/{name}', leaf.shape)[0]
                  for name, leaf in weights.items()}
-        by_expert, by_hidden = sharding.hidden_axes(axes, weights['down'].shape)
+        split = forms.split_of(axes, weights['down'].shape)
     else:
         divides = experts.number_of(weights) % devices == 0 and devices > 1
         specs = jax.tree.map(lambda leaf: P('expert') if divides else P(), weights)
-        by_expert, by_hidden = divides, ()
-    if not (by_expert or 'expert' in by_hidden):
-        found = 'local'
-    elif not by_expert or topk >= devices:
-        found = 'gather'
-    else:
-        found = 'exchange'
-    if (form == 'gather' and found == 'exchange') or (form == 'exchange' and by_expert):
-        found = form
-    elif form not in (None, found):
+        split = Split(divides)
+    least = forms.form_of(axes, split, topk)
+    possible = {least, *(('gather', 'exchange') if split.by_expert else ())}
+    if form is not None and form not in possible:
         raise ValueError(f'form={form!r}: {experts.number_of(weights)} experts on the mesh {axes} '
-                         f'are evaluated in the form {found!r}')
-    return _Layout(specs, by_expert, by_hidden, found)
+                         f'are evaluated in the form {least!r}')
+    return _Layout(specs, split, form or least)
 
 
-def _slots(ids: jax.Array, mesh: AbstractMesh) -> int:
-    """C, a multiple of 8: SLACK times what two devices exchange on average, at most all rows."""
-    most = math.prod(ids.shape)
-    return min(most, -(-math.ceil(SLACK * most / mesh.shape['expert']) // 8) * 8)
-
-
-def _whole_over_fsdp(weights: Any, specs: Any) -> Any:
+def _whole_over_fsdp(weights: experts.Weights, specs: Specs) -> experts.Weights:
     """Gather what 'fsdp' splits; its transpose scatters the gradient."""
     def whole(leaf, spec):
         if 'fsdp' not in spec:
@@ -135,7 +126,9 @@ def _whole_over_fsdp(weights: Any, specs: Any) -> Any:
     return jax.tree.map(whole, weights, specs)
 
 
-def _bias_once(weights: Any, by_hidden: tuple[str, ...]) -> Any:
+def _bias_once(
+    weights: experts.Weights, by_hidden: tuple[str, ...]
+) -> experts.Weights:
     """Of the devices that each hold some hidden units, only the first adds the bias of the sum."""
     if not by_hidden or 'down_bias' not in weights:
         return weights
@@ -144,4 +137,5 @@ def _bias_once(weights: Any, by_hidden: tuple[str, ...]) -> Any:
 
 
 def _sum(y: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """y summed over axes of the mesh, in float32."""
     return jax.lax.psum(y.astype(jnp.float32), axes).astype(y.dtype) if axes else y

@@ -1,27 +1,26 @@
-"""Grouped matrix products as batched ones: exact on every backend, dropless, without a kernel.
+"""The grouped matmul as batched products: exact on every platform, dropless, without a kernel.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths. Every block
-of rows is multiplied with a copy of its expert's matrix; CHUNK blocks at a time, so that few copies
-exist at once.
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths. Every
+block of rows is multiplied with a copy of its expert's matrix; CHUNK blocks at a time, so that few
+copies exist at once.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 CHUNK = 32
 
 
 def matmul(
-    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, turned: bool
+    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, transposed: bool
 ) -> jax.Array:
     """y [P, F] with y[p] = lhs[p] @ rhs[e], row p of lhs [P, D] in group e; rhs [E, D, F].
 
-    sizes int32 [E], multiples of block; rows past the last group give zeros. turned: rhs is
+    sizes int32 [E], multiples of block; rows past the last group give zeros. transposed: rhs is
     [E, F, D].
     """
-    axis = 1 if turned else 0
+    axis = 1 if transposed else 0
 
     def one(part):
         rows, expert = part
@@ -33,7 +32,9 @@ def matmul(
     return jax.lax.map(one, blocks, batch_size=CHUNK).reshape(lhs.shape[0], -1)
 
 
-def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, block: int, dtype: Any) -> jax.Array:
+def outer(
+    lhs: jax.Array, dy: jax.Array, sizes: jax.Array, block: int, dtype: DTypeLike
+) -> jax.Array:
     """[E, D, F] with lhs[rows of e].T @ dy[rows of e] at e; lhs [P, D], dy [P, F], in dtype.
 
     sizes int32 [E], multiples of block.
@@ -53,7 +54,7 @@ def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, block: int, dtype: An
     return jax.lax.scan(chunk, start, (lhs, dy, expert.reshape(-1, CHUNK)))[0].astype(dtype)
 
 
-def _experts(sizes, block, rows):
-    """The expert of each block of rows, E where there is none."""
+def _experts(sizes: jax.Array, block: int, rows: int) -> jax.Array:
+    """The expert of each block of P = `rows` rows, int32 [P / block]; E where there is none."""
     return jnp.searchsorted(jnp.cumsum(sizes // block), jnp.arange(rows // block, dtype=jnp.int32),
                             side='right').astype(jnp.int32)

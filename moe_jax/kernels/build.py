@@ -1,8 +1,10 @@
-"""Compiling the grouped matrix products for the processor at hand (`csrc/`), once, when asked to.
+"""The library of native kernels (`csrc/`), compiled for the processor at hand when asked to.
 
 They are optional: `moe-jax build-kernels` needs a C++ compiler, everything else does without. What
 was compiled lies in the cache folder under a name that says what it was made from and for which
 processor, so that neither a new version nor a cache that machines share ever loads another's.
+Beside it lies a note of the trial that it passed (`trial.try_native`), without which no program
+uses it.
 """
 
 import functools
@@ -13,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -39,6 +42,25 @@ def built() -> Path:
     if not path.exists():
         raise FileNotFoundError(f'{path} is not there: `moe-jax build-kernels` makes it')
     return path
+
+
+def tried() -> Path:
+    """The library that `built` gives, after it passed its trial.
+
+    FileNotFoundError: it was not built, or what passed a trial is not this very library.
+    """
+    path = built()
+    note = _note(path)
+    if not note.exists() or note.read_text().partition('\n')[0] != _digest(path):
+        raise FileNotFoundError(f'{path} has passed no trial: `moe-jax build-kernels` tries it')
+    return path
+
+
+def note_trial(path: Path, errors: Mapping[str, float]) -> None:
+    """Write beside a library that it passed its trial; errors: the relative one of each dtype."""
+    with replacing(_note(path)) as file:
+        lines = (_digest(path), *(f'{dtype} {error:.1e}' for dtype, error in errors.items()))
+        file.write_text('\n'.join(lines) + '\n')
 
 
 def build() -> Path:
@@ -75,7 +97,7 @@ def compiler() -> list[str]:
 
 
 def place() -> Path:
-    """Where the library for this processor, this jax and these sources belongs."""
+    """The path of the library for this processor, this jax and these sources, there or not."""
     made_from = [jax.lib.__version__, *FLAGS, platform.system(), platform.machine(),
                  *platform.libc_ver(), _processor()]
     digest = hashlib.sha256('\n'.join(made_from).encode())
@@ -84,10 +106,17 @@ def place() -> Path:
     return cache.place() / 'native' / f'grouped-{digest.hexdigest()[:16]}.so'
 
 
+def _note(library: Path) -> Path:
+    return library.with_suffix('.tried')
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
+
+
 @functools.lru_cache(maxsize=1)
-def _processor():
-    """What the processor can do: a library with instructions that it lacks would end the process.
-    """
+def _processor() -> str:
+    """The abilities of the processor: a library that needs others would end the process."""
     if sys.platform == 'darwin':
         named = ['sysctl', '-n', 'machdep.cpu.brand_string']
         return subprocess.run(named, capture_output=True, text=True, check=True).stdout

@@ -28,11 +28,15 @@ def gather_rows(
     return forth(x, index)
 
 
-def _forward(x, index, inverse, forth, back):
+def _forward(
+    x: jax.Array, index: jax.Array, inverse: jax.Array, forth: Take, back: Take
+) -> tuple[jax.Array, jax.Array]:
     return gather_rows(x, index, inverse, forth, back), inverse
 
 
-def _backward(forth, back, inverse, dy):
+def _backward(
+    forth: Take, back: Take, inverse: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, None, None]:
     if inverse.shape[1] == 1:
         return back(dy, inverse[:, 0]), None, None
     return take(dy, inverse).astype(jnp.float32).sum(axis=1).astype(dy.dtype), None, None

@@ -1,79 +1,67 @@
-"""lhs [S, D] @ rhs[expert of the row] -> [S, F], by the first way that fits.
+"""lhs [S, D] @ rhs[expert of the row] -> [S, F], by the backend that a choice names.
 
-S rows sorted by expert, E experts, D and F widths. Inside, rows lie in P places, where each
-expert's begin at a multiple of a block, as `grouped_ways` wants them.
+S rows sorted by expert, E experts, D and F widths. Inside, rows lie in P places, where those of
+each expert begin at a multiple of a block, as the backends of `table` want them.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.kernels import trial
 from moe_jax.kernels.gather import gather_rows
-from moe_jax.kernels.table import implementation
-from moe_jax.kernels.trial import VARIABLE, choose
+from moe_jax.kernels.table import Choice, backend
 
 
 class Aligned(NamedTuple):
-    """Where rows go: sizes [E], multiples of the block; place [S] of each row (P: none); source [P]
-    of each place (S: none)."""
+    """The places of rows, those of each expert beginning at a multiple of the block."""
 
-    sizes: jax.Array
-    place: jax.Array
-    source: jax.Array
+    sizes: jax.Array  # int32 [E], multiples of the block
+    place: jax.Array  # int32 [S]: of each row, P where it has none
+    source: jax.Array  # int32 [P]: the row at each place, S where there is none
 
 
 def grouped_matmul(
-    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, ways: tuple[str, ...] | None = None
+    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, names: tuple[str, ...] | None = None
 ) -> jax.Array:
     """y [S, F] with y[s] = lhs[s] @ rhs[e] for row s in group e, summed in float32, in lhs's dtype.
 
     lhs [S, D]; rhs [E, D, F]; sizes int32 [E]: rows of each group, in order. Rows past the last
-    group give zeros. Gradients come back in the dtypes of lhs and rhs. ways: names of
-    `grouped_ways`, of which the first that fits is used; by default those of `choose`.
+    group give zeros. Gradients come back in the dtypes of lhs and rhs. names: of the backends to
+    choose among, by default those that work here.
     """
-    ways = choose() if ways is None else ways
-    (rows, d), (experts, _, f) = lhs.shape, rhs.shape
-    way, block = pick(ways, rows, experts, d, f, lhs.dtype)
-    if block == 1:
-        return product(way, 1, lhs, rhs, sizes)
-    to = align(sizes, rows, block)
+    choice = trial.choose(lhs.shape[0], *rhs.shape, lhs.dtype, names)
+    if choice.block == 1:
+        return product(choice, lhs, rhs, sizes)
+    to = align(sizes, lhs.shape[0], choice.block)
     lhs = gather_rows(lhs, to.source, to.place[:, None])
-    y = product(way, block, lhs, rhs, to.sizes)
-    return gather_rows(y, to.place, to.source[:, None])
+    return gather_rows(product(choice, lhs, rhs, to.sizes), to.place, to.source[:, None])
 
 
-def pick(
-    ways: tuple[str, ...], rows: int, experts: int, d: int, f: int, dtype: Any
-) -> tuple[str, int]:
-    """The first of the ways that takes such factors, and its block."""
-    for name in ways:
-        way = implementation(name)
-        block = way.block(rows, experts)
-        if way.fits(block, d, f, dtype) and way.fits(block, f, d, dtype):
-            return name, block
-    raise ValueError(f'grouped matmul: [{rows}, {d}] @ [{experts}, {d}, {f}] in {dtype} does not '
-                     f'fit {" or ".join(ways)}; {VARIABLE}=blocks takes any')
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(choice: Choice, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array) -> jax.Array:
+    """As `grouped_matmul` by the chosen backend, for sizes that are multiples of its block."""
+    return backend(choice.name).matmul(lhs, rhs.astype(lhs.dtype), sizes, choice.block,
+                                       transposed=False)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def product(
-    way: str, block: int, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array
-) -> jax.Array:
-    """As `grouped_matmul` by one way, for sizes that are multiples of its block."""
-    return implementation(way).matmul(lhs, rhs.astype(lhs.dtype), sizes, block, turned=False)
+Factors = tuple[jax.Array, jax.Array, jax.Array]  # lhs, rhs, sizes
 
 
-def _forward(way, block, lhs, rhs, sizes):
-    return product(way, block, lhs, rhs, sizes), (lhs, rhs, sizes)
+def _forward(
+    choice: Choice, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array
+) -> tuple[jax.Array, Factors]:
+    return product(choice, lhs, rhs, sizes), (lhs, rhs, sizes)
 
 
-def _backward(way, block, saved, dy):
-    lhs, rhs, sizes = saved
-    found = implementation(way)
-    return (found.matmul(dy, rhs.astype(lhs.dtype), sizes, block, turned=True),
-            found.outer(lhs, dy, sizes, block, rhs.dtype), None)
+def _backward(
+    choice: Choice, saved: Factors, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    (lhs, rhs, sizes), chosen = saved, backend(choice.name)
+    return (chosen.matmul(dy, rhs.astype(lhs.dtype), sizes, choice.block, transposed=True),
+            chosen.outer(lhs, dy, sizes, choice.block, rhs.dtype), None)
 
 
 product.defvjp(_forward, _backward)

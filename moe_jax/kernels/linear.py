@@ -18,11 +18,15 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
 
 
-def _product_forward(x, kernel):
+def _product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _product(x, kernel), (x, kernel)
 
 
-def _product_backward(saved, dy):
+def _product_backward(
+    saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Both gradients, by products of the dtype of x: in `linear` dy holds no finer numbers.
 
     The kernel's comes in the kernel's own order, from matrices. Left to itself jax turns it around,

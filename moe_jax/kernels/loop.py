@@ -3,21 +3,20 @@
 S rows, D width, E experts. Rows sizes[0] belong to expert 0, the next sizes[1] to expert 1, ...;
 rows after the last group are unused and come back as zeros.
 
-On CPU this is a loop over experts with row blocks of dynamic count (`grouped_schedule`), because
+On CPU this is a loop over experts with row blocks of dynamic count (`schedule`), because
 XLA:CPU expands `lax.ragged_dot` to a masked dense product whose cost grows with E.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.tree import Tree
+from moe_jax.kernels.bits import as_bits, from_bits
 from moe_jax.kernels.schedule import (
     Group,
-    bits,
-    floats,
     one_of,
     over_blocks,
     over_first,
@@ -28,14 +27,15 @@ from moe_jax.kernels.schedule import (
     write,
 )
 
-Expert = Callable[[Any, jax.Array], jax.Array]
+Expert = Callable[[Tree, jax.Array], jax.Array]
 # (weights of one expert, row, size, rows that are the group's [size, 1], dy [size, D']) ->
 # (gradients by the weights, by the rows)
-Pull = Callable[[Any, jax.Array, int, jax.Array, jax.Array], tuple[Any, jax.Array]]
+Pull = Callable[[Tree, jax.Array, int, jax.Array, jax.Array], tuple[Tree, jax.Array]]
+Saved = tuple[Tree, jax.Array, jax.Array]  # weights, rows, sizes
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array) -> jax.Array:
+def apply(function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D'] with y[s] = function(weights[e], rows)[s], where row s lies in group e.
 
     weights: expert-major tree, E on axis 0 of every leaf; rows [S, D]; sizes int32 [E]. The
@@ -57,15 +57,15 @@ def apply(function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array) -> 
 
 
 def sums(
-    function: Callable[..., tuple[jax.Array, Any]],
-    merge: Callable[[Any, Any], Any],
-    weights: Any,
+    function: Callable[..., tuple[jax.Array, Tree]],
+    merge: Callable[[Tree, Tree], Tree],
+    weights: Tree,
     rows: jax.Array,
     gates: jax.Array,
     sizes: jax.Array,
     expert_of: jax.Array,
-) -> tuple[jax.Array, Any]:
-    """As `apply`, with gates [S] beside the rows and sums over each group's rows.
+) -> tuple[jax.Array, Tree]:
+    """The outputs of `apply`, with gates [S] beside the rows and sums over each group's rows.
 
     function(weights of one expert, rows [M, D], gates [M], valid bool [M]) -> (y [M, D'], tree of
     sums over the valid rows); `merge` joins the trees of two blocks, with zeros as its neutral
@@ -79,37 +79,41 @@ def sums(
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
 
     def group(r, carry):
-        y, found = carry
+        y, totals = carry
         w = one_of(weights, expert_of[r])
 
         def block(row, size, valid, carry):
-            y, seen = carry
-            part, sums = function(w, read(x, row, size, dtype),
+            y, total = carry
+            part, more = function(w, read(x, row, size, dtype),
                                   jax.lax.dynamic_slice_in_dim(gates, row, size),
                                   jnp.arange(size) < valid)
-            return write(y, part, row, dtype), merge(seen, sums)
+            return write(y, part, row, dtype), merge(total, more)
 
-        y, seen = over_blocks(Group.of(sizes, r), count, block, (y, zeros))
+        y, total = over_blocks(Group.of(sizes, r), count, block, (y, zeros))
         put = partial(jax.lax.dynamic_update_index_in_dim, index=r, axis=0)
-        return y, jax.tree.map(lambda all_, one: put(all_, one), found, seen)
+        return y, jax.tree.map(lambda all_, one: put(all_, one), totals, total)
 
     y = jnp.zeros((x.shape[0], shapes[0].shape[-1]), x.dtype)
-    found = jax.tree.map(lambda a: jnp.zeros((sizes.shape[0], *a.shape), a.dtype), zeros)
-    y, found = jax.lax.fori_loop(0, sizes.shape[0], group, (y, found))
-    return unpadded(y, dtype, count, sizes.sum()), found
+    totals = jax.tree.map(lambda a: jnp.zeros((sizes.shape[0], *a.shape), a.dtype), zeros)
+    y, totals = jax.lax.fori_loop(0, sizes.shape[0], group, (y, totals))
+    return unpadded(y, dtype, count, sizes.sum()), totals
 
 
-def _forward(function, weights, rows, sizes):
+def _forward(
+    function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array
+) -> tuple[jax.Array, Saved]:
     return apply(function, weights, rows, sizes), (weights, rows, sizes)
 
 
-def _backward(function, saved, dy):
+def _backward(
+    function: Expert, saved: Saved, dy: jax.Array
+) -> tuple[Tree, jax.Array, None]:
     return *gradients(function, *saved, dy), None
 
 
 def gradients(
-    function: Expert, weights: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
-) -> tuple[Any, jax.Array]:
+    function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array, dy: jax.Array
+) -> tuple[Tree, jax.Array]:
     """Gradients by weights and rows of `apply`, given the gradient dy [S, D'] by y."""
     x = padded(rows)
 
@@ -120,8 +124,8 @@ def gradients(
 
 
 def pulled(
-    pull: Pull, weights: Any, like: Any, rows: jax.Array, sizes: jax.Array, dy: jax.Array
-) -> tuple[Any, jax.Array]:
+    pull: Pull, weights: Tree, like: Tree, rows: jax.Array, sizes: jax.Array, dy: jax.Array
+) -> tuple[Tree, jax.Array]:
     """Gradients by all weights and by rows, from those of blocks.
 
     dy is zero where a block reaches past its rows. like: arrays or shapes of the gradients by the
@@ -151,26 +155,27 @@ def pulled(
             some = group._replace(whole=group.whole - j)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], jnp.float32), like)
             total, dx = over_whole(some, count, more, (zeros, carry[1]))
-            before = one_of(_floats(carry[0], like), e)
+            before = one_of(_from_bits(carry[0], like), e)
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, before)
             return _put(carry[0], total, like, e), dx
 
         carry = over_first(group, count, first, carry)
         return jax.lax.fori_loop(0, jnp.minimum(group.whole, 1), rest, carry)
 
-    start = jax.tree.map(lambda w: bits(jnp.zeros(w.shape, w.dtype)), like), padded(
+    start = jax.tree.map(lambda w: as_bits(jnp.zeros(w.shape, w.dtype)), like), padded(
         jnp.zeros_like(rows))
     dweights, dx = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
-    return _floats(dweights, like), unpadded(dx, dtype, count, sizes.sum())
+    return _from_bits(dweights, like), unpadded(dx, dtype, count, sizes.sum())
 
 
-def _put(tree, one, like, e):
+def _put(tree: Tree, one: Tree, like: Tree, e: jax.Array) -> Tree:
+    """A tree of bits with one expert's part at e, rounded to the dtypes of `like`."""
     return jax.tree.map(lambda all_, a, b: jax.lax.dynamic_update_index_in_dim(
-        all_, bits(a.astype(b.dtype)), e, axis=0), tree, one, like)
+        all_, as_bits(a.astype(b.dtype)), e, axis=0), tree, one, like)
 
 
-def _floats(tree, like):
-    return jax.tree.map(lambda a, b: floats(a, b.dtype), tree, like)
+def _from_bits(tree: Tree, like: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: from_bits(a, b.dtype), tree, like)
 
 
 apply.defvjp(_forward, _backward)

@@ -1,6 +1,6 @@
-"""Grouped matrix products on NVIDIA Hopper: tensor-core kernels, written with Pallas Mosaic GPU.
+"""The grouped matmul on NVIDIA Hopper: tensor-core kernels, written with Pallas Mosaic GPU.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths, 16 bits.
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths, 16 bits.
 
 A thread block stays on its multiprocessor and takes one tile of the output after another. Of its
 three warpgroups one brings tiles of both factors into shared memory, in a ring of `stages`, and two
@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as gpu
+from jax.typing import DTypeLike
+
+from moe_jax.kernels import target
 
 INNER = 64  # numbers of a step along the axis that is summed over; 128 bytes, one swizzle
 STORED = 64  # rows written at a time, 128 bytes wide
 MEMORY_REGISTERS = 40  # of a thread that only moves data
-MULTIPROCESSORS = 132  # of an H100 and an H200, where there is no device to ask
+MULTIPROCESSORS = 132  # of an H100 and an H200, where the target does not say
 HALF = (jnp.bfloat16, jnp.float16)
 
 
@@ -70,14 +73,14 @@ def tiles_for(rows: int, columns: int) -> Tiles | None:
 
 
 def matmul(
-    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, turned: bool
+    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, transposed: bool
 ) -> jax.Array:
     """y [P, F] with y[p] = lhs[p] @ rhs[e], row p of lhs [P, D] in group e; rhs [E, D, F].
 
-    sizes int32 [E], multiples of block; rows past the last group give zeros. turned: rhs is
+    sizes int32 [E], multiples of block; rows past the last group give zeros. transposed: rhs is
     [E, F, D].
     """
-    (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if turned else 2]
+    (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if transposed else 2]
     tiles = tiles_for(block, f)
     bands = partial(_in_bands, rows=p // tiles.rows, columns=f // tiles.columns, band=tiles.band)
     ends = jnp.cumsum(sizes // tiles.rows)
@@ -90,15 +93,15 @@ def matmul(
         return _Tile(
             lhs, lambda k: (row, k),
             rhs.at[jnp.minimum(own, e - 1)],
-            lambda k: (column, k) if turned else (k, column),
+            lambda k: (column, k) if transposed else (k, column),
             jnp.where(own < e, d // INNER, 0).astype(jnp.int32),
             _part(out, row, column, tiles))
 
-    body = partial(_body, tiles, (False, turned), p // tiles.rows * (f // tiles.columns), at)
+    body = partial(_body, tiles, (False, transposed), p // tiles.rows * (f // tiles.columns), at)
     return _kernel(body, (p, f), lhs.dtype, 'grouped_matmul')(expert, lhs, rhs)
 
 
-def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: Any) -> jax.Array:
+def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[E, D, F] with lhs[rows of e].T @ dy[rows of e] at e; lhs [P, D], dy [P, F], in dtype.
 
     sizes int32 [E], multiples of INNER.
@@ -120,15 +123,20 @@ def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: Any) -> jax.Ar
     return _kernel(body, (e, d, f), dtype, 'grouped_outer')(first, sizes // INNER, lhs, dy)
 
 
-def _kernel(body, shape, dtype, name):
-    count = getattr(jax.local_devices()[0], 'core_count', MULTIPROCESSORS)
+def _kernel(
+    body: Callable[..., None], shape: tuple[int, ...], dtype: DTypeLike, name: str
+) -> Callable[..., jax.Array]:
+    """The kernel of all multiprocessors that writes an output of this shape."""
+    count = target.cores() or MULTIPROCESSORS
     return gpu.kernel(
         body, out_type=jax.ShapeDtypeStruct(shape, dtype), grid=(count,), grid_names=('sm',),
         num_threads=3, thread_name='wg', kernel_name=name,
         compiler_params=gpu.CompilerParams(lowering_semantics=gpu.LoweringSemantics.Warpgroup))
 
 
-def _body(tiles, turned, count, at, *refs):
+def _body(
+    tiles: Tiles, transposed: tuple[bool, bool], count: int, at: Callable[..., _Tile], *refs: Any
+) -> None:
     """The kernel of one thread block: its share of the tiles, and shared memory for all of them."""
     lhs, rhs, out = refs[-3:]
     rows, columns = tiles.half
@@ -140,11 +148,12 @@ def _body(tiles, turned, count, at, *refs):
         def _(loop):
             tile = at(loop.index[0], *refs)
             finish = partial(_accumulate, tiles, staged, tile.out)
-            step = partial(_step, tiles, turned)
-            _pipeline(tiles, turned, tile, step, finish)(tile.lhs, tile.rhs, allocations=buffers)
+            step = partial(_step, tiles, transposed)
+            pipeline = _pipeline(tiles, transposed, tile, step, finish)
+            pipeline(tile.lhs, tile.rhs, allocations=buffers)
 
     still = _Tile(None, lambda k: (k, k), None, lambda k: (k, k), jnp.int32(1), None)
-    idle = _pipeline(tiles, turned, still, _nothing, _nothing)
+    idle = _pipeline(tiles, transposed, still, _nothing, _nothing)
     flat = rhs.at[0] if len(rhs.shape) == 3 else rhs
     pl.run_scoped(
         run, idle.get_allocations(lhs, flat),
@@ -153,11 +162,14 @@ def _body(tiles, turned, count, at, *refs):
     gpu.wait_smem_to_gmem(0, wait_read_only=True)
 
 
-def _pipeline(tiles, turned, tile, step, finish):
+def _pipeline(
+    tiles: Tiles, transposed: tuple[bool, bool], tile: _Tile, step: Callable[..., Any],
+    finish: Callable[..., None]
+) -> Callable[..., None]:
     """Steps over blocks of both factors, which the third warpgroup brings."""
     lhs_block, rhs_block = (tiles.rows, INNER), (INNER, tiles.columns)
-    blocks = ((lhs_block[::-1] if turned[0] else lhs_block, tile.lhs_index),
-              (rhs_block[::-1] if turned[1] else rhs_block, tile.rhs_index))
+    blocks = ((lhs_block[::-1] if transposed[0] else lhs_block, tile.lhs_index),
+              (rhs_block[::-1] if transposed[1] else rhs_block, tile.rhs_index))
     specs = [gpu.BlockSpec(shape, index, memory_space=gpu.SMEM,
                            transforms=_swizzled(shape[1], jnp.bfloat16))
              for shape, index in blocks]
@@ -166,23 +178,25 @@ def _pipeline(tiles, turned, tile, step, finish):
         num_compute_wgs=2, max_concurrent_steps=tiles.stages, compute_context=finish)
 
 
-def _step(tiles, turned, _, lhs, rhs, total):
+def _step(
+    tiles: Tiles, transposed: tuple[bool, bool], _: Any, lhs: Any, rhs: Any, total: Any
+) -> Any:
     """total += this warpgroup's half of lhs @ rhs."""
     rows, columns = tiles.half
     wg = jax.lax.axis_index('wg')
     if tiles.by_rows:
         mine = pl.ds(wg * rows, rows)
-        lhs = lhs.at[:, mine] if turned[0] else lhs.at[mine]
+        lhs = lhs.at[:, mine] if transposed[0] else lhs.at[mine]
     else:
         mine = pl.ds(wg * columns, columns)
-        rhs = rhs.at[mine] if turned[1] else rhs.at[:, mine]
-    gpu.wgmma(total, lhs.transpose((1, 0)) if turned[0] else lhs,
-              rhs.transpose((1, 0)) if turned[1] else rhs)
+        rhs = rhs.at[mine] if transposed[1] else rhs.at[:, mine]
+    gpu.wgmma(total, lhs.transpose((1, 0)) if transposed[0] else lhs,
+              rhs.transpose((1, 0)) if transposed[1] else rhs)
     gpu.wgmma_wait(0)
     return total
 
 
-def _accumulate(tiles, staged, out, steps):
+def _accumulate(tiles: Tiles, staged: Any, out: Any, steps: Callable[..., Any]) -> None:
     """Run the steps and write this warpgroup's half by way of two buffers in shared memory."""
     rows, columns = tiles.half
     high, wide = staged.shape[2:]
@@ -203,7 +217,9 @@ def _accumulate(tiles, staged, out, steps):
             gpu.copy_smem_to_gmem(staged.at[wg, turn % 2], mine.at[i:i + high, j:j + wide])
 
 
-def _in_bands(i, *, rows, columns, band):
+def _in_bands(
+    i: jax.Array, *, rows: int, columns: int, band: int
+) -> tuple[jax.Array, jax.Array]:
     """Row and column of tile i: down a band of rows, column after column."""
     each = jnp.int32(band * columns)
     first = jax.lax.div(i, each) * band
@@ -211,16 +227,17 @@ def _in_bands(i, *, rows, columns, band):
     return first + jax.lax.rem(inside, high), jax.lax.div(inside, high)
 
 
-def _part(out, row, column, tiles):
+def _part(out: Any, row: jax.Array, column: jax.Array, tiles: Tiles) -> Any:
+    """The tile of an output at this row and column of tiles."""
     return out.at[pl.ds(row * tiles.rows, tiles.rows), pl.ds(column * tiles.columns, tiles.columns)]
 
 
-def _swizzled(columns, dtype):
-    """How a block with so many columns lies in shared memory."""
+def _swizzled(columns: int, dtype: DTypeLike) -> tuple[Any, ...]:
+    """The layout in shared memory of a block with so many columns."""
     bits = 8 * jnp.dtype(dtype).itemsize
     swizzle = gpu.find_swizzle(columns * bits)
     return (gpu.TilingTransform((8, 8 * swizzle // bits)), gpu.SwizzleTransform(swizzle))
 
 
-def _nothing(*_):
+def _nothing(*_: Any) -> None:
     return None

@@ -1,26 +1,28 @@
-"""Grouped matrix products on CPU by compiled code of ours (`native/`), where it was built.
+"""Native kernels: the grouped matmul on CPU by a library of ours (`csrc/`), where it was built.
 
-S rows sorted by expert, E experts, D and F widths. `native_build` compiles it; without that
-`load` fails and another way of `grouped_ways` is used.
+S rows sorted by expert, E experts, D and F widths. `moe-jax build-kernels` compiles the library and
+tries it (`trial.try_native`); where it did not pass that trial, or is not there, another backend of
+`table` is used.
 """
 
 import ctypes
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from moe_jax.kernels import build
+from moe_jax.kernels import build, target
 
 TARGETS = 'moe_jax_matmul', 'moe_jax_outer', 'moe_jax_outer_into'
 
 
 @functools.lru_cache(maxsize=1)
 def load() -> None:
-    """Make the products known to XLA.
+    """Make the kernels known to XLA.
 
-    FileNotFoundError: they were not built for this machine and this jax.
+    FileNotFoundError: they were not built for this machine and this jax; OSError: they do not load.
     """
     library = ctypes.cdll.LoadLibrary(str(build.built()))
     for name in TARGETS:
@@ -28,27 +30,52 @@ def load() -> None:
                                     platform='cpu')
 
 
-def fits(block: int, d: int, f: int, dtype: Any) -> bool:
+def load_tried() -> None:
+    """Make the kernels known to XLA, if they passed their trial; FileNotFoundError: they did not.
+    """
+    build.tried()
+    load()
+
+
+def usable() -> bool:
+    """Whether the program being traced may use the kernels: it is for CPU, and they passed their
+    trial or MOE_JAX_GROUPED names them."""
+    requested = target.requested()
+    return target.platform() == 'cpu' and (
+        requested == 'native' or (not requested and passed()))
+
+
+@functools.lru_cache(maxsize=1)
+def passed() -> bool:
+    """Whether the library of this process passed its trial and is loaded."""
+    try:
+        load_tried()
+    except OSError:
+        return False
+    return True
+
+
+def fits(block: int, d: int, f: int, dtype: DTypeLike) -> bool:
     """Whether `matmul` takes rows of such widths: of bfloat16 pairs are multiplied."""
     return dtype == jnp.float32 or (dtype == jnp.bfloat16 and d % 2 == 0 and f % 2 == 0)
 
 
-def matmul(lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, turned: bool) -> jax.Array:
+def matmul(lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, transposed: bool) -> jax.Array:
     """y [S, F] with y[s] = lhs[s] @ rhs[e] for row s of lhs [S, D] in group e; rhs [E, D, F].
 
-    lhs and rhs of one dtype; sizes int32 [E]; rows past the last group give zeros. turned: rhs is
-    [E, F, D].
+    lhs and rhs of one dtype; sizes int32 [E]; rows past the last group give zeros. transposed: rhs
+    is [E, F, D].
     """
-    shape = lhs.shape[0], rhs.shape[1 if turned else 2]
-    return _call(TARGETS[0], shape, lhs.dtype)(lhs, rhs, sizes, turned=turned)
+    shape = lhs.shape[0], rhs.shape[1 if transposed else 2]
+    return _call(TARGETS[0], shape, lhs.dtype)(lhs, rhs, sizes, transposed=transposed)
 
 
-def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: Any) -> jax.Array:
+def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: DTypeLike) -> jax.Array:
     """[E, D, F] with lhs[rows of e].T @ dy[rows of e] at e; lhs [S, D], dy [S, F]."""
     shape = sizes.shape[0], lhs.shape[1], dy.shape[1]
     half = lhs.dtype == jnp.bfloat16 and dtype == jnp.bfloat16  # of others the sums are float32
-    made = jnp.bfloat16 if half else jnp.float32
-    return _call(TARGETS[1], shape, made)(lhs, dy, sizes).astype(dtype)
+    summed = jnp.bfloat16 if half else jnp.float32
+    return _call(TARGETS[1], shape, summed)(lhs, dy, sizes).astype(dtype)
 
 
 def outer_into(
@@ -63,7 +90,10 @@ def outer_into(
     return call(total, lhs, dy, sizes, begins.astype(jnp.int32), row.astype(jnp.int32))
 
 
-def _call(name, shape, dtype, **how):
+def _call(
+    name: str, shape: tuple[int, ...], dtype: DTypeLike, **options: dict[int, int]
+) -> Callable[..., jax.Array]:
+    """The function that calls one kernel of the library for an output of this shape."""
     load()
     return jax.ffi.ffi_call(name, jax.ShapeDtypeStruct(shape, dtype), vmap_method='sequential',
-                            **how)
+                            **options)

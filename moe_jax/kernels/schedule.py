@@ -1,12 +1,10 @@
-"""How a loop over experts cuts the rows of each into blocks whose number is known only at run time.
+"""Blocks of rows for a loop over experts, where their number is known only at run time.
 
-S rows sorted by expert. A group's first block takes what is over whole blocks of `WHOLE` rows, in
+S rows sorted by expert. A group's first block takes the rows beyond whole blocks of `WHOLE`, in
 the smallest of a few sizes that holds it: products of few rows are slow, because each packs its
 factors anew, and every size is compiled. A block may reach past its rows: what it writes there is
 overwritten by the next block, which is why they run in order and buffers have a block of padding.
-
-XLA:CPU computes in float32 what reads or writes part of a 16-bit float array, which it first casts
-as a whole. Parts of the same bits as integers are copied as they are, hence `bits` and `floats`.
+Rows are read and written as bits (`bits`).
 """
 
 from collections.abc import Callable
@@ -14,6 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from moe_jax.base.tree import Tree
+from moe_jax.kernels.bits import as_bits, from_bits
 
 WHOLE = 256
 FIRST = (*range(16, 129, 16), 192, WHOLE)
@@ -24,12 +26,11 @@ Block = Callable[[jax.Array, int, jax.Array, Any], Any]
 
 
 class Group(NamedTuple):
-    """Where one expert's rows begin, how many its first block has, and the whole blocks after it.
-    """
+    """The rows of one expert."""
 
-    start: jax.Array
-    first: jax.Array
-    whole: jax.Array
+    start: jax.Array  # the first of them
+    first: jax.Array  # rows in the first block
+    whole: jax.Array  # whole blocks after it
 
     @classmethod
     def of(cls, sizes: jax.Array, e: jax.Array) -> 'Group':
@@ -81,41 +82,26 @@ def first_sizes(rows: int) -> tuple[int, ...]:
 
 def padded(rows: jax.Array) -> jax.Array:
     """The bits of rows [S, D] with room for the last block to reach past them."""
-    return jnp.pad(bits(rows), ((0, first_sizes(rows.shape[0])[-1]), (0, 0)))
+    return jnp.pad(as_bits(rows), ((0, first_sizes(rows.shape[0])[-1]), (0, 0)))
 
 
-def unpadded(found: jax.Array, dtype: Any, count: int, used: jax.Array) -> jax.Array:
+def unpadded(rows: jax.Array, dtype: DTypeLike, count: int, used: jax.Array) -> jax.Array:
     """The first `count` of rows that blocks wrote as bits, zeros from row `used` on."""
-    y = floats(found[:count], dtype)
+    y = from_bits(rows[:count], dtype)
     return jnp.where((jnp.arange(count) < used)[:, None], y, jnp.zeros_like(y))
 
 
-def read(rows: jax.Array, row: jax.Array, size: int, dtype: Any) -> jax.Array:
+def read(rows: jax.Array, row: jax.Array, size: int, dtype: DTypeLike) -> jax.Array:
     """`size` rows of `padded`, from `row` on."""
-    return floats(jax.lax.dynamic_slice_in_dim(rows, row, size, axis=0), dtype)
+    return from_bits(jax.lax.dynamic_slice_in_dim(rows, row, size, axis=0), dtype)
 
 
-def write(rows: jax.Array, block: jax.Array, row: jax.Array, dtype: Any) -> jax.Array:
+def write(rows: jax.Array, block: jax.Array, row: jax.Array, dtype: DTypeLike) -> jax.Array:
     """rows, as bits of dtype, with a block from `row` on."""
-    return jax.lax.dynamic_update_slice_in_dim(rows, bits(block.astype(dtype)), row, axis=0)
+    return jax.lax.dynamic_update_slice_in_dim(rows, as_bits(block.astype(dtype)), row, axis=0)
 
 
-def one_of(tree: Any, e: jax.Array) -> Any:
+def one_of(tree: Tree, e: jax.Array) -> Tree:
     """Expert e of an expert-major tree."""
-    return jax.tree.map(lambda w: floats(
-        jax.lax.dynamic_index_in_dim(bits(w), e, axis=0, keepdims=False), w.dtype), tree)
-
-
-def bits(x: jax.Array) -> jax.Array:
-    """16-bit floats as integers; others as they are."""
-    return jax.lax.bitcast_convert_type(x, jnp.uint16) if is_half(x.dtype) else x
-
-
-def floats(x: jax.Array, dtype: Any) -> jax.Array:
-    """What `bits` was given."""
-    return jax.lax.bitcast_convert_type(x, dtype) if is_half(dtype) else x
-
-
-def is_half(dtype: Any) -> bool:
-    """Whether it is a 16-bit float."""
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize == 2
+    return jax.tree.map(lambda w: from_bits(
+        jax.lax.dynamic_index_in_dim(as_bits(w), e, axis=0, keepdims=False), w.dtype), tree)

@@ -1,7 +1,7 @@
-"""Grouped matrix products on NVIDIA GPUs as Triton kernels, written with Pallas.
+"""The grouped matmul on NVIDIA GPUs as Triton kernels, written with Pallas.
 
-P rows of which each expert's begin at a multiple of `block`, E experts, D and F widths. For what
-`grouped_mosaic` does not take: older cards, float32, small blocks. A program makes one tile of the
+P rows, those of each expert beginning at a multiple of `block`, E experts, D and F widths. For what
+`mosaic` does not take: older cards, float32, small blocks. A program makes one tile of the
 output; as groups begin at multiples of a tile's rows, a tile has one expert and nothing is masked.
 
 float32 factors are multiplied as jax's default precision says (TF32 on recent cards).
@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.typing import DTypeLike
 
 LEAST = 16  # the least side of a matrix product in Triton
 COPIED = 4  # rows that a program copies, at most
 WIDEST = 4096  # numbers of a row that are copied at a time
 BAND = 8  # rows of tiles made before the next column, so that factors stay in the L2 cache
+
+Ref = Any  # an array in memory, as Pallas hands it to a kernel
 
 
 class Tiles(NamedTuple):
@@ -31,7 +34,7 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def tiles_for(rows: int, columns: int, inner: int, dtype: Any) -> Tiles | None:
+def tiles_for(rows: int, columns: int, inner: int, dtype: DTypeLike) -> Tiles | None:
     """The tiles for axes of such lengths; None where one is no multiple of 16."""
     if any(n % LEAST for n in (rows, columns, inner)):
         return None
@@ -41,22 +44,22 @@ def tiles_for(rows: int, columns: int, inner: int, dtype: Any) -> Tiles | None:
 
 
 def matmul(
-    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, turned: bool,
+    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, block: int, *, transposed: bool,
     interpret: bool = False,
 ) -> jax.Array:
     """y [P, F] with y[p] = lhs[p] @ rhs[e], row p of lhs [P, D] in group e; rhs [E, D, F].
 
-    sizes int32 [E], multiples of block; rows past the last group give zeros. turned: rhs is
+    sizes int32 [E], multiples of block; rows past the last group give zeros. transposed: rhs is
     [E, F, D].
     """
-    (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if turned else 2]
+    (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if transposed else 2]
     tiles = tiles_for(block, f, d, lhs.dtype)
     tile = jnp.arange(p // tiles.rows, dtype=jnp.int32)
     expert = jnp.searchsorted(jnp.cumsum(sizes // tiles.rows), tile, side='right',
                               method='compare_all').astype(jnp.int32)
     steps = jnp.where(expert < e, d // tiles.inner, 0).astype(jnp.int32)
     return pl.pallas_call(
-        partial(_matmul, tiles=tiles, turned=turned),
+        partial(_matmul, tiles=tiles, transposed=transposed),
         out_shape=jax.ShapeDtypeStruct((p, f), lhs.dtype),
         grid=(p // tiles.rows * (f // tiles.columns),), name='grouped_matmul', interpret=interpret,
         compiler_params=_params(tiles),
@@ -64,7 +67,7 @@ def matmul(
 
 
 def outer(
-    lhs: jax.Array, dy: jax.Array, sizes: jax.Array, block: int, dtype: Any, *,
+    lhs: jax.Array, dy: jax.Array, sizes: jax.Array, block: int, dtype: DTypeLike, *,
     interpret: bool = False,
 ) -> jax.Array:
     """[E, D, F] with lhs[rows of e].T @ dy[rows of e] at e; lhs [P, D], dy [P, F], in dtype.
@@ -95,7 +98,7 @@ def take(x: jax.Array, index: jax.Array, *, interpret: bool = False) -> jax.Arra
     )(index, x)
 
 
-def _take(index_ref, x_ref, out_ref, *, wide, copied):
+def _take(index_ref: Ref, x_ref: Ref, out_ref: Ref, *, wide: int, copied: int) -> None:
     first, rows = pl.program_id(0) * copied, x_ref.shape[0]
     for place in range(copied):
         row = index_ref[first + place]
@@ -105,7 +108,10 @@ def _take(index_ref, x_ref, out_ref, *, wide, copied):
             triton.store(out_ref.at[first + place, pl.ds(start, wide)], numbers)
 
 
-def _matmul(expert_ref, steps_ref, lhs_ref, rhs_ref, out_ref, *, tiles, turned):
+def _matmul(
+    expert_ref: Ref, steps_ref: Ref, lhs_ref: Ref, rhs_ref: Ref, out_ref: Ref, *, tiles: Tiles,
+    transposed: bool
+) -> None:
     row, column = _in_bands(pl.program_id(0), out_ref.shape[0] // tiles.rows,
                             out_ref.shape[1] // tiles.columns)
     expert = expert_ref[row]
@@ -115,16 +121,18 @@ def _matmul(expert_ref, steps_ref, lhs_ref, rhs_ref, out_ref, *, tiles, turned):
     def step(i, total):
         k = pl.ds(i * tiles.inner, tiles.inner)
         a = triton.load(lhs_ref.at[rows, k])
-        side = (columns, k) if turned else (k, columns)
+        side = (columns, k) if transposed else (k, columns)
         b = triton.load(rhs_ref.at[expert, *side])
-        return total + triton.dot(a, b, trans_b=turned)
+        return total + triton.dot(a, b, trans_b=transposed)
 
     zero = jnp.zeros((tiles.rows, tiles.columns), jnp.float32)
     total = jax.lax.fori_loop(0, steps_ref[row], step, zero)
     triton.store(out_ref.at[rows, columns], total.astype(out_ref.dtype))
 
 
-def _outer(first_ref, steps_ref, lhs_ref, dy_ref, out_ref, *, tiles):
+def _outer(
+    first_ref: Ref, steps_ref: Ref, lhs_ref: Ref, dy_ref: Ref, out_ref: Ref, *, tiles: Tiles
+) -> None:
     down, across = out_ref.shape[1] // tiles.rows, out_ref.shape[2] // tiles.columns
     expert = pl.program_id(0) // (down * across)
     row, column = _in_bands(pl.program_id(0) % (down * across), down, across)
@@ -142,17 +150,17 @@ def _outer(first_ref, steps_ref, lhs_ref, dy_ref, out_ref, *, tiles):
     triton.store(out_ref.at[expert, rows, columns], total.astype(out_ref.dtype))
 
 
-def _in_bands(i, rows, columns):
+def _in_bands(i: jax.Array, rows: int, columns: int) -> tuple[jax.Array, jax.Array]:
     """Row and column of tile i: down a band of rows, column after column."""
     first = i // (BAND * columns) * BAND
     inside, high = i % (BAND * columns), jnp.minimum(rows - first, BAND)
     return first + inside % high, inside // high
 
 
-def _largest(length, most):
+def _largest(length: int, most: int) -> int:
     """The largest power of two up to `most` that divides length."""
     return min(most, length & -length)
 
 
-def _params(tiles):
+def _params(tiles: Tiles) -> triton.CompilerParams:
     return triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)

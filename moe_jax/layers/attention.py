@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 def visible(rows: Rows, window: int) -> jax.Array:
-    """Which keys a query sees: bool [B, T, S]; of its own segment, not later, within the window.
+    """The keys that a query sees, bool [B, T, S]: of its own segment, not later, within the window.
 
     Of a segment with branches it sees the trunk, which is branch 0, and its own branch; the window
     counts positions there, as the trunk's end may be many slots away.

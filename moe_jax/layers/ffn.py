@@ -2,7 +2,7 @@
 
 M rows, D width, F hidden width. Each takes (weights of one, x [M, D]) and returns [M, D]; a bias
 that is not among the weights is zero. `linear` is the product with a kernel plus a bias: with
-another than `ops.linear`, weights may be those of many, and each row has its own (`grouped`).
+another than `kernels.linear`, weights may be those of many, and each row has its own (`grouped`).
 """
 
 import dataclasses
@@ -81,11 +81,11 @@ def of(cfg: Config) -> Ffn:
 def shapes(cfg: Config, hidden: int) -> dict[str, tuple[int, ...]]:
     """The leaves of one feed-forward of `hidden` units and their shapes."""
     d, f = cfg.width, hidden
-    found: dict[str, tuple[int, ...]] = {} if cfg.ffn == 'gelu' else {'gate': (d, f)}
-    found |= {'up': (d, f), 'down': (f, d)}
+    leaves: dict[str, tuple[int, ...]] = {} if cfg.ffn == 'gelu' else {'gate': (d, f)}
+    leaves |= {'up': (d, f), 'down': (f, d)}
     if cfg.ffn_bias:
-        found |= {f'{name}_bias': shape[1:] for name, shape in found.items()}
-    return found
+        leaves |= {f'{name}_bias': shape[1:] for name, shape in leaves.items()}
+    return leaves
 
 
 def _gate_up(

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
+from moe_jax.kernels import target
 from moe_jax.kernels.linear import linear
 from moe_jax.layers import attention, attention_loop, rope
 from moe_jax.layers.attention import Rows
@@ -107,12 +108,15 @@ class LatentAttention(nn.Module):
         return q.reshape(*x_BTD.shape[:2], cfg.heads, cfg.key_width)
 
 
-def _attend(module, q, k, v, rows, scale, sinks=None):
+def _attend(
+    module: nn.Module, q: jax.Array, k: jax.Array, v: jax.Array, rows: Rows, scale: float,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
     """Mixed values, and the attention each query's own token receives, if it protects tokens."""
     skip = module.cfg.skip
     seen = attention.visible(rows, module.cfg.window(module.layer))
     if skip is None or not skip.protect:
-        alone = jax.default_backend() == 'cpu' and sharding.current() is None and q.shape[1] > 1
+        alone = target.platform() == 'cpu' and sharding.current() is None and q.shape[1] > 1
         attend = attention_loop.attend if alone else attention.attend
         return attend(q, k, v, seen, scale, sinks), None
     probs = attention.probabilities(q, k, seen, scale, sinks)

@@ -25,6 +25,6 @@ def positions_in_branches(segments: jax.Array, branches: jax.Array) -> jax.Array
 
 
 def along(branches: jax.Array) -> jax.Array:
-    """Which tokens are on the way to a token, bool [B, T, T]: those of the trunk and its branch."""
+    """The tokens on the way to a token, bool [B, T, T]: those of the trunk and its branch."""
     keys = branches[:, None, :]
     return (keys == 0) | (keys == branches[:, :, None])

@@ -1,4 +1,4 @@
-"""What every part of the decoder is made of: norms, and weights with their initial values."""
+"""The parts that every layer of the decoder has: norms, and weights with their initial values."""
 
 from typing import Any
 

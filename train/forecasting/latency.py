@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moe_jax.base import sharding
 from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
+from moe_jax.experts import forms
 from moe_jax.model import cost, decoder
 from train.forecasting import mesh
 from train.forecasting.forecast import EFFICIENCY
@@ -84,7 +85,7 @@ def _sent(cfg: Config, axes: Axes, own: int) -> tuple[float, int]:
     for layer in cfg.moe_layers:
         how, topk = mesh.form(cfg, axes, layer), cfg.topk_in(layer)
         if how == 'exchange':
-            sent += (n - 1) * mesh.slots(axes, own * topk) * (2 * cfg.width * each + FLOAT32)
+            sent += (n - 1) * forms.slots_of(axes, own * topk) * (2 * cfg.width * each + FLOAT32)
         elif how == 'gather':
             sent += (n - 1) * own * (cfg.width * (each + FLOAT32) + 2 * topk * FLOAT32)
         starts += 0 if how == 'local' else 2

@@ -13,7 +13,8 @@ import numpy as np
 
 from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
-from moe_jax.experts import evaluate
+from moe_jax.experts import evaluate, forms
+from moe_jax.kernels import target
 from moe_jax.layers import attention, attention_loop, ffn
 from moe_jax.model import decoder
 from train.forecasting import mesh
@@ -70,7 +71,7 @@ def of_step(
     activations = kept(mesh.on_device(cfg, axes), options.trainable, rows, options.length)
     others, on_the_way = _experts(cfg, axes, rows * options.length)
     # Traced on CPU, attention goes one sequence at a time, which nothing else does.
-    if jax.default_backend() == 'cpu' and (mesh.devices(axes) > 1 or not cpu):
+    if target.platform() == 'cpu' and (mesh.devices(axes) > 1 or not cpu):
         others += cfg.layers * _probabilities(mesh.on_device(cfg, axes), rows, options.length)
     # The logits are gone when the last layer's rows are exchanged for their gradients.
     activations += others + max(_logits(cfg, axes, rows * options.length), on_the_way)
@@ -161,7 +162,7 @@ def _experts(cfg: Config, axes: Axes, tokens: int) -> tuple[int, int]:
     for layer in cfg.moe_layers:
         how, topk = mesh.form(cfg, axes, layer), cfg.topk_in(layer)
         if how == 'exchange':
-            rows = axes['expert'] * mesh.slots(axes, tokens * topk)
+            rows = axes['expert'] * forms.slots_of(axes, tokens * topk)
             on_the_way = max(on_the_way, EXCHANGED * rows * width)
         elif how == 'gather':
             everyone = _dropless(cfg, layer, axes['expert'] * tokens)

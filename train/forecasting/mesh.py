@@ -1,4 +1,4 @@
-"""How a run lies on a mesh that need not exist: by axis sizes alone, no device is looked for.
+"""The layout of a run on a mesh that need not exist: by axis sizes alone, without a device.
 
 N tokens of a device, D width, E experts, F hidden units of an expert, K choices per token.
 """
@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
-from moe_jax.experts import parallel
+from moe_jax.experts import forms
+from moe_jax.experts.forms import Form
 from train.loop.options import TrainOptions
 
 Axes = Mapping[str, int]
@@ -24,13 +25,13 @@ def check(axes: Axes, options: TrainOptions) -> None:
 
 
 def devices(axes: Axes) -> int:
-    """How many devices the mesh has."""
+    """The number of devices of the mesh."""
     return math.prod(axes.values())
 
 
 def row_axes(axes: Axes) -> tuple[str, ...]:
     """The axes over which the rows of a batch are split."""
-    return tuple(name for name in sharding.ROWS if axes.get(name, 1) > 1)
+    return sharding.row_axes_of(axes)
 
 
 def row_parts(axes: Axes) -> int:
@@ -40,32 +41,21 @@ def row_parts(axes: Axes) -> int:
 
 def split_by(axes: Axes, path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The axes over which a leaf is split, by the rules of `sharding`."""
-    found: list[str] = []
+    names: list[str] = []
     for part in sharding.fitted(axes, path, shape)[0]:
-        found += (part,) if isinstance(part, str) else part or ()
-    return tuple(found)
+        names += (part,) if isinstance(part, str) else part or ()
+    return tuple(names)
 
 
 def parts(axes: Axes, names: tuple[str, ...]) -> int:
-    """How many devices these axes have together."""
+    """The number of devices of these axes together."""
     return math.prod(axes.get(name, 1) for name in names)
 
 
-def form(cfg: Config, axes: Axes, layer: int) -> str:
-    """How a MoE layer's tokens meet its experts: a form of `moe_jax.experts.parallel`, by its rule.
-    """
-    shape = (cfg.experts[layer], cfg.expert_hidden, cfg.width)
-    by_expert, by_hidden = sharding.hidden_axes(axes, shape)
-    if not by_expert and 'expert' not in by_hidden:
-        return 'local'
-    gathers = not by_expert or cfg.topk_in(layer) >= axes['expert']
-    return 'gather' if gathers else 'exchange'
-
-
-def slots(axes: Axes, choices: int) -> int:
-    """Rows that two devices of 'expert' exchange in one round, of N*K choices on each."""
-    mean = math.ceil(parallel.SLACK * choices / axes['expert'])
-    return min(choices, -(-mean // 8) * 8)
+def form(cfg: Config, axes: Axes, layer: int) -> Form:
+    """The form in which a MoE layer's tokens meet its experts."""
+    split = forms.split_of(axes, (cfg.experts[layer], cfg.expert_hidden, cfg.width))
+    return forms.form_of(axes, split, cfg.topk_in(layer))
 
 
 def on_device(cfg: Config, axes: Axes) -> Config:

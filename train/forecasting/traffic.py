@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
+from moe_jax.experts import forms
 from moe_jax.model import decoder
 from train.forecasting import mesh
 from train.forecasting.memory import FLOAT32, held
@@ -36,7 +37,7 @@ def of_step(cfg: Config, options: TrainOptions, axes: Axes) -> Traffic:
     """What each device of a mesh with these axis sizes sends in one step.
 
     Gradients are summed once for each micro-batch, parameters that 'fsdp' splits gathered once, and
-    an exchange takes one round, which routing as balanced as `expert_parallel.SLACK` allows needs.
+    an exchange takes one round, which routing as balanced as `forms.SLACK` allows needs.
     """
     tokens = options.batch // mesh.row_parts(axes) * options.length
     parts = [_weights(cfg, options, axes), _experts(cfg, axes, tokens), _model(cfg, axes, tokens)]
@@ -71,7 +72,7 @@ def _experts(cfg: Config, axes: Axes, tokens: int) -> Traffic:
     for layer in cfg.moe_layers:
         how, topk = mesh.form(cfg, axes, layer), cfg.topk_in(layer)
         if how == 'exchange':
-            rows = mesh.slots(axes, tokens * topk)
+            rows = forms.slots_of(axes, tokens * topk)
             exchanged += (n - 1) * rows * (5 * cfg.width * each + 2 * FLOAT32)
         elif how == 'gather':
             gathered += (n - 1) * tokens * (cfg.width * (each + FLOAT32) + 2 * topk * FLOAT32)

@@ -1,7 +1,7 @@
 // Grouped matrix products for XLA on CPU: rows sorted by expert, each with its own expert's matrix.
 //
-// S rows, E groups, K and N widths. Called through jax.ffi by grouped_native.py, which says what
-// each computes. A product is cut into blocks, which the threads of XLA's pool take in turn; a
+// S rows, E groups, K and N widths. Called through jax.ffi by native.py, which says what each
+// computes. A product is cut into blocks, which the threads of XLA's pool take in turn; a
 // block's sums go along k in pieces whose factors stay in the second-level cache.
 
 #include <atomic>
@@ -183,7 +183,7 @@ void cut(std::vector<Block>& blocks, Block group, long rows, long most, long col
 
 template <Unit unit, typename T>
 void matmul(ffi::ThreadPool& pool, const T* lhs, const T* rhs, const int* sizes, T* y, long rows,
-            long groups, long k, long n, bool turned) {
+            long groups, long k, long n, bool transposed) {
   std::vector<Block> blocks;
   long row = 0;
   for (long e = 0; e < groups && row < rows; ++e) {
@@ -196,7 +196,7 @@ void matmul(ffi::ThreadPool& pool, const T* lhs, const T* rhs, const int* sizes,
   in_parallel(pool, count, [=, blocks = std::move(blocks)](long t) {
     const Block& b = blocks[t];
     const T* matrix = rhs + b.group * k * n;
-    Factor<T> right = turned ? Factor<T>{matrix + b.j * k, k, false}
+    Factor<T> right = transposed ? Factor<T>{matrix + b.j * k, k, false}
                              : Factor<T>{matrix + b.j, n, true};
     long first = b.first + b.i;
     multiply<unit>(Factor<T>{lhs + first * k, k, false}, right, b.m, b.n, k, y + first * n + b.j,
@@ -231,15 +231,15 @@ const T* of(const ffi::AnyBuffer& x) {
 }
 
 ffi::Error Matmul(ffi::ThreadPool pool, ffi::AnyBuffer lhs, ffi::AnyBuffer rhs,
-                  ffi::Buffer<ffi::S32> sizes, ffi::Result<ffi::AnyBuffer> y, bool turned) {
+                  ffi::Buffer<ffi::S32> sizes, ffi::Result<ffi::AnyBuffer> y, bool transposed) {
   long rows = lhs.dimensions()[0], k = lhs.dimensions()[1];
   long groups = rhs.dimensions()[0], n = y->dimensions()[1];
   if (lhs.element_type() == ffi::F32) {
     matmul<Unit::kFloat>(pool, of<float>(lhs), of<float>(rhs), sizes.typed_data(),
-                         static_cast<float*>(y->untyped_data()), rows, groups, k, n, turned);
+                         static_cast<float*>(y->untyped_data()), rows, groups, k, n, transposed);
   } else {
     matmul<kHalfUnit>(pool, of<Half>(lhs), of<Half>(rhs), sizes.typed_data(),
-                      static_cast<Half*>(y->untyped_data()), rows, groups, k, n, turned);
+                      static_cast<Half*>(y->untyped_data()), rows, groups, k, n, transposed);
   }
   return ffi::Error::Success();
 }
@@ -286,7 +286,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_jax_matmul, moe_jax::Matmul,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>()
-                                  .Attr<bool>("turned"));
+                                  .Attr<bool>("transposed"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moe_jax_outer, moe_jax::Outer,
                               ffi::Ffi::Bind()

@@ -1,4 +1,4 @@
-"""The compiled grouped products against numpy, by shapes at whose edges they could go wrong.
+"""The native kernels against numpy, by shapes at whose edges they could go wrong.
 
 A program of its own too: `python native_products.py` tries what was built in MOE_JAX_CACHE.
 """
@@ -28,8 +28,8 @@ def inputs(sizes, rows, d, f, dtype):
 
 @jax.jit
 def products(lhs, rhs, dy, sizes):
-    return (native.matmul(lhs, rhs, sizes, turned=False),
-            native.matmul(dy, rhs, sizes, turned=True),
+    return (native.matmul(lhs, rhs, sizes, transposed=False),
+            native.matmul(dy, rhs, sizes, transposed=True),
             native.outer(lhs, dy, sizes, rhs.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Grouped matrix products by every way there is, against numpy; and the choice among them."""
+"""Every backend of the grouped matmul against numpy; and the choice among them."""
 
 import itertools
 from functools import partial
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_jax.experts import evaluate, grouped
-from moe_jax.kernels import gather, grouped_matmul, mosaic, native, table, trial, triton
+from moe_jax.kernels import blocks, gather, grouped_matmul, mosaic, table, target, trial, triton
 from moe_jax.layers import ffn
 
 D, F = 32, 48
@@ -40,34 +40,34 @@ def factors(d=D, f=F, count=4, rows=ROWS, seed=0):
     return tuple(jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
 
 
-@partial(jax.jit, static_argnames='way')
-def value_and_gradients(lhs, rhs, sizes, dy, *, way):
-    y, pull = jax.vjp(lambda a, b: grouped_matmul.grouped_matmul(a, b, sizes, ways=(way,)),
+@partial(jax.jit, static_argnames='name')
+def value_and_gradients(lhs, rhs, sizes, dy, *, name):
+    y, pull = jax.vjp(lambda a, b: grouped_matmul.grouped_matmul(a, b, sizes, names=(name,)),
                       lhs, rhs)
     return y, *pull(dy.astype(y.dtype))
 
 
 @pytest.mark.parametrize('case', SIZES)
-@pytest.mark.parametrize('way', ANYWHERE)
-def test_equals_numpy_in_value_and_gradients(way, case):
+@pytest.mark.parametrize('name', ANYWHERE)
+def test_equals_numpy_in_value_and_gradients(name, case):
     lhs, rhs, dy = factors()
     sizes = np.asarray(SIZES[case], np.int32)
-    found = value_and_gradients(lhs, rhs, sizes, dy, way=way)
+    found = value_and_gradients(lhs, rhs, sizes, dy, name=name)
     for one, exact in zip(found, numpy_products(lhs, rhs, sizes, dy), strict=True):
         np.testing.assert_allclose(one, exact, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize('way', ANYWHERE)
-def test_bfloat16_sums_in_float32_and_keeps_the_dtypes(way):
+@pytest.mark.parametrize('name', ANYWHERE)
+def test_bfloat16_sums_in_float32_and_keeps_the_dtypes(name):
     lhs, rhs, dy = factors()
     sizes = np.asarray(SIZES['spread'], np.int32)
     lhs, dy = lhs.astype(jnp.bfloat16), dy.astype(jnp.bfloat16)
-    y, dlhs, drhs = value_and_gradients(lhs, rhs, sizes, dy, way=way)
+    y, dlhs, drhs = value_and_gradients(lhs, rhs, sizes, dy, name=name)
     assert (y.dtype, dlhs.dtype, drhs.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     exact = numpy_products(lhs, rhs.astype(jnp.bfloat16), sizes, dy)
     for one, wanted, limit in zip((y, dlhs, drhs), exact, (4e-3, 4e-3, 1e-5), strict=True):
         error = np.linalg.norm(np.asarray(one, np.float64) - wanted) / np.linalg.norm(wanted)
-        assert error < (limit if way != 'loop' else 4e-3)
+        assert error < (limit if name != 'loop' else 4e-3)
 
 
 @pytest.mark.parametrize('block', [1, 4, 16])
@@ -105,8 +105,8 @@ def test_triton_kernels_by_interpreter():
     @jax.jit
     def run(lhs, rhs, dy, sizes):
         here = {'interpret': True}
-        return (triton.matmul(lhs, rhs, sizes, 16, turned=False, **here),
-                triton.matmul(dy, rhs, sizes, 16, turned=True, **here),
+        return (triton.matmul(lhs, rhs, sizes, 16, transposed=False, **here),
+                triton.matmul(dy, rhs, sizes, 16, transposed=True, **here),
                 triton.outer(lhs, dy, sizes, 16, jnp.float32, **here))
 
     exact = numpy_products(lhs, rhs, sizes, dy)
@@ -129,7 +129,7 @@ def test_mosaic_kernel_by_interpreter(monkeypatch):
     lhs, rhs, dy = (a.astype(jnp.bfloat16) for a in factors(64, 128, 2, 128))
     sizes = np.asarray([0, 64], np.int32)
     with interpreting.force_gpu_interpret_mode():
-        y = mosaic.matmul(lhs, rhs, jnp.asarray(sizes), 64, turned=False)
+        y = mosaic.matmul(lhs, rhs, jnp.asarray(sizes), 64, transposed=False)
     exact, _, _ = numpy_products(lhs, rhs, sizes, dy)
     np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=1e-2, atol=1e-2)
 
@@ -139,14 +139,14 @@ def test_kernels_are_lowered_for_a_gpu_without_one():
                     for s in ((512, 128), (3, 128, 256), (512, 256)))
     sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
     for name in ('mosaic', 'triton'):
-        way = table.implementation(name)
+        tried = table.backend(name)
         for block in (64, 128):
-            assert way.fits(block, 128, 256, jnp.bfloat16)
+            assert tried.fits(block, 128, 256, jnp.bfloat16)
 
-            def run(lhs, rhs, dy, sizes, way=way, block=block):
-                return (way.matmul(lhs, rhs, sizes, block, turned=False),
-                        way.matmul(dy, rhs, sizes, block, turned=True),
-                        way.outer(lhs, dy, sizes, block, jnp.float32))
+            def run(lhs, rhs, dy, sizes, tried=tried, block=block):
+                return (tried.matmul(lhs, rhs, sizes, block, transposed=False),
+                        tried.matmul(dy, rhs, sizes, block, transposed=True),
+                        tried.outer(lhs, dy, sizes, block, jnp.float32))
 
             traced = jax.jit(run).trace(lhs, rhs, dy, sizes)
             try:
@@ -160,32 +160,31 @@ def test_kernels_are_lowered_for_a_gpu_without_one():
 def forced(monkeypatch):
     """Set MOE_JAX_GROUPED for one test."""
     def force(name):
-        monkeypatch.setenv(trial.VARIABLE, name)
-        trial.choose.cache_clear()
+        monkeypatch.setenv(target.VARIABLE, name)
 
-    yield force
-    trial.choose.cache_clear()
+    return force
 
 
 def test_the_loop_on_cpu_where_nothing_was_compiled(monkeypatch, tmp_path):
-    monkeypatch.delenv(trial.VARIABLE, raising=False)
+    monkeypatch.delenv(target.VARIABLE, raising=False)
     monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path))
-    monkeypatch.setattr(native, 'load', native.load.__wrapped__)
-    trial.choose.cache_clear()
-    assert grouped.choose() == ('loop',)
-    assert grouped.plan(ffn.Ffn(ffn.gelu), {}, jnp.zeros((3, 4))) is None
-    trial.choose.cache_clear()
+    trial._candidates.cache_clear()
+    assert trial.candidates() == ('loop',)
+    weights, x, _, _ = layer('spread')
+    choice = grouped.choose(ffn.Ffn(ffn.gelu), weights, len(x), x.dtype)
+    assert choice.name == 'loop' and not grouped.at_once(choice)
+    trial._candidates.cache_clear()
 
 
-def test_a_way_can_be_forced_and_a_wrong_one_is_an_error(forced):
+def test_a_backend_can_be_forced_and_a_wrong_one_is_an_error(forced):
     forced('blocks')
-    assert grouped.choose() == ('blocks',)
+    assert trial.candidates() == ('blocks',)
     forced('blokcs')
     with pytest.raises(ValueError, match=r'MOE_JAX_GROUPED=blokcs: .* use one of mosaic, triton'):
-        grouped.choose()
+        trial.candidates()
 
 
-def test_a_forced_way_that_does_not_fit_says_so(forced):
+def test_a_forced_backend_that_does_not_fit_says_so(forced):
     forced('mosaic')
     lhs, rhs, _ = factors()
     with pytest.raises(ValueError, match=r'\[64, 32\] @ \[4, 32, 48\] in float32 does not fit '
@@ -194,14 +193,25 @@ def test_a_forced_way_that_does_not_fit_says_so(forced):
 
 
 def test_trial_finds_what_is_right_and_what_is_dense():
-    error, flops = trial.trial(table.implementation('blocks'))
+    error, flops = trial.trial(table.backend('blocks'))
     assert error < 5e-3 and flops < trial.DENSE
-    error, flops = trial.trial(table.implementation('ragged'))
+    error, flops = trial.trial(table.backend('ragged'))
     assert error < 5e-3 and flops > 4  # on CPU, with 8 experts
-    wrong = table.implementation('blocks')
-    wrong = wrong._replace(outer=lambda *args: 1.1 * table.grouped_blocks.outer(*args))
+    wrong = table.backend('blocks')
+    wrong = wrong._replace(outer=lambda *args: 1.1 * blocks.outer(*args))
     assert trial.trial(wrong)[0] > trial.TOLERANCE['bfloat16']
-    assert not trial._works('mosaic')  # no such card
+    assert not trial._works('mosaic', jax.devices('cpu')[0])  # no such card
+
+
+def test_the_choice_names_the_first_backend_that_fits_its_block_and_how_rows_are_copied():
+    few, many = (trial.choose(rows, 4, 128, 256, jnp.bfloat16, ('mosaic', 'triton', 'blocks'))
+                 for rows in (100, 4096))
+    assert few == ('mosaic', 64, triton.take) and many == ('mosaic', 128, triton.take)
+    single = trial.choose(4096, 4, 128, 256, jnp.float32, ('mosaic', 'triton', 'blocks'))
+    assert single == ('triton', 128, triton.take)
+    odd = trial.choose(4096, 4, 130, 256, jnp.bfloat16, ('mosaic', 'triton', 'blocks'))
+    assert odd == ('blocks', 128, gather.take)
+    assert grouped.choose(lambda w, x: x, {}, 3, jnp.float32) == grouped.LOOP
 
 
 def layer(kind, count=4, seed=0):
@@ -226,12 +236,12 @@ def loss(form, function, weights, x, gates, ids):
     return (y * direction).sum(), (y, kept)
 
 
-@pytest.mark.parametrize(('way', 'function'), [
+@pytest.mark.parametrize(('name', 'function'), [
     ('blocks', ffn.Ffn(ffn.gelu)), ('ragged', ffn.Ffn(ffn.swiglu)),
     ('blocks', ffn.Ffn(partial(ffn.swiglu_clamped, limit=7.0, alpha=1.7))),
 ], ids=['gelu', 'swiglu', 'clamped'])
-def test_a_layer_at_once_equals_every_expert_on_every_token(way, function, forced):
-    forced(way)
+def test_a_layer_at_once_equals_every_expert_on_every_token(name, function, forced):
+    forced(name)
     run, dense = (jax.jit(jax.grad(partial(loss, form, function), argnums=(0, 1, 2), has_aux=True))
                   for form in (evaluate.dropless, evaluate.dense))
     for kind in ('spread', 'padded', 'two of four'):
@@ -249,14 +259,15 @@ def test_rows_that_are_already_sorted(forced):
     sizes, function = jnp.asarray([3, 0, 17, 4], jnp.int32), ffn.Ffn(ffn.swiglu)
     dy = jax.random.normal(jax.random.key(1), x.shape)
     found = {}
-    for way in ('loop', 'blocks'):
-        forced(way)
+    for name in ('loop', 'blocks'):
+        forced(name)
+        choice = grouped.choose(function, weights, len(x), x.dtype)
 
-        @jax.jit
-        def run(weights, x, sizes, dy):
-            return (grouped.grouped_apply(function, weights, x, sizes),
-                    *grouped.grouped_gradients(function, weights, x, sizes, dy))
+        @partial(jax.jit, static_argnames='choice')
+        def run(weights, x, sizes, dy, choice):
+            return (grouped.grouped_apply(function, choice, weights, x, sizes),
+                    *grouped.grouped_gradients(function, choice, weights, x, sizes, dy))
 
-        found[way] = run(weights, x, sizes, dy)
+        found[name] = run(weights, x, sizes, dy, choice)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
                  found['blocks'], found['loop'])

@@ -1,4 +1,4 @@
-"""The compiled grouped products, and experts and their statistics by them; needs a C++ compiler."""
+"""The native kernels, and experts and their statistics by them; needs a C++ compiler."""
 
 import logging
 import os
@@ -15,12 +15,13 @@ import pytest
 
 from moe_jax.calibration import expert_sums
 from moe_jax.experts import grouped, grouped_chunks
-from moe_jax.kernels import build, native, trial
+from moe_jax.kernels import build, native, target, trial
 from moe_jax.kernels import outer as outer_product
 from moe_jax.kernels.linear import linear
 from moe_jax.layers import ffn
 from moe_jax.routing.routing import Routing
 from tests.moe_jax.kernels import native_products
+from tests.moe_jax.kernels.absent import mesh_of
 from tests.moe_jax.kernels.grouped_layer import ROWS, SIZES, D, F, both, by_group, layer
 
 PROGRAM = Path(native_products.__file__)
@@ -29,23 +30,34 @@ WITHOUT = ['-mno-avx512f', '-mno-avx']  # what older processors lack
 
 @pytest.fixture(scope='module', autouse=True)
 def _built(tmp_path_factory):
-    """Compiled into a cache of its own, and used."""
+    """Compiled and tried in a cache of its own, and used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('MOE_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
-        patch.delenv(trial.VARIABLE, raising=False)
+        patch.delenv(target.VARIABLE, raising=False)
         try:
             build.compiler()
         except FileNotFoundError as reason:
             pytest.skip(str(reason))
         build.build()
+        trial.try_native()
         yield
 
 
 @pytest.fixture(autouse=True)
 def _chosen_anew():
-    trial.choose.cache_clear()
+    forget()
     yield
-    trial.choose.cache_clear()
+    forget()
+
+
+def forget():
+    native.passed.cache_clear()
+    trial._candidates.cache_clear()
+
+
+def by_choice(function, weights, x, sizes):
+    choice = grouped.choose(function, weights, len(x), x.dtype)
+    return grouped.grouped_apply(function, choice, weights, x, sizes)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -85,7 +97,7 @@ def test_experts_some_rows_at_a_time_equal_one_product_per_group(kind, rows, mon
     function, weights, x, dy = layer(kind)
     sizes = jnp.asarray(SIZES, jnp.int32)
     exact = jax.jit(partial(both, partial(by_group, function)))(weights, x, dy)
-    found = jax.jit(partial(both, lambda w, x: grouped.grouped_apply(function, w, x, sizes)))(
+    found = jax.jit(partial(both, lambda w, x: by_choice(function, w, x, sizes)))(
         weights, x, dy)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), found, exact)
 
@@ -128,11 +140,11 @@ def test_what_is_kept_is_each_product_once():
 def test_gradients_as_an_exchange_asks_for_them(monkeypatch):
     function, weights, x, dy = layer('swiglu')
     sizes, found = jnp.asarray(SIZES, jnp.int32), {}
-    for way in ('loop', 'native'):
-        monkeypatch.setenv(trial.VARIABLE, way)
-        trial.choose.cache_clear()
-        found[way] = jax.jit(lambda w, x, dy: grouped.grouped_gradients(
-            function, w, x, sizes, dy))(weights, x, dy)
+    for name in ('loop', 'native'):
+        monkeypatch.setenv(target.VARIABLE, name)
+        choice = grouped.choose(function, weights, len(x), x.dtype)
+        found[name] = jax.jit(lambda w, x, dy, choice=choice: grouped.grouped_gradients(
+            function, choice, w, x, sizes, dy))(weights, x, dy)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5),
                  found['native'], found['loop'])
 
@@ -152,27 +164,59 @@ def test_statistics_equal_those_of_the_loop(rows, monkeypatch):
                       nothing)
     used = jnp.asarray(rng.random((29, 2)) < 0.8)
     found = {}
-    for way in ('loop', 'native'):
-        monkeypatch.setenv(trial.VARIABLE, way)
-        trial.choose.cache_clear()
-        found[way] = jax.jit(lambda *a: expert_sums.evaluate(
-            ffn.Ffn(ffn.swiglu), *a, tuple(range(count)), ('grams',)))(weights, x, routing, used)
+    for name in ('loop', 'native'):
+        monkeypatch.setenv(target.VARIABLE, name)
+        found[name] = jax.jit(lambda *a: expert_sums.evaluate(
+            ffn.Ffn(ffn.swiglu), *a, tuple(range(count)), grams=True))(weights, x, routing, used)
     assert found['native'][1].keys() == found['loop'][1].keys()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5),
                  found['native'], found['loop'])
 
 
 def test_they_are_used_where_they_were_built(monkeypatch, tmp_path, caplog):
-    assert grouped.choose() == ('native', 'loop')
+    assert trial.candidates() == ('native', 'loop') and native.usable()
     function, weights, x, _ = layer('gelu')
-    assert grouped.native(function, weights, x) and grouped.plan(function, weights, x) is None
-    assert not grouped.native(function, weights, x.astype(jnp.float16))
+    choice = grouped.choose(function, weights, len(x), x.dtype)
+    assert choice.name == 'native' and not grouped.at_once(choice)
+    assert grouped.choose(function, weights, len(x), jnp.float16).name == 'loop'
     monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path / 'new'))
-    monkeypatch.setattr(native, 'load', native.load.__wrapped__)
-    trial.choose.cache_clear()
+    forget()
     with caplog.at_level(logging.INFO, 'moe_jax'):
-        assert grouped.choose() == ('loop',)
+        assert trial.candidates() == ('loop',)
     assert '`moe-jax build-kernels` makes it' in caplog.text and not (tmp_path / 'new').exists()
+    assert not native.usable()
+
+
+def test_what_passed_no_trial_is_not_used(monkeypatch, tmp_path, caplog):
+    """Neither a library without a trial, nor another than the one that passed, nor a wrong one."""
+    built = build.built()
+    monkeypatch.setenv('MOE_JAX_CACHE', str(tmp_path))
+    path = build.place()
+    path.parent.mkdir()
+    path.write_bytes(built.read_bytes())
+    with caplog.at_level(logging.INFO, 'moe_jax'):
+        assert trial.candidates() == ('loop',) and not native.usable()
+    assert 'has passed no trial: `moe-jax build-kernels` tries it' in caplog.text
+    monkeypatch.setattr(trial, 'trial', lambda *_: (0.5, 0.0))
+    assert trial.try_native() == {'bfloat16': 0.5, 'float32': 0.5}
+    forget()
+    assert trial.candidates() == ('loop',)
+    monkeypatch.setattr(trial, 'trial', lambda *_: (1e-6, 0.0))
+    trial.try_native()
+    forget()
+    assert trial.candidates() == ('native', 'loop') and native.usable()
+    path.write_bytes(built.read_bytes() + b'another')
+    forget()
+    assert trial.candidates() == ('loop',) and not native.usable()
+
+
+def test_only_programs_for_cpu_use_them(monkeypatch):
+    assert native.usable()
+    with jax.sharding.use_abstract_mesh(mesh_of('tpu')):
+        assert not native.usable() and trial.candidates() == ('blocks',)
+    for name, usable in ('loop', False), ('native', True):
+        monkeypatch.setenv(target.VARIABLE, name)
+        assert native.usable() == usable
 
 
 def test_no_compiler_and_one_that_refuses(monkeypatch, tmp_path):
@@ -192,7 +236,7 @@ def test_no_compiler_and_one_that_refuses(monkeypatch, tmp_path):
 def test_processors_that_can_less(without, tmp_path):
     environment = os.environ | {
         'MOE_JAX_CACHE': str(tmp_path), 'CXX': f'{build.compiler()[0]} {without}'}
-    run = 'from moe_jax import native_build; native_build.build(); import runpy, sys; ' \
+    run = 'from moe_jax.kernels import build; build.build(); import runpy, sys; ' \
           f'runpy.run_path({str(PROGRAM)!r}, run_name="__main__")'
     done = subprocess.run([sys.executable, '-c', run], env=environment, capture_output=True,
                           text=True, timeout=300, cwd=PROGRAM.parents[3])
@@ -204,7 +248,6 @@ def test_kernels_of_linear_layers_get_their_gradients_by_it(monkeypatch):
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((50, 6), (50, 10)))
     exact = np.asarray(a, np.float64).T @ np.asarray(b, np.float64)
-    assert grouped.choose()[0] == 'native'  # tried before its calls are counted
     asked, outer = [], native.outer
     monkeypatch.setattr(native, 'outer',
                         lambda *given: asked.append(given) or outer(*given))

@@ -20,9 +20,9 @@ from train.forecasting import mesh
 from train.forecasting.mesh import Axes
 from train.forecasting.residuals import kept_bytes
 from train.loop.options import TrainOptions
-from train.loop.state import trained_shapes
 from train.objectives import head_loss, losses
-from train.trainable.trainable import Chosen, put
+from train.trainable.kinds import Shape
+from train.trainable.resolved import TrainedLeaves, put
 
 FLOAT32 = 4  # bytes of a parameter, gradient or moment
 EXCHANGED = 8  # buffers of rows that an exchange holds in the backward pass: sent, arrived, sorted
@@ -52,7 +52,8 @@ class Memory(NamedTuple):
 
 
 def of_step(
-    cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0, cpu: bool = False
+    cfg: Config, options: TrainOptions, trained: TrainedLeaves, axes: Axes, *, copies: int = 0,
+    cpu: bool = False,
 ) -> Memory:
     """What one step needs on each device of a mesh with these axis sizes ({}: one device).
 
@@ -60,14 +61,14 @@ def of_step(
     whether the devices are CPUs.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(decoder.shapes(cfg))}
-    trained = trained_shapes(decoder.shapes(cfg), options)
     params = sum(held(axes, path, shape) for path, shape in shapes.items())
-    extra = {path: shape for path, shape in trained.items() if shapes.get(path) != shape}
+    extra = {name: shape for name, shape in trained.shapes.items() if shapes.get(name) != shape}
     params += sum(FLOAT32 * int(np.prod(shape)) for shape in extra.values())
     gradients = sum(held(axes, path, shape) if path not in extra else FLOAT32 * int(np.prod(shape))
-                    for path, shape in trained.items())
+                    for path, shape in trained.shapes.items())
     rows = options.batch // mesh.row_parts(axes)
-    activations = kept(mesh.on_device(cfg, axes), options.trainable, rows, options.length)
+    paths = None if options.trainable is None else frozenset(trained.by_path)
+    activations = kept(mesh.on_device(cfg, axes), paths, rows, options.length)
     others, on_the_way = _experts(cfg, axes, rows * options.length)
     # Traced on CPU, attention goes one sequence at a time, which nothing else does.
     if jax.default_backend() == 'cpu' and (mesh.devices(axes) > 1 or not cpu):
@@ -76,22 +77,23 @@ def of_step(
     activations += others + max(_logits(cfg, axes, rows * options.length), on_the_way)
     sums = gradients if options.accumulate > 1 else 0  # of the micro-batches so far
     return Memory(params, 2 * gradients, gradients + sums, activations + sums,
-                  _gathered(axes, shapes, trained), copies * gradients)
+                  _gathered(axes, shapes, trained.shapes), copies * gradients)
 
 
-def held(axes: Axes, path: str, shape: tuple[int, ...]) -> int:
+def held(axes: Axes, path: str, shape: Shape) -> int:
     """Bytes that each device holds of a float32 leaf."""
     split = mesh.parts(axes, mesh.split_by(axes, path, shape))
     return FLOAT32 * int(np.prod(shape)) // split
 
 
-def kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
+def kept(cfg: Config, paths: frozenset[str] | None, rows: int, length: int) -> int:
     """Bytes that the backward pass below the head needs of the forward pass, [rows, length].
 
-    Layers of one kind keep the same, so that where everything trains few are traced.
+    paths: the leaves that train (None: all). Layers of one kind keep the same, so that where
+    everything trains few are traced.
     """
-    if trainable is not None:
-        return _kept(cfg, trainable, rows, length)
+    if paths is not None:
+        return _kept(cfg, paths, rows, length)
     kinds = [(count, cfg.window(i), cfg.alias(i), cfg.constants_in(i))
              for i, count in enumerate(cfg.experts)]
     firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
@@ -102,26 +104,19 @@ def kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
+def _kept(cfg: Config, paths: frozenset[str] | None, rows: int, length: int) -> int:
     params = decoder.shapes(cfg)
-    names = trained_shapes(params, _Of(trainable))
     leaves = {path: leaf for path, leaf in leaves_with_paths(params)
-              if path in names or f'{path}/a' in names}
+              if paths is None or path in paths}
 
     def hidden(leaves: Any, params: Any, tokens: Any, segments: Any, key: Any) -> Any:
         x, out = decoder.hidden(cfg, put(params, leaves), tokens, segments, train=True,
-                              key=jax.random.wrap_key_data(key))
+                                key=jax.random.wrap_key_data(key))
         return x, losses.auxiliary(out)
 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     return kept_bytes(hidden, leaves, params, tokens, tokens,
                       jax.ShapeDtypeStruct((2,), jnp.uint32))
-
-
-class _Of(NamedTuple):
-    """As much of the options as says what trains."""
-
-    trainable: Chosen
 
 
 def _only(cfg: Config, layers: list[int]) -> Config:
@@ -184,7 +179,7 @@ def _dropless(cfg: Config, layer: int, tokens: int) -> int:
     return kept_bytes(run, leaves, jax.ShapeDtypeStruct((tokens, topk), jnp.int32))
 
 
-def _gathered(axes: Axes, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, Any]) -> int:
+def _gathered(axes: Axes, shapes: Mapping[str, Shape], trained: Mapping[str, Shape]) -> int:
     """Leaves that 'fsdp' splits, whole, and the gradients of experts among them before these are.
 
     XLA:CPU was seen to scatter the gradients of all layers' experts at the end.

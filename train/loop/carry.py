@@ -17,7 +17,7 @@ from train.loop import store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, init_state
 from train.optim.adamw import moments, with_moments
-from train.trainable.trainable import Leaves
+from train.trainable.kinds import Leaves
 
 Move = Callable[[int, Leaves], Leaves]
 
@@ -59,11 +59,11 @@ def last_state(out: str | Path, params: Any, options: TrainOptions) -> TrainStat
     return store.newest(out, init_state(params, options))
 
 
-def _fitted(found: Leaves, zeros: Leaves, order: int) -> Leaves:
+def _fitted(moved: Leaves, zeros: Leaves, order: int) -> Leaves:
     """The moments of every leaf that trains, where the zeros lie that they replace."""
-    for name in sorted(zeros.keys() & found.keys()):
-        if found[name].shape != zeros[name].shape:
+    for name in sorted(zeros.keys() & moved.keys()):
+        if moved[name].shape != zeros[name].shape:
             raise ValueError(f'carry: move({order}, ...) gives {name} the shape '
-                             f'{found[name].shape}; the new weights have {zeros[name].shape}')
-    return {name: jax.device_put(jnp.array(found[name], jnp.float32), zero.sharding)
-            if name in found else zero for name, zero in zeros.items()}
+                             f'{moved[name].shape}; the new weights have {zeros[name].shape}')
+    return {name: jax.device_put(jnp.array(moved[name], jnp.float32), zero.sharding)
+            if name in moved else zero for name, zero in zeros.items()}

@@ -18,6 +18,13 @@ from train.loop.options import TrainOptions
 from train.objectives.objective import Batch
 
 Batches = Callable[[int], Iterator[Batch]]
+Digest = Callable[[], str]  # names the content of a batch
+
+
+def check_mesh(mesh: Mesh | None, options: TrainOptions) -> None:
+    """Refuse, with ValueError, a mesh on which a run with these options cannot be."""
+    check_span(mesh)
+    _check_rows(mesh, options)
 
 
 def check_span(mesh: Mesh | None) -> None:
@@ -30,7 +37,7 @@ def check_span(mesh: Mesh | None) -> None:
                          'sharding.make_mesh(...)) over all devices')
 
 
-def check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
+def _check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
     """Refuse, with ValueError, rows that do not divide over a mesh."""
     parts = sharding.row_parts(mesh)
     if options.batch % parts:
@@ -50,7 +57,7 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
 
 
 def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
-           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Callable[[], str]]]:
+           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Digest]]:
     """One batch [A, B, T] per step from step `start` on, and a function that names its content.
 
     `batches` yields all rows of a batch, or those of `own_rows` alone. On a resume the last batch

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from moe_jax.base.checks import nearest
-from train.optim.adamw import SCHEDULES
+from train.optim.schedules import SCHEDULES
 from train.trainable.trainable import Chosen, Trainable, check_expression
 
 

@@ -9,20 +9,20 @@ lock           held by the process that works here; the system frees it when tha
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moe_jax.base import processes
+from moe_jax.base import lock, processes
 from moe_jax.base.files import DiskFull, guard_space
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
@@ -58,7 +58,7 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
     """
     out = Path(out).absolute()
     identity = _identity(cfg, params, options, names or {})
-    lock = processes.first(lambda: _claimed(out, identity))
+    claimed = processes.first(lambda: _claimed(out, identity))
     try:
         manager = ocp.CheckpointManager(
             out / 'checkpoints',
@@ -74,25 +74,25 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
         finally:
             manager.close()
     finally:
-        if lock is not None:
-            lock.close()
+        if claimed is not None:
+            claimed.release()
 
 
-def _claimed(out: Path, identity: dict[str, Any]) -> IO[str]:
+def _claimed(out: Path, identity: dict[str, Any]) -> filelock.BaseFileLock:
     """The lock of a run's folder, which is made or found to be of this very run."""
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        claimed = lock.claim(out / 'lock')
+    except lock.Held:
+        raise RuntimeError(f'{out}: another process is training in this folder') from None
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(open(out / 'lock', 'w'))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f'{out}: another process is training in this folder') from None
+        stack.callback(claimed.release)
         _check_identity(out / 'run.json', identity)
         # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
         _sweep(out / 'checkpoints')
         stack.pop_all()
-    return lock
+    return claimed
 
 
 def save(store: Store, step: int, state: TrainState, data: str, carry: Any = None) -> None:

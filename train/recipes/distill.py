@@ -32,8 +32,8 @@ from moe_jax.data import batches
 from moe_jax.layers import ffn
 from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint
-from train.loop.fit import Evaluate, History
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 from train.objectives.distill import DistillLoss, Gap
 from train.objectives.objective import Batch, Objective, Terms, share_of

@@ -9,8 +9,9 @@ from moe_jax.base import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
 from train.loop import feed
-from train.loop.fit import Callback, Evaluate, History, fit
+from train.loop.fit import Callback, fit
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 from train.objectives.objective import Objective

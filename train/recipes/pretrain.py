@@ -12,8 +12,9 @@ from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.model.decoder import init, shapes
 from train.loop import feed
-from train.loop.fit import Evaluate, History, fit
+from train.loop.fit import fit
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 
 

@@ -20,12 +20,14 @@ from moe_jax.base.sharding import replicated
 from moe_jax.base.tree import at, take
 from moe_jax.config import Config
 from moe_jax.data import batches
-from train.loop.fit import Callback, History
+from train.loop.fit import Callback
 from train.loop.live import Report
+from train.loop.logbook import History
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 from train.recipes.finetune import finetune
-from train.trainable.trainable import check, rule_of
+from train.trainable import resolved
+from train.trainable.trainable import rule_of
 
 # Of a dropped row's logit and of its rank. exp() of it is exactly 0, an update of AdamW is below
 # its rounding, and its square is finite, unlike that of an infinity or of 1e30.
@@ -90,7 +92,7 @@ def tsep(
     leaves it out.
     """
     rule = _resolved(cfg, options, rule)
-    check(params, options.trainable)  # refuses what matches no leaf of the caller's
+    resolved.resolve(params, options.trainable)  # refuses what matches no leaf of the caller's
     wide, masked = mask(cfg, params)
 
     def small(params: Any) -> Mapping[str, float]:
@@ -233,8 +235,8 @@ def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
     rule = rule_of(options.trainable)
     if rule.leaves is None:
         return options
-    told = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', rule.leaves, flags=re.S)
-    rest = f'.*(?:{told})' if told else ''
+    enclosed = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', rule.leaves, flags=re.S)
+    rest = f'.*(?:{enclosed})' if enclosed else ''
     leaves = f'^(?!.*moe/router/(?:{"|".join(added)})$){rest}'
     if rule is options.trainable:
         return dataclasses.replace(options, trainable=dataclasses.replace(rule, leaves=leaves))

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from moe_jax.storage.unbroken import unbroken
+from moe_jax.base.signals import unbroken
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ B rows of a device, T tokens in a row, D width, E experts, K choices per token, 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -138,12 +138,12 @@ def _logits(cfg: Config, axes: Axes, tokens: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _probabilities(cfg: Config, rows: int, length: int) -> int:
     """What a layer's attention keeps, and does not where it goes one sequence at a time."""
-    def of(attend: Any) -> int:
-        return kept_bytes(lambda given, seen: attend(*given, seen, 1.0), given, seen)
+    def of(attend: Callable[..., jax.Array]) -> int:
+        return kept_bytes(lambda qkv, seen: attend(*qkv, seen, 1.0), qkv, seen)
 
     dtype = jnp.dtype(cfg.dtype)
     heads = cfg.kv_heads if cfg.latent is None else cfg.heads
-    given = tuple(jax.ShapeDtypeStruct((rows, length, count, width), dtype) for count, width in (
+    qkv = tuple(jax.ShapeDtypeStruct((rows, length, count, width), dtype) for count, width in (
         (cfg.heads, cfg.key_width), (heads, cfg.key_width), (heads, cfg.value_width)))
     seen = jax.ShapeDtypeStruct((rows, length, length), jnp.bool_)
     return of(attention.attend) - of(attention_loop.attend)

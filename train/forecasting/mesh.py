@@ -40,10 +40,10 @@ def row_parts(axes: Axes) -> int:
 
 def split_by(axes: Axes, path: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """The axes over which a leaf is split, by the rules of `sharding`."""
-    found: list[str] = []
+    names: list[str] = []
     for part in sharding.fitted(axes, path, shape)[0]:
-        found += (part,) if isinstance(part, str) else part or ()
-    return tuple(found)
+        names += (part,) if isinstance(part, str) else part or ()
+    return tuple(names)
 
 
 def parts(axes: Axes, names: tuple[str, ...]) -> int:

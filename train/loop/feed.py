@@ -29,9 +29,9 @@ def check_mesh(mesh: Mesh | None, options: TrainOptions) -> None:
 
 def check_span(mesh: Mesh | None) -> None:
     """Refuse, with ValueError, a mesh that some devices of several processes are no part of."""
-    found = 0 if mesh is None else mesh.size
-    if processes.several() and found < jax.device_count():
-        lies = f'the mesh {dict(mesh.shape)} of {found} of them' if found else 'no mesh'
+    size = 0 if mesh is None else mesh.size
+    if processes.several() and size < jax.device_count():
+        lies = f'the mesh {dict(mesh.shape)} of {size} of them' if size else 'no mesh'
         raise ValueError(f'{jax.process_count()} processes with {jax.device_count()} devices, and '
                          f'params that lie on {lies}: lay them out with sharding.place(params, '
                          'sharding.make_mesh(...)) over all devices')
@@ -52,8 +52,8 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
     if mesh is None or not processes.several():
         return np.arange(batch)
     check_span(mesh)
-    found = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
-    return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in found.values()]))
+    places = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in places.values()]))
 
 
 def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
@@ -96,15 +96,15 @@ def batch_digest(batch: Batch, rows: np.ndarray, size: int) -> str:
     arrays = {name: np.ascontiguousarray(batch[name]) for name in sorted(batch)}
     micro, count = next(iter(arrays.values())).shape[:2]
     numbers = rows if count == len(rows) else np.arange(size)
-    found = np.zeros((micro, size, 2), np.uint32)
+    digests = np.zeros((micro, size, 2), np.uint32)
     for a in range(micro):
         for place, number in enumerate(numbers):
             content = hashlib.sha256()
             for name, array in arrays.items():
                 content.update(name.encode())
                 content.update(array[a, place].tobytes())
-            found[a, number] = np.frombuffer(content.digest()[:8], np.uint32)
-    return hashlib.sha256(processes.largest(found).tobytes()).hexdigest()[:16]
+            digests[a, number] = np.frombuffer(content.digest()[:8], np.uint32)
+    return hashlib.sha256(processes.largest(digests).tobytes()).hexdigest()[:16]
 
 
 def _checked(source: Iterator[Batch], options: TrainOptions, own: int, step: int,

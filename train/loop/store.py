@@ -51,7 +51,7 @@ class Store:
 
 @contextlib.contextmanager
 def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
-           names: Mapping[str, Any] | None = None) -> Iterator[Store]:
+           names: Mapping[str, str] | None = None) -> Iterator[Store]:
     """Create or reopen a run folder for exactly this run, alone in it.
 
     names: what else makes it this run: that of its callback and of its objective, if it has them.
@@ -181,13 +181,13 @@ def _check_folder(out: Path) -> None:
 
 
 def _identity(
-    cfg: Config, params: Any, options: TrainOptions, names: Mapping[str, Any]
+    cfg: Config, params: Any, options: TrainOptions, names: Mapping[str, str]
 ) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
     kept = {name: value for name, value in fields.items() if name not in FREE}
     probes = {path: _probe(leaf) for path, leaf in leaves_with_paths(params)}
     identity = {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
-    identity |= {name: value for name, value in names.items() if value is not None}
+    identity |= names
     return json.loads(json.dumps(identity))  # as it will be read: tuples are lists
 
 
@@ -221,7 +221,7 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
         same = was.keys() == now.keys() and np.allclose(
             [was[name] for name in now], list(now.values()), rtol=1e-3, atol=1e-5
         )
-        faults = [] if same else ['the starting weights are others']
+        faults = [] if same else ['the starting weights differ']
     if faults:
         raise ValueError(
             f'{path}: this folder holds another run: {"; ".join(faults[:6])}. '

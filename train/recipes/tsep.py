@@ -25,6 +25,7 @@ from train.loop.live import Report
 from train.loop.logbook import History
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
+from train.loop.step import Metrics
 from train.recipes.finetune import finetune
 from train.trainable import resolved
 from train.trainable.trainable import rule_of
@@ -34,6 +35,8 @@ from train.trainable.trainable import rule_of
 DEAD = -1e9
 MASK = ('bias', 'correction')  # the bias takes the row out of the gates, the correction out of ties
 SIGNALS = {'gate': 'mass', 'hits': 'hits'}  # what `forward` calls them
+
+Use = dict[str, jax.Array]  # of each expert [E] since the last drop, by layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,10 +185,11 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     The carry is the use of each expert since the last drop, by layer.
     """
 
-    def init(cfg: Config, params: Any) -> dict[str, jax.Array]:
+    def init(cfg: Config, params: Any) -> Use:
         return {f'layer_{i}': jnp.zeros((cfg.experts[i],), jnp.float32) for i in cfg.moe_layers}
 
-    def after(step: int, state: TrainState, metrics: dict[str, Any], use: dict[str, jax.Array]):
+    def after(step: int, state: TrainState, metrics: Metrics, use: Use
+              ) -> tuple[TrainState, Metrics, Use]:
         if step <= rule.until:
             seen = metrics['experts'][SIGNALS[rule.signal]]
             use = _add(use, {f'layer_{i}': seen[i] for i in cfg.moe_layers})
@@ -197,7 +201,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     return Callback(repr(rule), init, after)
 
 
-def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: dict[str, jax.Array]) -> Any:
+def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: Use) -> Any:
     """Params after the drops of a window's end, or of `until`."""
     beta, least = (math.inf, rule.final) if step == rule.until else (rule.beta, rule.least)
     for i, bias in zip(cfg.moe_layers, _biases(cfg, params), strict=True):
@@ -222,7 +226,7 @@ def _counts(biases: list[jax.Array]) -> jax.Array:
 
 
 @jax.jit
-def _add(use: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _add(use: Use, more: Use) -> Use:
     return jax.tree.map(jnp.add, use, more)
 
 

@@ -16,12 +16,13 @@ from moe_jax.config import Config
 from moe_jax.experts import evaluate
 from moe_jax.layers import attention, attention_loop, ffn
 from moe_jax.model import decoder
+from moe_jax.model.decoder import Params
 from train.forecasting import mesh
 from train.forecasting.mesh import Axes
 from train.forecasting.residuals import kept_bytes
 from train.loop.options import TrainOptions
 from train.objectives import head_loss, losses
-from train.trainable.kinds import Shape
+from train.trainable.kinds import Leaves, Shape
 from train.trainable.resolved import TrainedLeaves, put
 
 FLOAT32 = 4  # bytes of a parameter, gradient or moment
@@ -109,7 +110,8 @@ def _kept(cfg: Config, paths: frozenset[str] | None, rows: int, length: int) -> 
     leaves = {path: leaf for path, leaf in leaves_with_paths(params)
               if paths is None or path in paths}
 
-    def hidden(leaves: Any, params: Any, tokens: Any, segments: Any, key: Any) -> Any:
+    def hidden(leaves: Leaves, params: Params, tokens: jax.Array, segments: jax.Array,
+               key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, out = decoder.hidden(cfg, put(params, leaves), tokens, segments, train=True,
                                 key=jax.random.wrap_key_data(key))
         return x, losses.auxiliary(out)
@@ -171,7 +173,7 @@ def _dropless(cfg: Config, layer: int, tokens: int) -> int:
     weights = {name: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
                for name, shape in ffn.shapes(cfg, cfg.expert_hidden).items()}
 
-    def run(leaves: Any, ids: Any) -> Any:
+    def run(leaves: tuple[Any, jax.Array, jax.Array], ids: jax.Array) -> jax.Array:
         return evaluate.dropless(ffn.of(cfg), *leaves[:2], ids, leaves[2])[0]
 
     leaves = (weights, jax.ShapeDtypeStruct((tokens, cfg.width), dtype),

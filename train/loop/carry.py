@@ -8,11 +8,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.model.decoder import Params
 from train.loop import store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, init_state
@@ -23,7 +23,7 @@ Move = Callable[[int, Leaves], Leaves]
 
 
 def carry(
-    state: TrainState, params: Any, options: TrainOptions, move: Move | None = None
+    state: TrainState, params: Params, options: TrainOptions, move: Move | None = None
 ) -> TrainState:
     """The state with which training goes on after surgery has made new `params` of its own.
 
@@ -51,7 +51,7 @@ def carry(
     return fresh._replace(opt_state=with_moments(fresh.opt_state, adam))
 
 
-def last_state(out: str | Path, params: Any, options: TrainOptions) -> TrainState:
+def last_state(out: str | Path, params: Params, options: TrainOptions) -> TrainState:
     """The state of the newest checkpoint in the folder `out` of a run.
 
     params, options: what the run was started with. Raises FileNotFoundError where there is none.

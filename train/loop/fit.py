@@ -11,6 +11,7 @@ import jax
 
 from moe_jax.base import processes, sharding, signals
 from moe_jax.config import Config
+from moe_jax.model.decoder import Params
 from moe_jax.storage import native
 from train.loop import feed, live, store
 from train.loop.feed import Batches, Digest
@@ -36,13 +37,13 @@ class Callback(NamedTuple):
     """
 
     name: str
-    init: Callable[[Config, Any], Any]
+    init: Callable[[Config, Params], Any]
     after: Callable[[int, TrainState, Metrics, Any], tuple[TrainState, Metrics, Any]]
 
 
 def fit(
     cfg: Config,
-    params: Any,
+    params: Params,
     batches: Batches,
     options: TrainOptions,
     *,
@@ -52,7 +53,7 @@ def fit(
     callback: Callback | None = None,
     objective: Objective | None = None,
     start: TrainState | None = None,
-) -> tuple[Any, History]:
+) -> tuple[Params, History]:
     """Train `params` (left untouched); returns the new params, in their dtypes, and the history.
 
     `batches(start)` iterates over the batches of a fixed sequence from number `start` on, each
@@ -149,7 +150,7 @@ class _Run:
 
 
 def _opened(
-    out: str | Path | None, cfg: Config, params: Any, options: TrainOptions,
+    out: str | Path | None, cfg: Config, params: Params, options: TrainOptions,
     callback: Callback | None, objective: Objective | None, start: TrainState | None,
 ) -> contextlib.AbstractContextManager[store.Store | None]:
     """The run's folder; None where it has none."""
@@ -172,7 +173,7 @@ def _first_carry(callback: Callback | None, cfg: Config, state: TrainState) -> A
     return jax.device_put(callback.init(cfg, state.params), state.step.sharding)
 
 
-def _save_model(path: Path, cfg: Config, params: Any, options: TrainOptions, objective: str, *,
+def _save_model(path: Path, cfg: Config, params: Params, options: TrainOptions, objective: str, *,
                 finished_before: int) -> None:
     """Write the final weights, unless the run was already complete and they are there."""
     if finished_before == options.steps and path.exists():

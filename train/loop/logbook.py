@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from moe_jax.base.tree import leaves_with_paths
+from moe_jax.model.decoder import Params
 from train.loop import live, store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, merged
@@ -15,7 +16,7 @@ from train.loop.step import Diverged, Metrics, subtree_norms
 from train.trainable.resolved import TrainedLeaves
 
 History = list[dict[str, Any]]
-Evaluate = Callable[[Any], Mapping[str, float]]
+Evaluate = Callable[[Params], Mapping[str, float]]
 
 
 @dataclasses.dataclass

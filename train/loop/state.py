@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from moe_jax.base import sharding
 from moe_jax.base.sharding import first_device, replicated
 from moe_jax.base.tree import leaves_with_paths, map_with_path
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.optim.adamw import Recipe, adamw, moments
 from train.trainable import resolved
@@ -32,12 +34,12 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: optax.OptState
     parts: Leaves
 
 
-def init_state(params: Any, options: TrainOptions) -> TrainState:
+def init_state(params: Params, options: TrainOptions) -> TrainState:
     """The state before the first step: a copy of `params`, and zero moments for what trains.
 
     What trains is held in float32, so that small updates are not lost in bfloat16; frozen leaves,
@@ -48,7 +50,7 @@ def init_state(params: Any, options: TrainOptions) -> TrainState:
     return first_state(params, options, trained)
 
 
-def first_state(params: Any, options: TrainOptions, trained: TrainedLeaves) -> TrainState:
+def first_state(params: Params, options: TrainOptions, trained: TrainedLeaves) -> TrainState:
     """`init_state` where it is already resolved what trains."""
     whole = trained.select(params)
     devices = replicated(next(iter(whole.values()), jax.tree.leaves(params)[0]))
@@ -63,7 +65,7 @@ def first_state(params: Any, options: TrainOptions, trained: TrainedLeaves) -> T
                                     jax.tree.map(place, opt_state), parts))
 
 
-def begin(params: Any, options: TrainOptions, trained: TrainedLeaves, start: TrainState | None
+def begin(params: Params, options: TrainOptions, trained: TrainedLeaves, start: TrainState | None
           ) -> TrainState:
     """The state a run begins with: `first_state`, or a copy of `start`.
 
@@ -88,7 +90,7 @@ def begin(params: Any, options: TrainOptions, trained: TrainedLeaves, start: Tra
         lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), start))
 
 
-def params_of(state: TrainState, options: TrainOptions) -> Any:
+def params_of(state: TrainState, options: TrainOptions) -> Params:
     """The weights that the model of a state computes with, its parts merged.
 
     Leaves that train whole are float32, all others in their own dtype, bit for bit as the forward
@@ -99,7 +101,7 @@ def params_of(state: TrainState, options: TrainOptions) -> Any:
     return merged(state, resolved.resolve(state.params, options.trainable, options.keep_zeros))
 
 
-def merged(state: TrainState, trained: TrainedLeaves) -> Any:
+def merged(state: TrainState, trained: TrainedLeaves) -> Params:
     """`params_of` where it is already resolved what trains."""
     if not state.parts:
         return state.params
@@ -114,7 +116,7 @@ def recipe(options: TrainOptions) -> Recipe:
     return Recipe(*(getattr(options, name) for name in Recipe._fields))
 
 
-def restore_dtypes(params: Any, like: Any) -> Any:
+def restore_dtypes(params: Params, like: Params) -> Params:
     """`params` with every leaf in the dtype of `like`; bit-equal for leaves that did not train."""
     return jax.tree.map(lambda new, old: new.astype(old.dtype), params, like)
 
@@ -128,7 +130,7 @@ def _shapes(tree: Any) -> dict[str, Shape]:
     return {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(tree)}
 
 
-def _warn_of_zeros(params: Any, leaves: Leaves, trained: TrainedLeaves) -> None:
+def _warn_of_zeros(params: Params, leaves: Leaves, trained: TrainedLeaves) -> None:
     """Log which expert matrices will lose the exact zeros that pruning has given them."""
     if trained.keep_zeros is not None:
         return

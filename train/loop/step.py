@@ -15,6 +15,7 @@ import optax
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, recipe
 from train.objectives.objective import LANGUAGE_MODEL, Batch, Loss, Objective, Share, share_of
@@ -126,7 +127,7 @@ def subtree_norms(leaves: Leaves) -> dict[str, jax.Array]:
 
 
 def _value(
-    loss: Loss, cfg: Config, trained: TrainedLeaves, params: Any, extra: Any, leaves: Leaves,
+    loss: Loss, cfg: Config, trained: TrainedLeaves, params: Params, extra: Any, leaves: Leaves,
     rows: Batch, key: jax.Array, share: Share,
 ) -> tuple[jax.Array, Metrics]:
     """One micro-batch's share of the loss and of the metrics."""

@@ -26,6 +26,7 @@ from moe_jax.base import lock, processes
 from moe_jax.base.files import DiskFull, guard_space
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 
@@ -50,7 +51,7 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
+def opened(out: str | Path, cfg: Config, params: Params, options: TrainOptions,
            names: Mapping[str, str] | None = None) -> Iterator[Store]:
     """Create or reopen a run folder for exactly this run, alone in it.
 
@@ -181,7 +182,7 @@ def _check_folder(out: Path) -> None:
 
 
 def _identity(
-    cfg: Config, params: Any, options: TrainOptions, names: Mapping[str, str]
+    cfg: Config, params: Params, options: TrainOptions, names: Mapping[str, str]
 ) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
     kept = {name: value for name, value in fields.items() if name not in FREE}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.config import Config
-from moe_jax.model.decoder import hidden
+from moe_jax.model.decoder import Params, hidden
 from train.objectives import head_loss, losses
 
 Batch = dict[str, Any]
@@ -38,7 +38,7 @@ def share_of(batch: Batch) -> Share:
                  batch['tokens'].shape[0])
 
 
-Loss = Callable[[Config, Any, Batch, Any, jax.Array, Share], tuple[jax.Array, Terms, dict]]
+Loss = Callable[[Config, Params, Batch, Any, jax.Array, Share], tuple[jax.Array, Terms, dict]]
 
 
 class Objective(NamedTuple):
@@ -67,7 +67,7 @@ class LanguageModel:
     """Cross-entropy of the next token plus the routers' auxiliary losses."""
 
     def __call__(
-        self, cfg: Config, params: Any, rows: Batch, extra: Any, key: jax.Array, share: Share
+        self, cfg: Config, params: Params, rows: Batch, extra: Any, key: jax.Array, share: Share
     ) -> tuple[jax.Array, Terms, dict]:
         """Value, {'ce'} in nats per weighted token, and what the forward pass reports."""
         del extra

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from moe_jax.base.sharding import replicated
 from moe_jax.base.tree import at, take
 from moe_jax.config import Config
 from moe_jax.data import batches
+from moe_jax.model.decoder import Params
 from train.loop.fit import Callback
 from train.loop.live import Report
 from train.loop.logbook import History
@@ -76,15 +76,15 @@ class Tsep:
 
 def tsep(
     cfg: Config,
-    params: Any,
+    params: Params,
     packed: batches.Packed,
     options: TrainOptions,
     rule: Tsep,
     *,
     out: str | Path | None = None,
     progress: Report | None = None,
-    evaluate: Callable[[Config, Any], Mapping[str, float]] | None = None,
-) -> tuple[Any, Config, History]:
+    evaluate: Callable[[Config, Params], Mapping[str, float]] | None = None,
+) -> tuple[Params, Config, History]:
     """`finetune` under a rule: (small params, small config, history), inputs untouched.
 
     Each line of the history has 'alive', the experts left in each MoE layer after that step.
@@ -98,7 +98,7 @@ def tsep(
     resolved.resolve(params, options.trainable)  # refuses what matches no leaf of the caller's
     wide, masked = mask(cfg, params)
 
-    def small(params: Any) -> Mapping[str, float]:
+    def small(params: Params) -> Mapping[str, float]:
         few, few_cfg = finish(cfg, params)
         return evaluate(few_cfg, few)
 
@@ -133,7 +133,7 @@ def survivors(
     return stay.ravel()
 
 
-def mask(cfg: Config, params: Any) -> tuple[Config, Any]:
+def mask(cfg: Config, params: Params) -> tuple[Config, Params]:
     """A model that computes the same, with room for a mask in its routers; dropless."""
     for i in cfg.moe_layers:
         router = params[f'layer_{i}']['moe']['router']
@@ -144,7 +144,7 @@ def mask(cfg: Config, params: Any) -> tuple[Config, Any]:
                        capacity_eval=None), params
 
 
-def drop(params: Any, layer: int, stay_E: np.ndarray) -> Any:
+def drop(params: Params, layer: int, stay_E: np.ndarray) -> Params:
     """Params of a `mask` model in which a layer's tokens can choose the experts `stay` [E] only."""
 
     def close(router: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -159,7 +159,7 @@ def drop(params: Any, layer: int, stay_E: np.ndarray) -> Any:
     return at(params, f'layer_{layer}/moe/router', close)
 
 
-def finish(cfg: Config, params: Any) -> tuple[Any, Config]:
+def finish(cfg: Config, params: Params) -> tuple[Params, Config]:
     """The small model of a masked one (cfg: that before `mask`), which computes the same.
 
     Equal up to rounding where no capacity is in play; the config's own capacities are back.
@@ -185,7 +185,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     The carry is the use of each expert since the last drop, by layer.
     """
 
-    def init(cfg: Config, params: Any) -> Use:
+    def init(cfg: Config, params: Params) -> Use:
         return {f'layer_{i}': jnp.zeros((cfg.experts[i],), jnp.float32) for i in cfg.moe_layers}
 
     def after(step: int, state: TrainState, metrics: Metrics, use: Use
@@ -201,7 +201,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     return Callback(repr(rule), init, after)
 
 
-def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: Use) -> Any:
+def _pruned(cfg: Config, rule: Tsep, step: int, params: Params, use: Use) -> Params:
     """Params after the drops of a window's end, or of `until`."""
     beta, least = (math.inf, rule.final) if step == rule.until else (rule.beta, rule.least)
     for i, bias in zip(cfg.moe_layers, _biases(cfg, params), strict=True):
@@ -212,7 +212,7 @@ def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: Use) -> Any:
     return params
 
 
-def _biases(cfg: Config, params: Any) -> list[jax.Array]:
+def _biases(cfg: Config, params: Params) -> list[jax.Array]:
     return [params[f'layer_{i}']['moe']['router']['bias'] for i in cfg.moe_layers]
 
 

@@ -9,11 +9,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 
 from moe_jax.base.tree import leaves_with_paths, map_with_path
+from moe_jax.model.decoder import Params
 from train.trainable.kinds import Adapter, Kind, Leaves, Shape, Slice, Whole
 from train.trainable.trainable import TRAINABLE, Chosen, Trainable, rule_of
 
@@ -50,6 +50,13 @@ class TrainedLeaves:
     leaves: tuple[TrainedLeaf, ...]
     keep_zeros: str | None = None
 
+    def __hash__(self) -> int:
+        return self._hash  # jit asks for it at every step, and there are hundreds of leaves
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.leaves, self.keep_zeros))
+
     @functools.cached_property
     def by_path(self) -> dict[str, TrainedLeaf]:
         return {leaf.path: leaf for leaf in self.leaves}
@@ -70,11 +77,11 @@ class TrainedLeaves:
         """
         return name in self.by_path and self.by_path[name].keep_zeros
 
-    def select(self, params: Any) -> Leaves:
+    def select(self, params: Params) -> Leaves:
         """The leaves of params that train whole, by path."""
         return {path: leaf for path, leaf in leaves_with_paths(params) if self.is_whole(path)}
 
-    def start(self, params: Any, seed: int) -> tuple[Leaves, Leaves]:
+    def start(self, params: Params, seed: int) -> tuple[Leaves, Leaves]:
         """All arrays that train as they are before the first step, and those that are parts."""
         values, trained, parts = dict(leaves_with_paths(params)), {}, {}
         for leaf in self.leaves:
@@ -84,7 +91,7 @@ class TrainedLeaves:
                 parts |= arrays
         return trained, parts
 
-    def effective(self, params: Any, trained: Leaves) -> Any:
+    def effective(self, params: Params, trained: Leaves) -> Params:
         """The weights that the model computes with: `params` with `trained` in its place.
 
         trained: arrays by name; a leaf none of whose arrays is among them stays as it is. Each leaf
@@ -99,12 +106,12 @@ class TrainedLeaves:
         return map_with_path(one, params)
 
 
-def put(params: Any, leaves: Leaves) -> Any:
+def put(params: Params, leaves: Leaves) -> Params:
     """`params` with the whole leaves at the given paths replaced."""
     return map_with_path(lambda path, leaf: leaves.get(path, leaf), params)
 
 
-def resolve(params: Any, trainable: Chosen, keep_zeros: str | None = None) -> TrainedLeaves:
+def resolve(params: Params, trainable: Chosen, keep_zeros: str | None = None) -> TrainedLeaves:
     """What trains of these params, arrays or `jax.ShapeDtypeStruct`; ValueError if it does not fit.
 
     keep_zeros: expression searched in paths; matrices it is found in keep their exact zeros.

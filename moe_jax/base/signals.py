@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run the same command again
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -113,7 +113,7 @@ def raising() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _handled(handle: Callable[[int], None], numbers: list[int] | tuple[int, ...] = NUMBERS
+def _handled(handle: Callable[[int], None], numbers: Sequence[int] = NUMBERS
              ) -> Iterator[None]:
     """Give these signals to `handle` until the block ends; the handlers before are put back."""
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What a run takes on a mesh, before any device is asked for: memory, traffic, time.
+"""Memory, traffic and time of a run on a mesh, before any device is there.
 
 Everything is from shapes alone and published figures of devices; nothing is allocated or compiled.
 """
@@ -106,7 +106,7 @@ def forecast(
     *,
     efficiency: float = EFFICIENCY,
 ) -> Forecast:
-    """What training takes on a mesh with these axis sizes, such as {'data': 2, 'expert': 4}.
+    """The forecast of a run on a mesh with these axis sizes, such as {'data': 2, 'expert': 4}.
 
     axes None or {}: one device. peaks: a name of `train.PEAKS`, numbers, or `Peaks`. Parameters are
     counted in float32, frozen ones too. Agrees with what XLA:CPU allocates within 20%

@@ -1,4 +1,4 @@
-"""From a stream of batches to what a step takes: checked, stacked, laid out over the devices.
+"""Batches of a stream as a step takes them: checked, stacked, laid out over the devices.
 
 A micro-batches in a step, B rows in each, T tokens in a row.
 """

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Callback(NamedTuple):
-    """What a run does besides, after every step.
+    """An action of the caller's after every step.
 
     name: identifies it to a run's folder, settings included.
     init(cfg, params) -> carry: arrays that are saved and restored with the state.
@@ -62,7 +62,7 @@ def fit(
     weights, bit for bit on the same machine. `progress(step, steps, metrics)` is called after each
     step; `evaluate(params) -> {name: value}` every `evaluate_every` steps and after the last, its
     values logged as 'eval_' + name; `callback` may change the state after each. `objective` is what
-    to minimise (None: the language model's loss; `Objective`). With `start`, a state of this model
+    to minimize (None: the language model's loss; `Objective`). With `start`, a state of this model
     such as `carry` gives, the run goes on from there, its steps counted and left alone. History and
     metrics.jsonl hold one dict per logged step.
     Raises Diverged when the loss or gradient is not finite, Interrupted after SIGTERM or Ctrl-C,
@@ -100,7 +100,7 @@ def fit(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same from step to step of one call of `fit`."""
+    """One call of `fit`: its parts that stay the same from step to step."""
 
     options: TrainOptions
     step: Step
@@ -132,7 +132,7 @@ class _Run:
 
     def advance(self, step: int, state: TrainState, batch: Batch, carry: Any
                 ) -> tuple[TrainState, Metrics, Any]:
-        """One step: what the objective adds to the batch, the compiled update, the callback."""
+        """One step: the objective's additions to the batch, the compiled update, the callback."""
         if self.objective.prepare is not None:
             batch = self.objective.prepare(batch)
         state, metrics = self.step(state, batch)
@@ -167,7 +167,7 @@ def _opened(
 
 
 def _first_carry(callback: Callback | None, cfg: Config, state: TrainState) -> Any:
-    """What the callback starts with, on every device of the run; None without one."""
+    """The callback's first carry, on every device of the run; None without one."""
     if callback is None:
         return None
     return jax.device_put(callback.init(cfg, state.params), state.step.sharding)

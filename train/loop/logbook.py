@@ -1,4 +1,4 @@
-"""What becomes of a step's metrics: waited for, checked, reported, evaluated, logged."""
+"""Metrics of steps: waited for, checked, reported, logged; and the evaluations of a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

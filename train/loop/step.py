@@ -1,4 +1,4 @@
-"""One optimizer step, compiled once for every run that shares shapes, config and optimiser form.
+"""One optimizer step, compiled once for every run that shares shapes, config and optimizer form.
 
 Steps, learning rate, warm-up, weight decay, clipping and seed are arguments of the compiled
 function, so a study that varies them compiles once.

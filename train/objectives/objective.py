@@ -1,4 +1,4 @@
-"""What a step minimises, as a value that `fit` takes; by default the language model's own loss.
+"""The objective of a step, a value that `fit` takes; by default the language model's own loss.
 
 Letters: A micro-batches of a step, B rows, T tokens.
 """
@@ -42,12 +42,12 @@ Loss = Callable[[Config, Params, Batch, Any, jax.Array, Share], tuple[jax.Array,
 
 
 class Objective(NamedTuple):
-    """What `fit` minimises.
+    """The loss that `fit` minimizes.
 
     name: identifies it to a run's folder, settings included.
     loss(cfg, params, rows, extra, key, share) -> (value, terms, out): of one micro-batch [B, T].
       It must be hashable, as a frozen dataclass is: the step is compiled for it. value is what is
-      minimised and terms, by name, what is logged beside it; both are summed over micro-batches.
+      minimized and terms, by name, what is logged beside it; both are summed over micro-batches.
       out is what `moe_jax.model.decoder.forward` reports.
     extra: arrays that the loss reads; an argument of the compiled step, never a constant in it.
     prepare(batch) -> batch: adds arrays [A, B, T, ...] just before a step, such as what a teacher

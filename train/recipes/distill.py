@@ -132,7 +132,7 @@ def towards(
     *,
     stands_for: Mapping[int, np.ndarray] | None = None,
 ) -> Objective:
-    """What `distill` minimises, as an objective for `fit` on any stream of rows.
+    """The objective that `distill` minimizes, for `fit` on any stream of rows.
 
     params: the student as the run starts with it. The teacher (cfg, params) may lie on other
     devices; without one (None), the rows carry its signals (`train.teach`), which leaves out the

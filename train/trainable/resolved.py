@@ -1,4 +1,4 @@
-"""What trains, resolved once against the params; state, step, forecast and saving read this value.
+"""The leaves that train, resolved once against the params; state, step and forecast read them.
 
 While an update is computed all that trains lies in one flat dict, name -> array, so that optimizer
 state exists for nothing else. A leaf that trains whole has its path as its name and is a leaf of
@@ -112,9 +112,10 @@ def put(params: Params, leaves: Leaves) -> Params:
 
 
 def resolve(params: Params, trainable: Chosen, keep_zeros: str | None = None) -> TrainedLeaves:
-    """What trains of these params, arrays or `jax.ShapeDtypeStruct`; ValueError if it does not fit.
+    """The leaves of params that train.
 
-    keep_zeros: expression searched in paths; matrices it is found in keep their exact zeros.
+    params: a tree of arrays or of `jax.ShapeDtypeStruct`. keep_zeros: expression searched in paths;
+    matrices it is found in keep their exact zeros. Raises ValueError for what does not fit.
     """
     rule = rule_of(trainable)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params)}

@@ -1,6 +1,6 @@
-"""What a caller says trains: whole leaves, some experts' weights, low-rank adapters of matrices.
+"""The choice of what trains: whole leaves, some experts, low-rank adapters of matrices.
 
-`resolved.resolve` finds out once which leaves of a model that means.
+`resolved.resolve` finds once which leaves of a model that means.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Trainable:
     """What trains, where an expression for whole leaves does not say it.
 
     leaves: expression searched in paths; these leaves train whole (None: none).
-    experts: {layer: ids}, experts all of whose weights train (expert-specialised fine-tuning, Wang
+    experts: {layer: ids}, experts all of whose weights train (expert-specialized fine-tuning, Wang
       et al. 2024; `prune.select_experts` chooses them); the others of the layer stay as they are.
     rank: of low-rank adapters (Hu et al. 2021) on the matrices in whose paths `on` is found, stacks
       of experts [E, D, F] included; alpha: their scale is alpha / rank (None: 1). They are merged

@@ -3,12 +3,12 @@
 A run is data in, data out: `fit` takes params and gives new params, leaving its inputs alone.
 """
 
+from moe_jax.base.signals import Interrupted
 from train.forecasting.forecast import Forecast, forecast
 from train.forecasting.peaks import PEAKS, Peaks
 from train.loop.carry import carry, last_state
 from train.loop.fit import Callback, fit
 from train.loop.options import TrainOptions
-from train.loop.signals import Interrupted
 from train.loop.state import TrainState, init_state, params_of
 from train.loop.step import Diverged, make_step
 from train.objectives.objective import Objective

@@ -15,6 +15,7 @@ from moe_jax.base import sharding
 from moe_jax.base.tree import at, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.inference.score import target_log_probs
+from moe_jax.layers.positions import has_past
 from moe_jax.model.decoder import Params, hidden
 
 MAGNITUDES = {
@@ -50,5 +51,5 @@ def _loss(weights: dict[int, Any], cfg: Config, params: Params, tokens: jax.Arra
     tokens, segments = tokens[None], segments[None]
     x, _ = hidden(cfg, params, tokens, segments)
     log_probs = target_log_probs(cfg, params, x, jnp.roll(tokens, -1, axis=1))[0][:, :-1]
-    known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+    known = has_past(segments)
     return -jnp.where(known, log_probs, 0.0).sum()

@@ -28,6 +28,7 @@ from moe_jax.base.checks import nearest
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
 from moe_jax.inference.score import BLOCK, by_blocks
+from moe_jax.layers.positions import has_past
 from moe_jax.model.decoder import Params, hidden, unembed
 
 METRICS = ('nats', 'nats_small', 'lost', 'kl', 'acceptance', 'agreement')
@@ -157,7 +158,7 @@ def _read(cfg: Config, batches: Iterable[Mapping[str, Any]]
     for batch in batches:
         tokens, segments = checked(cfg, batch['tokens'],
                                    batch.get('segments', batch.get('mask')), 'compare')
-        known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+        known = has_past(segments)
         weights = np.asarray(batch.get('weights', known), np.float32)
         weights = weights[:, 1:] if weights.shape == tokens.shape else weights
         if weights.shape != known.shape or not (weights >= 0).all():

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from moe_jax.base import sharding
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
+from moe_jax.layers.positions import has_past
 from moe_jax.model.decoder import Params, hidden, unembed
 
 BLOCK = 2**25  # logits that exist at a time: 128 MB of float32
@@ -45,7 +46,7 @@ def _scorer(cfg: Config):
         x, _ = hidden(cfg, params, tokens, segments)
         targets = jnp.roll(tokens, -1, axis=1)  # slicing x would copy it
         log_probs = target_log_probs(cfg, params, x, targets)[0][:, :-1]
-        known = (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+        known = has_past(segments)
         return sharding.replicate(jnp.where(known, log_probs, 0.0))
 
     return run

@@ -1,7 +1,12 @@
 """Positions of tokens inside packed segments and branches."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Array = TypeVar('Array', jax.Array, np.ndarray)
 
 
 def positions_in_segments(segments: jax.Array) -> jax.Array:
@@ -10,6 +15,14 @@ def positions_in_segments(segments: jax.Array) -> jax.Array:
     previous = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts = jnp.where(segments != previous, index, jnp.zeros_like(index))
     return index - jax.lax.cummax(starts, axis=1)
+
+
+def has_past(segments: Array) -> Array:
+    """Which tokens follow another of their segment, so that they are predicted: bool [B, T-1].
+
+    segments [B, T] (0: padding), of numpy or JAX; the first token of a row has no past.
+    """
+    return (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
 
 
 def positions_in_branches(segments: jax.Array, branches: jax.Array) -> jax.Array:

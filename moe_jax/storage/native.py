@@ -21,11 +21,11 @@ import orbax.checkpoint as ocp
 from moe_jax.base import processes
 from moe_jax.base.files import check_target, guard_space, swap
 from moe_jax.base.sharding import Placing
+from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import count_bytes, map_with_path
 from moe_jax.config import Config
 from moe_jax.model import decoder
 from moe_jax.model.params import check_params
-from moe_jax.storage.unbroken import unbroken
 
 FORMAT = 'moe-jax 1'
 

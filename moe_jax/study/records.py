@@ -1,13 +1,13 @@
 """Append-only JSONL records of finished cells, and the lock that keeps one writer to a folder."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moe_jax.base import lock
 from moe_jax.base.files import guard_space
 
 FILE = 'records.jsonl'
@@ -65,27 +65,23 @@ def _drop_torn(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Make a folder and hold its lock; the kernel frees it when the process dies, however it dies.
+    """Make a folder and hold its lock, with the process's number in it; freed when that dies.
 
     Raises Busy when another process holds it, OSError when the folder cannot be written.
     """
-    folder = Path(folder)
+    path = Path(folder) / LOCK
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open('a+')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        claimed = lock.claim(path)
+    except lock.Held:
+        owner = path.read_text().strip() or 'unknown'
+        raise Busy(f'{folder}: process {owner} is running this study; wait for it, stop it, or '
+                   'choose another folder with --out') from None
     except OSError as error:
         raise OSError(error.errno, f'{error.strerror}: no study can be written there; give another '
                       'folder with --out', str(folder)) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip() or 'unknown'
-            raise Busy(f'{folder}: process {owner} is running this study; wait for it, stop it, or '
-                       'choose another folder with --out') from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        path.write_text(str(os.getpid()))
         yield
+    finally:
+        claimed.release()

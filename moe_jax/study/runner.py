@@ -3,8 +3,6 @@
 import contextlib
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import jax
 
+from moe_jax.base import signals
 from moe_jax.study import material, records
 from moe_jax.study.expert_count.cells import Cell
 from moe_jax.study.expert_count.compute import Workshop
@@ -19,7 +18,6 @@ from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.kinds import kind_of
 from moe_jax.study.progress import Display
 from moe_jax.study.recovery.spec import RecoveryStudy
-from train import Interrupted
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
 # different models filled them. What took long to compile comes back from the cache on disk.
@@ -106,36 +104,18 @@ def _refuse_other(folder: Path, done: Mapping[str, Any], name: str) -> None:
 
 @contextlib.contextmanager
 def _stoppable(display: Display) -> Iterator[Callable[[], None]]:
-    """Say what is kept when a signal stops the study.
+    """Stop at once on a signal, saying what is kept.
 
     The training loop handles signals itself. Between two loops nothing is half done, so there
-    SIGTERM and Ctrl-C raise at once. Python drops what a handler raises inside a callback of the
-    garbage collector, of which JAX has one: the function yielded raises it again.
+    SIGTERM and Ctrl-C raise at once.
     """
-    caught: list[int] = []
-
-    def check_stop() -> None:
-        if signal.SIGINT in caught:
-            raise KeyboardInterrupt
-        if caught:
-            raise Interrupted('stopped by SIGTERM', 0)
-
-    def handle(number: int, frame: object) -> None:
-        caught.append(number)
-        check_stop()
-
-    main = threading.current_thread() is threading.main_thread()
-    before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM) if main}
-    try:
-        yield check_stop
-    except (KeyboardInterrupt, Interrupted):
-        display.say(f'stopped; {display.finished} of {display.cells or "the"} cells are finished '
-                    'and kept, and the same command goes on from there')
-        raise
-    finally:
-        for number, handler in before.items():
-            # None: the handler was not installed from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    with signals.raising() as check_stop:
+        try:
+            yield check_stop
+        except (KeyboardInterrupt, signals.Interrupted):
+            display.say(f'stopped; {display.finished} of {display.cells or "the"} cells are '
+                        'finished and kept, and the same command goes on from there')
+            raise
 
 
 def _append_if_new(folder: Path, done: Mapping[str, Any], record: dict[str, Any]) -> None:

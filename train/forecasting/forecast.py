@@ -1,4 +1,4 @@
-"""What a run takes on a mesh, before any device is asked for: memory, traffic, time.
+"""Memory, traffic and time of a run on a mesh, before any device is there.
 
 Everything is from shapes alone and published figures of devices; nothing is allocated or compiled.
 """
@@ -8,7 +8,7 @@ import dataclasses
 from rich.table import Table
 
 from moe_jax.config import Config
-from moe_jax.model import cost
+from moe_jax.model import cost, decoder
 from train.forecasting import memory, traffic
 from train.forecasting import mesh as spread
 from train.forecasting.memory import Memory
@@ -16,6 +16,7 @@ from train.forecasting.mesh import Axes
 from train.forecasting.peaks import Peaks, peaks_of
 from train.forecasting.traffic import Traffic
 from train.loop.options import TrainOptions
+from train.trainable import resolved
 
 EFFICIENCY = 0.4  # of every published figure; what well-made training programs reach in arithmetic
 SPARE = 0.9  # of the memory that a program gets, the rest being the runtime's
@@ -105,20 +106,22 @@ def forecast(
     *,
     efficiency: float = EFFICIENCY,
 ) -> Forecast:
-    """What training takes on a mesh with these axis sizes, such as {'data': 2, 'expert': 4}.
+    """The forecast of a run on a mesh with these axis sizes, such as {'data': 2, 'expert': 4}.
 
     axes None or {}: one device. peaks: a name of `train.PEAKS`, numbers, or `Peaks`. Parameters are
     counted in float32, frozen ones too. Agrees with what XLA:CPU allocates within 20%
-    (tests/train/forecasting/test_forecast_xla.py). Raises ValueError for axes, rows or peaks that
-    cannot be.
+    (tests/train/forecasting/test_forecast_xla.py). Raises ValueError for axes, rows, peaks or what
+    trains that cannot be.
     """
     axes = dict(axes or {})
     peaks = peaks_of(peaks) if isinstance(peaks, str) else peaks
     if not 0 < efficiency <= 1:
         raise ValueError(f'efficiency={efficiency}: a share of the published figures, in (0, 1]')
     spread.check(axes, options)
-    needs = memory.of_step(cfg, options, axes, copies=peaks.copies, cpu=peaks.name == 'cpu')
-    sent = traffic.of_step(cfg, options, axes)
+    trained = resolved.resolve(decoder.shapes(cfg), options.trainable, options.keep_zeros)
+    needs = memory.of_step(cfg, options, trained, axes, copies=peaks.copies,
+                           cpu=peaks.name == 'cpu')
+    sent = traffic.of_step(cfg, options, trained, axes)
     tokens = options.accumulate * options.batch * options.length
     flops = 3.0 * tokens * cost.count(cfg, options.length).flops
     rate = peaks.flops_float32 if cfg.dtype == 'float32' else peaks.flops

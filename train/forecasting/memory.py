@@ -4,7 +4,7 @@ B rows of a device, T tokens in a row, D width, E experts, K choices per token, 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +17,14 @@ from moe_jax.experts import evaluate, forms
 from moe_jax.kernels import target
 from moe_jax.layers import attention, attention_loop, ffn
 from moe_jax.model import decoder
+from moe_jax.model.decoder import Params
 from train.forecasting import mesh
 from train.forecasting.mesh import Axes
 from train.forecasting.residuals import kept_bytes
 from train.loop.options import TrainOptions
-from train.loop.state import trained_shapes
 from train.objectives import head_loss, losses
-from train.trainable.trainable import Chosen, put
+from train.trainable.kinds import Leaves, Shape
+from train.trainable.resolved import TrainedLeaves, put
 
 FLOAT32 = 4  # bytes of a parameter, gradient or moment
 EXCHANGED = 8  # buffers of rows that an exchange holds in the backward pass: sent, arrived, sorted
@@ -53,7 +54,8 @@ class Memory(NamedTuple):
 
 
 def of_step(
-    cfg: Config, options: TrainOptions, axes: Axes, *, copies: int = 0, cpu: bool = False
+    cfg: Config, options: TrainOptions, trained: TrainedLeaves, axes: Axes, *, copies: int = 0,
+    cpu: bool = False,
 ) -> Memory:
     """What one step needs on each device of a mesh with these axis sizes ({}: one device).
 
@@ -61,14 +63,14 @@ def of_step(
     whether the devices are CPUs.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(decoder.shapes(cfg))}
-    trained = trained_shapes(decoder.shapes(cfg), options)
     params = sum(held(axes, path, shape) for path, shape in shapes.items())
-    extra = {path: shape for path, shape in trained.items() if shapes.get(path) != shape}
+    extra = {name: shape for name, shape in trained.shapes.items() if shapes.get(name) != shape}
     params += sum(FLOAT32 * int(np.prod(shape)) for shape in extra.values())
     gradients = sum(held(axes, path, shape) if path not in extra else FLOAT32 * int(np.prod(shape))
-                    for path, shape in trained.items())
+                    for path, shape in trained.shapes.items())
     rows = options.batch // mesh.row_parts(axes)
-    activations = kept(mesh.on_device(cfg, axes), options.trainable, rows, options.length)
+    paths = None if options.trainable is None else frozenset(trained.by_path)
+    activations = kept(mesh.on_device(cfg, axes), paths, rows, options.length)
     others, on_the_way = _experts(cfg, axes, rows * options.length)
     # Traced on CPU, attention goes one sequence at a time, which nothing else does.
     if target.platform() == 'cpu' and (mesh.devices(axes) > 1 or not cpu):
@@ -77,22 +79,23 @@ def of_step(
     activations += others + max(_logits(cfg, axes, rows * options.length), on_the_way)
     sums = gradients if options.accumulate > 1 else 0  # of the micro-batches so far
     return Memory(params, 2 * gradients, gradients + sums, activations + sums,
-                  _gathered(axes, shapes, trained), copies * gradients)
+                  _gathered(axes, shapes, trained.shapes), copies * gradients)
 
 
-def held(axes: Axes, path: str, shape: tuple[int, ...]) -> int:
+def held(axes: Axes, path: str, shape: Shape) -> int:
     """Bytes that each device holds of a float32 leaf."""
     split = mesh.parts(axes, mesh.split_by(axes, path, shape))
     return FLOAT32 * int(np.prod(shape)) // split
 
 
-def kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
+def kept(cfg: Config, paths: frozenset[str] | None, rows: int, length: int) -> int:
     """Bytes that the backward pass below the head needs of the forward pass, [rows, length].
 
-    Layers of one kind keep the same, so that where everything trains few are traced.
+    paths: the leaves that train (None: all). Layers of one kind keep the same, so that where
+    everything trains few are traced.
     """
-    if trainable is not None:
-        return _kept(cfg, trainable, rows, length)
+    if paths is not None:
+        return _kept(cfg, paths, rows, length)
     kinds = [(count, cfg.window(i), cfg.alias(i), cfg.constants_in(i))
              for i, count in enumerate(cfg.experts)]
     firsts = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
@@ -103,26 +106,20 @@ def kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept(cfg: Config, trainable: Chosen, rows: int, length: int) -> int:
+def _kept(cfg: Config, paths: frozenset[str] | None, rows: int, length: int) -> int:
     params = decoder.shapes(cfg)
-    names = trained_shapes(params, _Of(trainable))
     leaves = {path: leaf for path, leaf in leaves_with_paths(params)
-              if path in names or f'{path}/a' in names}
+              if paths is None or path in paths}
 
-    def hidden(leaves: Any, params: Any, tokens: Any, segments: Any, key: Any) -> Any:
+    def hidden(leaves: Leaves, params: Params, tokens: jax.Array, segments: jax.Array,
+               key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x, out = decoder.hidden(cfg, put(params, leaves), tokens, segments, train=True,
-                              key=jax.random.wrap_key_data(key))
+                                key=jax.random.wrap_key_data(key))
         return x, losses.auxiliary(out)
 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     return kept_bytes(hidden, leaves, params, tokens, tokens,
                       jax.ShapeDtypeStruct((2,), jnp.uint32))
-
-
-class _Of(NamedTuple):
-    """As much of the options as says what trains."""
-
-    trainable: Chosen
 
 
 def _only(cfg: Config, layers: list[int]) -> Config:
@@ -144,12 +141,12 @@ def _logits(cfg: Config, axes: Axes, tokens: int) -> int:
 @functools.lru_cache(maxsize=64)
 def _probabilities(cfg: Config, rows: int, length: int) -> int:
     """What a layer's attention keeps, and does not where it goes one sequence at a time."""
-    def of(attend: Any) -> int:
-        return kept_bytes(lambda given, seen: attend(*given, seen, 1.0), given, seen)
+    def of(attend: Callable[..., jax.Array]) -> int:
+        return kept_bytes(lambda qkv, seen: attend(*qkv, seen, 1.0), qkv, seen)
 
     dtype = jnp.dtype(cfg.dtype)
     heads = cfg.kv_heads if cfg.latent is None else cfg.heads
-    given = tuple(jax.ShapeDtypeStruct((rows, length, count, width), dtype) for count, width in (
+    qkv = tuple(jax.ShapeDtypeStruct((rows, length, count, width), dtype) for count, width in (
         (cfg.heads, cfg.key_width), (heads, cfg.key_width), (heads, cfg.value_width)))
     seen = jax.ShapeDtypeStruct((rows, length, length), jnp.bool_)
     return of(attention.attend) - of(attention_loop.attend)
@@ -177,7 +174,7 @@ def _dropless(cfg: Config, layer: int, tokens: int) -> int:
     weights = {name: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
                for name, shape in ffn.shapes(cfg, cfg.expert_hidden).items()}
 
-    def run(leaves: Any, ids: Any) -> Any:
+    def run(leaves: tuple[Any, jax.Array, jax.Array], ids: jax.Array) -> jax.Array:
         return evaluate.dropless(ffn.of(cfg), *leaves[:2], ids, leaves[2])[0]
 
     leaves = (weights, jax.ShapeDtypeStruct((tokens, cfg.width), dtype),
@@ -185,7 +182,7 @@ def _dropless(cfg: Config, layer: int, tokens: int) -> int:
     return kept_bytes(run, leaves, jax.ShapeDtypeStruct((tokens, topk), jnp.int32))
 
 
-def _gathered(axes: Axes, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, Any]) -> int:
+def _gathered(axes: Axes, shapes: Mapping[str, Shape], trained: Mapping[str, Shape]) -> int:
     """Leaves that 'fsdp' splits, whole, and the gradients of experts among them before these are.
 
     XLA:CPU was seen to scatter the gradients of all layers' experts at the end.

@@ -1,4 +1,4 @@
-"""What devices can do by their makers' figures, which no program reaches."""
+"""Published figures of devices, which no program reaches."""
 
 from typing import NamedTuple
 

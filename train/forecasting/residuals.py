@@ -1,4 +1,4 @@
-"""What automatic differentiation keeps from the forward pass for the backward pass, in bytes.
+"""Bytes that automatic differentiation keeps from the forward pass for the backward pass.
 
 Nothing is computed: the passes are traced with shapes alone. XLA does not store what it can compute
 again on the spot from what it has stored: `AGAIN` are the operations for which it does so. Found by

@@ -17,7 +17,7 @@ from train.forecasting import mesh
 from train.forecasting.memory import FLOAT32, held
 from train.forecasting.mesh import Axes
 from train.loop.options import TrainOptions
-from train.loop.state import trained_shapes
+from train.trainable.resolved import TrainedLeaves
 
 
 class Traffic(NamedTuple):
@@ -33,31 +33,30 @@ class Traffic(NamedTuple):
         return sum(self)
 
 
-def of_step(cfg: Config, options: TrainOptions, axes: Axes) -> Traffic:
+def of_step(cfg: Config, options: TrainOptions, trained: TrainedLeaves, axes: Axes) -> Traffic:
     """What each device of a mesh with these axis sizes sends in one step.
 
     Gradients are summed once for each micro-batch, parameters that 'fsdp' splits gathered once, and
     an exchange takes one round, which routing as balanced as `forms.SLACK` allows needs.
     """
     tokens = options.batch // mesh.row_parts(axes) * options.length
-    parts = [_weights(cfg, options, axes), _experts(cfg, axes, tokens), _model(cfg, axes, tokens)]
+    parts = [_weights(cfg, trained, axes), _experts(cfg, axes, tokens), _model(cfg, axes, tokens)]
     return Traffic(*(options.accumulate * sum(kind) for kind in zip(*parts, strict=True)))
 
 
-def _weights(cfg: Config, options: TrainOptions, axes: Axes) -> Traffic:
+def _weights(cfg: Config, trained: TrainedLeaves, axes: Axes) -> Traffic:
     """Sums of gradients over the axes that split rows, and parameters gathered over 'fsdp'."""
     params, shards = decoder.shapes(cfg), axes.get('fsdp', 1)
     gathered = scattered = reduced = 0.0
-    trained = trained_shapes(params, options)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(params)}
-    for path, shape in (shapes | trained).items():
+    for path, shape in (shapes | trained.shapes).items():
         split = mesh.split_by(axes, path, shape)
         size = held(axes, path, shape)
         summed = mesh.parts(axes, tuple(a for a in mesh.row_axes(axes) if a not in split))
         if 'fsdp' in split:
             gathered += (shards - 1) * size
-            scattered += (shards - 1) * size * (path in trained)
-        reduced += 2 * (summed - 1) / summed * size * (path in trained)
+            scattered += (shards - 1) * size * (path in trained.shapes)
+        reduced += 2 * (summed - 1) / summed * size * (path in trained.shapes)
     return Traffic(all_gather=gathered, reduce_scatter=scattered, all_reduce=reduced)
 
 

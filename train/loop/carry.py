@@ -8,22 +8,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.model.decoder import Params
 from train.loop import store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, init_state
 from train.optim.adamw import moments, with_moments
-from train.trainable.trainable import Leaves
+from train.trainable.kinds import Leaves
 
 Move = Callable[[int, Leaves], Leaves]
 
 
 def carry(
-    state: TrainState, params: Any, options: TrainOptions, move: Move | None = None
+    state: TrainState, params: Params, options: TrainOptions, move: Move | None = None
 ) -> TrainState:
     """The state with which training goes on after surgery has made new `params` of its own.
 
@@ -51,7 +51,7 @@ def carry(
     return fresh._replace(opt_state=with_moments(fresh.opt_state, adam))
 
 
-def last_state(out: str | Path, params: Any, options: TrainOptions) -> TrainState:
+def last_state(out: str | Path, params: Params, options: TrainOptions) -> TrainState:
     """The state of the newest checkpoint in the folder `out` of a run.
 
     params, options: what the run was started with. Raises FileNotFoundError where there is none.
@@ -59,11 +59,11 @@ def last_state(out: str | Path, params: Any, options: TrainOptions) -> TrainStat
     return store.newest(out, init_state(params, options))
 
 
-def _fitted(found: Leaves, zeros: Leaves, order: int) -> Leaves:
+def _fitted(moved: Leaves, zeros: Leaves, order: int) -> Leaves:
     """The moments of every leaf that trains, where the zeros lie that they replace."""
-    for name in sorted(zeros.keys() & found.keys()):
-        if found[name].shape != zeros[name].shape:
+    for name in sorted(zeros.keys() & moved.keys()):
+        if moved[name].shape != zeros[name].shape:
             raise ValueError(f'carry: move({order}, ...) gives {name} the shape '
-                             f'{found[name].shape}; the new weights have {zeros[name].shape}')
-    return {name: jax.device_put(jnp.array(found[name], jnp.float32), zero.sharding)
-            if name in found else zero for name, zero in zeros.items()}
+                             f'{moved[name].shape}; the new weights have {zeros[name].shape}')
+    return {name: jax.device_put(jnp.array(moved[name], jnp.float32), zero.sharding)
+            if name in moved else zero for name, zero in zeros.items()}

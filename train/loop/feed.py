@@ -1,4 +1,4 @@
-"""From a stream of batches to what a step takes: checked, stacked, laid out over the devices.
+"""Batches of a stream as a step takes them: checked, stacked, laid out over the devices.
 
 A micro-batches in a step, B rows in each, T tokens in a row.
 """
@@ -18,19 +18,26 @@ from train.loop.options import TrainOptions
 from train.objectives.objective import Batch
 
 Batches = Callable[[int], Iterator[Batch]]
+Digest = Callable[[], str]  # names the content of a batch
+
+
+def check_mesh(mesh: Mesh | None, options: TrainOptions) -> None:
+    """Refuse, with ValueError, a mesh on which a run with these options cannot be."""
+    check_span(mesh)
+    _check_rows(mesh, options)
 
 
 def check_span(mesh: Mesh | None) -> None:
     """Refuse, with ValueError, a mesh that some devices of several processes are no part of."""
-    found = 0 if mesh is None else mesh.size
-    if processes.several() and found < jax.device_count():
-        lies = f'the mesh {dict(mesh.shape)} of {found} of them' if found else 'no mesh'
+    size = 0 if mesh is None else mesh.size
+    if processes.several() and size < jax.device_count():
+        lies = f'the mesh {dict(mesh.shape)} of {size} of them' if size else 'no mesh'
         raise ValueError(f'{jax.process_count()} processes with {jax.device_count()} devices, and '
                          f'params that lie on {lies}: lay them out with sharding.place(params, '
                          'sharding.make_mesh(...)) over all devices')
 
 
-def check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
+def _check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
     """Refuse, with ValueError, rows that do not divide over a mesh."""
     parts = sharding.row_parts(mesh)
     if options.batch % parts:
@@ -45,12 +52,12 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
     if mesh is None or not processes.several():
         return np.arange(batch)
     check_span(mesh)
-    found = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
-    return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in found.values()]))
+    places = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in places.values()]))
 
 
 def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
-           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Callable[[], str]]]:
+           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Digest]]:
     """One batch [A, B, T] per step from step `start` on, and a function that names its content.
 
     `batches` yields all rows of a batch, or those of `own_rows` alone. On a resume the last batch
@@ -89,15 +96,15 @@ def batch_digest(batch: Batch, rows: np.ndarray, size: int) -> str:
     arrays = {name: np.ascontiguousarray(batch[name]) for name in sorted(batch)}
     micro, count = next(iter(arrays.values())).shape[:2]
     numbers = rows if count == len(rows) else np.arange(size)
-    found = np.zeros((micro, size, 2), np.uint32)
+    digests = np.zeros((micro, size, 2), np.uint32)
     for a in range(micro):
         for place, number in enumerate(numbers):
             content = hashlib.sha256()
             for name, array in arrays.items():
                 content.update(name.encode())
                 content.update(array[a, place].tobytes())
-            found[a, number] = np.frombuffer(content.digest()[:8], np.uint32)
-    return hashlib.sha256(processes.largest(found).tobytes()).hexdigest()[:16]
+            digests[a, number] = np.frombuffer(content.digest()[:8], np.uint32)
+    return hashlib.sha256(processes.largest(digests).tobytes()).hexdigest()[:16]
 
 
 def _checked(source: Iterator[Batch], options: TrainOptions, own: int, step: int,

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line on a terminal, or the caller's own callback."""
+"""Progress of a run for people: one live line on a terminal, or the caller's own callback."""
 
 import contextlib
 import sys

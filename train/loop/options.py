@@ -1,16 +1,16 @@
-"""What a run of training is told: one frozen value, with the UNCURL paper's numbers as defaults."""
+"""The options of a run of training, one frozen value; defaults are the UNCURL paper's."""
 
 import dataclasses
 import math
 
 from moe_jax.base.checks import nearest
-from train.optim.adamw import SCHEDULES
+from train.optim.schedules import SCHEDULES
 from train.trainable.trainable import Chosen, Trainable, check_expression
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How to train; the optimiser's defaults are those of UNCURL (table of training settings).
+    """How to train; the optimizer's defaults are those of UNCURL (table of training settings).
 
     One step averages the gradient over `accumulate` batches of `batch` rows of `length` tokens.
     The learning rate rises linearly to `peak_lr` over `warmup` steps, then follows `schedule` down
@@ -46,7 +46,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         _check_counts(self)
-        _check_optimiser(self)
+        _check_optimizer(self)
 
 
 def _check_counts(options: TrainOptions) -> None:
@@ -67,7 +67,7 @@ def _check_counts(options: TrainOptions) -> None:
         )
 
 
-def _check_optimiser(options: TrainOptions) -> None:
+def _check_optimizer(options: TrainOptions) -> None:
     for name in ('peak_lr', 'weight_decay', 'eps'):
         value = getattr(options, name)
         if not (math.isfinite(value) and value >= 0):

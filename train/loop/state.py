@@ -5,29 +5,22 @@ Letters: E experts, r rank of an adapter.
 
 import functools
 import logging
-import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from moe_jax.base import sharding
 from moe_jax.base.sharding import first_device, replicated
 from moe_jax.base.tree import leaves_with_paths, map_with_path
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.optim.adamw import Recipe, adamw, moments
-from train.trainable.trainable import (
-    Chosen,
-    Leaves,
-    adapted,
-    check,
-    effective,
-    kept,
-    rule_of,
-    select,
-    sliced,
-)
+from train.trainable import resolved
+from train.trainable.kinds import Leaves, Shape
+from train.trainable.resolved import TrainedLeaves
 
 ZEROS = 0.05  # more exact zeros than this in an expert's matrices were made by pruning
 
@@ -37,29 +30,33 @@ log = logging.getLogger(__name__)
 class TrainState(NamedTuple):
     """step int32 scalar (updates done), params (leaves trained whole float32), opt_state (optax).
 
-    parts: what trains and is no whole leaf, by name, float32 (`trainable`).
+    parts: what trains and is no whole leaf, by name, float32 (`trainable.kinds`).
     """
 
     step: jax.Array
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: optax.OptState
     parts: Leaves
 
 
-def init_state(params: Any, options: TrainOptions) -> TrainState:
+def init_state(params: Params, options: TrainOptions) -> TrainState:
     """The state before the first step: a copy of `params`, and zero moments for what trains.
 
     What trains is held in float32, so that small updates are not lost in bfloat16; frozen leaves,
     and those of which some experts train, keep their dtype. The copy lets the step donate its state
     and leave `params` alone. Raises ValueError where the options do not fit the params.
     """
-    check(params, options.trainable, options.keep_zeros)
-    trained = select(params, options.trainable)
-    devices = replicated(next(iter(trained.values()), jax.tree.leaves(params)[0]))
-    params = map_with_path(lambda path, leaf: _own(leaf, path in trained), params)
-    parts = _slices(params, options) | _adapters(params, options)
-    leaves = select(params, options.trainable) | parts
-    _warn_of_zeros(params, leaves, options)
+    trained = resolved.resolve(params, options.trainable, options.keep_zeros)
+    return first_state(params, options, trained)
+
+
+def first_state(params: Params, options: TrainOptions, trained: TrainedLeaves) -> TrainState:
+    """`init_state` where it is already resolved what trains."""
+    whole = trained.select(params)
+    devices = replicated(next(iter(whole.values()), jax.tree.leaves(params)[0]))
+    params = map_with_path(lambda path, leaf: _own(leaf, path in whole), params)
+    leaves, parts = trained.start(params, options.seed)
+    _warn_of_zeros(params, leaves, trained)
     zero = jnp.zeros((), jnp.float32)
     opt_state = adamw(recipe(options), zero, zero, zero).init(leaves)
     # A scalar that is not committed to the devices of the params compiles the step a second time.
@@ -68,19 +65,19 @@ def init_state(params: Any, options: TrainOptions) -> TrainState:
                                     jax.tree.map(place, opt_state), parts))
 
 
-def begin(params: Any, options: TrainOptions, start: TrainState | None) -> TrainState:
-    """The state a run begins with: `init_state`, or a copy of `start`.
+def begin(params: Params, options: TrainOptions, trained: TrainedLeaves, start: TrainState | None
+          ) -> TrainState:
+    """The state a run begins with: `first_state`, or a copy of `start`.
 
     Raises ValueError where `start` is the state of another model, trains something else, or has
     more steps behind it than the run.
     """
     if start is None:
-        return init_state(params, options)
-    check(params, options.trainable, options.keep_zeros)
+        return first_state(params, options, trained)
     ours = _shapes(start.params) | {f'moments of {name}': shape for name, shape in _shapes(
         moments(start.opt_state).mu).items()}
-    theirs = _shapes(params) | {f'moments of {name}': shape for name, shape in trained_shapes(
-        params, options).items()}
+    theirs = _shapes(params) | {f'moments of {name}': shape
+                                for name, shape in trained.shapes.items()}
     if odd := sorted(name for name in ours.keys() | theirs.keys()
                      if ours.get(name) != theirs.get(name)):
         raise ValueError(f'start: {odd[0]} has shape {ours.get(odd[0])}, and {theirs.get(odd[0])} '
@@ -93,12 +90,7 @@ def begin(params: Any, options: TrainOptions, start: TrainState | None) -> Train
         lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), start))
 
 
-def trained_leaves(state: TrainState, trainable: Chosen) -> Leaves:
-    """All that trains, by name."""
-    return select(state.params, trainable) | state.parts
-
-
-def params_of(state: TrainState, options: TrainOptions) -> Any:
+def params_of(state: TrainState, options: TrainOptions) -> Params:
     """The weights that the model of a state computes with, its parts merged.
 
     Leaves that train whole are float32, all others in their own dtype, bit for bit as the forward
@@ -106,9 +98,16 @@ def params_of(state: TrainState, options: TrainOptions) -> Any:
     """
     if not state.parts:
         return state.params
-    names = {*sliced(state.params, options.trainable), *adapted(state.params, options.trainable)}
-    old = {path: leaf for path, leaf in leaves_with_paths(state.params) if path in names}
-    new = _merged(old, state.parts, options.trainable, options.keep_zeros)
+    return merged(state, resolved.resolve(state.params, options.trainable, options.keep_zeros))
+
+
+def merged(state: TrainState, trained: TrainedLeaves) -> Params:
+    """`params_of` where it is already resolved what trains."""
+    if not state.parts:
+        return state.params
+    old = {path: leaf for path, leaf in leaves_with_paths(state.params)
+           if path in trained.by_path and not trained.is_whole(path)}
+    new = _merged(old, state.parts, trained)
     return map_with_path(lambda path, leaf: new.get(path, leaf), state.params)
 
 
@@ -117,65 +116,29 @@ def recipe(options: TrainOptions) -> Recipe:
     return Recipe(*(getattr(options, name) for name in Recipe._fields))
 
 
-def restore_dtypes(params: Any, like: Any) -> Any:
+def restore_dtypes(params: Params, like: Params) -> Params:
     """`params` with every leaf in the dtype of `like`; bit-equal for leaves that did not train."""
     return jax.tree.map(lambda new, old: new.astype(old.dtype), params, like)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _merged(old: Leaves, parts: Leaves, trainable: Chosen, keep_zeros: str | None) -> Leaves:
-    return effective(old, parts, trainable, keep_zeros)
+@functools.partial(jax.jit, static_argnums=2)
+def _merged(old: Leaves, parts: Leaves, trained: TrainedLeaves) -> Leaves:
+    return trained.effective(old, parts)
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[str, Shape]:
     return {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(tree)}
 
 
-def trained_shapes(params: Any, options: TrainOptions) -> dict[str, tuple[int, ...]]:
-    """The shape of all that trains, by name."""
-    shapes, chosen = _shapes(params), options.trainable
-    found = _shapes(select(params, chosen))
-    found |= {path: (len(ids), *shapes[path][1:]) for path, ids in sliced(params, chosen).items()}
-    for path in adapted(params, chosen):
-        (*stack, rows, columns), rank = shapes[path], rule_of(chosen).rank
-        found |= {f'{path}/a': (*stack, rows, rank), f'{path}/b': (*stack, rank, columns)}
-    return found
-
-
-def _slices(params: Any, options: TrainOptions) -> Leaves:
-    """The selected experts of each leaf that is trained in part, float32."""
-    leaves = dict(leaves_with_paths(params))
-    return {path: jnp.take(leaves[path], jnp.asarray(ids, jnp.int32), axis=0).astype(jnp.float32)
-            for path, ids in sliced(params, options.trainable).items()}
-
-
-def _adapters(params: Any, options: TrainOptions) -> Leaves:
-    """Both matrices of each adapter: a normal with deviation 1/sqrt(in), b zero (Hu et al. 2021).
-
-    The draw follows the seed and the leaf's path.
-    """
-    leaves, rank, found = dict(leaves_with_paths(params)), rule_of(options.trainable).rank, {}
-    for path in adapted(params, options.trainable):
-        leaf = leaves[path]
-        *stack, rows, columns = leaf.shape
-        key = jax.random.fold_in(jax.random.key(options.seed), zlib.crc32(path.encode()))
-        a = jax.random.normal(key, (*stack, rows, rank), jnp.float32) / np.float32(rows**0.5)
-        found |= {f'{path}/a': jax.device_put(a, replicated(leaf)), f'{path}/b': jax.device_put(
-            jnp.zeros((*stack, rank, columns), jnp.float32), replicated(leaf))}
-    return found
-
-
-def _warn_of_zeros(params: Any, leaves: Leaves, options: TrainOptions) -> None:
+def _warn_of_zeros(params: Params, leaves: Leaves, trained: TrainedLeaves) -> None:
     """Log which expert matrices will lose the exact zeros that pruning has given them."""
-    low = dict.fromkeys(adapted(params, options.trainable))
-    matrices = {path: leaves.get(path, leaf) for path, leaf in leaves_with_paths(params)
-                if 'moe/experts/' in path and leaf.ndim == 3 and (path in leaves or path in low)
-                and not kept(path, options.keep_zeros)}
-    if options.keep_zeros is not None or not matrices:
+    if trained.keep_zeros is not None:
         return
-    sparse = {path: share for path, share in jax.device_get(_zeros(matrices)).items()
-              if share > ZEROS}
-    if sparse:
+    # Of a slice its own experts; an adapter's matrix itself.
+    matrices = {path: leaves.get(path, leaf) for path, leaf in leaves_with_paths(params)
+                if 'moe/experts/' in path and leaf.ndim == 3 and path in trained.by_path}
+    shares = jax.device_get(_zeros(matrices)) if matrices else {}
+    if sparse := {path: share for path, share in shares.items() if share > ZEROS}:
         path, share = max(sparse.items(), key=lambda item: item[1])
         log.warning('%d expert matrices have exact zeros (%s: %.0f%%), which training will fill; '
                     "TrainOptions(keep_zeros='moe/experts/') keeps them", len(sparse), path,
@@ -201,5 +164,3 @@ def _own(leaf: Any, trains: bool) -> jax.Array:
     if trains and leaf.dtype != np.float32:
         leaf = leaf.astype(np.float32)
     return jax.device_put(leaf, home, may_alias=False)
-
-

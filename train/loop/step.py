@@ -1,4 +1,4 @@
-"""One optimizer step, compiled once for every run that shares shapes, config and optimiser form.
+"""One optimizer step, compiled once for every run that shares shapes, config and optimizer form.
 
 Steps, learning rate, warm-up, weight decay, clipping and seed are arguments of the compiled
 function, so a study that varies them compiles once.
@@ -15,11 +15,15 @@ import optax
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
-from train.loop.state import TrainState, recipe, trained_leaves
+from train.loop.state import TrainState, recipe
 from train.objectives.objective import LANGUAGE_MODEL, Batch, Loss, Objective, Share, share_of
 from train.optim import adamw
-from train.trainable.trainable import effective, put
+from train.optim.schedules import learning_rate
+from train.trainable import resolved
+from train.trainable.kinds import Leaves
+from train.trainable.resolved import TrainedLeaves, put
 
 Metrics = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -49,6 +53,28 @@ def make_step(
     'grad_norms' by subtree; with `experts` also 'experts', {'hits', 'mass'} by layer as `forward`
     gives them, summed over the batch. Where `finite` is false the update was not made.
     """
+    step, trained = _bound(cfg, options, experts, objective), None
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        nonlocal trained
+        if trained is None:  # there were no params before
+            trained = resolved.resolve(state.params, options.trainable, options.keep_zeros)
+        return step(state, batch, trained=trained)
+
+    return run
+
+
+def step_of(
+    cfg: Config, options: TrainOptions, trained: TrainedLeaves, *, experts: bool = False,
+    objective: Objective = LANGUAGE_MODEL,
+) -> Step:
+    """`make_step` where it is already resolved what trains."""
+    return functools.partial(_bound(cfg, options, experts, objective), trained=trained)
+
+
+def _bound(cfg: Config, options: TrainOptions, experts: bool, objective: Objective
+           ) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`train_step` with the arguments that stay the same in a run, but for what trains."""
     clip = np.inf if options.clip is None else options.clip
     scalars = adamw.Scalars(
         peak_lr=jnp.asarray(options.peak_lr, jnp.float32),
@@ -62,27 +88,27 @@ def make_step(
                              experts=experts, loss=objective.loss, extra=objective.extra)
 
 
-@functools.partial(
-    jax.jit, static_argnames=('cfg', 'recipe', 'experts', 'loss'), donate_argnames=('state',)
-)
+@functools.partial(jax.jit, donate_argnames=('state',),
+                   static_argnames=('cfg', 'recipe', 'trained', 'experts', 'loss'))
 def train_step(
     state: TrainState, batch: Batch, *, scalars: adamw.Scalars, cfg: Config, recipe: adamw.Recipe,
-    loss: Loss, extra: Any, experts: bool = False,
+    trained: TrainedLeaves, loss: Loss, extra: Any, experts: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """The step behind `make_step`; its jit cache is shared by every run of the process."""
-    leaves = trained_leaves(state, recipe.trainable)
-    one = functools.partial(_value, loss, cfg, recipe, state.params, extra)
+    leaves = trained.select(state.params) | state.parts
+    one = functools.partial(_value, loss, cfg, trained, state.params, extra)
     grads, metrics = _gradients(one, leaves, batch, jax.random.fold_in(
         jax.random.key(scalars.seed), state.step))
-    grads = adamw.without_zeros(recipe, grads, leaves)
+    grads = adamw.without_zeros(trained, grads, leaves)
     norms = subtree_norms(grads)
     total = jnp.sqrt(sum(jnp.square(norm) for norm in norms.values()))
-    rate = adamw.learning_rate(
+    rate = learning_rate(
         recipe.schedule, state.step, scalars.peak_lr, scalars.warmup, scalars.steps
     )
     # A step that is not finite must leave a state worth keeping, and worth describing.
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(total)
-    leaves, opt_state = adamw.update(recipe, scalars, rate, grads, state.opt_state, leaves, finite)
+    leaves, opt_state = adamw.update(recipe, trained, scalars, rate, grads, state.opt_state, leaves,
+                                     finite)
     if not experts:
         del metrics['experts']
     metrics |= {'grad_norm': total, 'grad_norms': norms, 'lr': rate, 'finite': finite}
@@ -92,7 +118,7 @@ def train_step(
     return sharding.lay_out(state), metrics
 
 
-def subtree_norms(leaves: adamw.Leaves) -> dict[str, jax.Array]:
+def subtree_norms(leaves: Leaves) -> dict[str, jax.Array]:
     """Euclidean norm of the leaves under each top-level key ('embed', 'layer_0', ...)."""
     groups: dict[str, list[jax.Array]] = {}
     for path, leaf in leaves.items():
@@ -101,20 +127,19 @@ def subtree_norms(leaves: adamw.Leaves) -> dict[str, jax.Array]:
 
 
 def _value(
-    loss: Loss, cfg: Config, recipe: adamw.Recipe, params: Any, extra: Any, leaves: adamw.Leaves,
+    loss: Loss, cfg: Config, trained: TrainedLeaves, params: Params, extra: Any, leaves: Leaves,
     rows: Batch, key: jax.Array, share: Share,
 ) -> tuple[jax.Array, Metrics]:
-    """What one micro-batch adds to the loss, and to the metrics."""
-    params = effective(params, leaves, recipe.trainable, recipe.keep_zeros)
-    value, terms, out = loss(cfg, params, rows, extra, key, share)
-    kept = {name: out[name] for name in ('balance', 'zloss', 'load', 'dropped', 'hits', 'mass')}
-    return value, kept | {'terms': {'loss': value} | terms}
+    """One micro-batch's share of the loss and of the metrics."""
+    value, terms, out = loss(cfg, trained.effective(params, leaves), rows, extra, key, share)
+    routing = {name: out[name] for name in ('balance', 'zloss', 'load', 'dropped', 'hits', 'mass')}
+    return value, routing | {'terms': {'loss': value} | terms}
 
 
 def _gradients(
-    one: Callable[..., tuple[jax.Array, Metrics]], leaves: adamw.Leaves, batch: Batch,
+    one: Callable[..., tuple[jax.Array, Metrics]], leaves: Leaves, batch: Batch,
     key: jax.Array,
-) -> tuple[adamw.Leaves, Metrics]:
+) -> tuple[Leaves, Metrics]:
     """Gradient of the loss over all A micro-batches, and its metrics."""
     micro = batch['tokens'].shape[0]
     share = share_of(batch)
@@ -123,7 +148,7 @@ def _gradients(
         grads, parts = gradient(leaves, jax.tree.map(lambda x: x[0], batch), key, share)
         parts = jax.tree.map(lambda x: x[None], parts)
     else:
-        def add(total: adamw.Leaves, inputs: Any) -> tuple[adamw.Leaves, Metrics]:
+        def add(total: Leaves, inputs: Any) -> tuple[Leaves, Metrics]:
             index, rows = inputs
             grads, parts = gradient(leaves, rows, jax.random.fold_in(key, index), share)
             return jax.tree.map(jnp.add, total, grads), parts

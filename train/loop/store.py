@@ -9,23 +9,24 @@ lock           held by the process that works here; the system frees it when tha
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import filelock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moe_jax.base import processes
+from moe_jax.base import lock, processes
 from moe_jax.base.files import DiskFull, guard_space
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
+from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 
@@ -50,15 +51,15 @@ class Store:
 
 
 @contextlib.contextmanager
-def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
-           names: Mapping[str, Any] | None = None) -> Iterator[Store]:
+def opened(out: str | Path, cfg: Config, params: Params, options: TrainOptions,
+           names: Mapping[str, str] | None = None) -> Iterator[Store]:
     """Create or reopen a run folder for exactly this run, alone in it.
 
     names: what else makes it this run: that of its callback and of its objective, if it has them.
     """
     out = Path(out).absolute()
     identity = _identity(cfg, params, options, names or {})
-    lock = processes.first(lambda: _claimed(out, identity))
+    claimed = processes.first(lambda: _claimed(out, identity))
     try:
         manager = ocp.CheckpointManager(
             out / 'checkpoints',
@@ -74,25 +75,25 @@ def opened(out: str | Path, cfg: Config, params: Any, options: TrainOptions,
         finally:
             manager.close()
     finally:
-        if lock is not None:
-            lock.close()
+        if claimed is not None:
+            claimed.release()
 
 
-def _claimed(out: Path, identity: dict[str, Any]) -> IO[str]:
+def _claimed(out: Path, identity: dict[str, Any]) -> filelock.BaseFileLock:
     """The lock of a run's folder, which is made or found to be of this very run."""
     _check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        claimed = lock.claim(out / 'lock')
+    except lock.Held:
+        raise RuntimeError(f'{out}: another process is training in this folder') from None
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(open(out / 'lock', 'w'))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(f'{out}: another process is training in this folder') from None
+        stack.callback(claimed.release)
         _check_identity(out / 'run.json', identity)
         # Orbax would sweep what a killed save left in a thread of its own, and meet the next save.
         _sweep(out / 'checkpoints')
         stack.pop_all()
-    return lock
+    return claimed
 
 
 def save(store: Store, step: int, state: TrainState, data: str, carry: Any = None) -> None:
@@ -181,13 +182,13 @@ def _check_folder(out: Path) -> None:
 
 
 def _identity(
-    cfg: Config, params: Any, options: TrainOptions, names: Mapping[str, Any]
+    cfg: Config, params: Params, options: TrainOptions, names: Mapping[str, str]
 ) -> dict[str, Any]:
     fields = dataclasses.asdict(options)
     kept = {name: value for name, value in fields.items() if name not in FREE}
     probes = {path: _probe(leaf) for path, leaf in leaves_with_paths(params)}
     identity = {'config': json.loads(cfg.to_json()), 'options': kept, 'start': probes}
-    identity |= {name: value for name, value in names.items() if value is not None}
+    identity |= names
     return json.loads(json.dumps(identity))  # as it will be read: tuples are lists
 
 
@@ -221,7 +222,7 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
         same = was.keys() == now.keys() and np.allclose(
             [was[name] for name in now], list(now.values()), rtol=1e-3, atol=1e-5
         )
-        faults = [] if same else ['the starting weights are others']
+        faults = [] if same else ['the starting weights differ']
     if faults:
         raise ValueError(
             f'{path}: this folder holds another run: {"; ".join(faults[:6])}. '

@@ -1,1 +1,1 @@
-"""What a step minimises."""
+"""The objective of a step and its losses."""

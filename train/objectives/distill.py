@@ -1,4 +1,4 @@
-"""The loss of distillation as a step computes it, from what the teacher said and its experts.
+"""The loss of distillation as a step computes it, from the teacher's signals and experts.
 
 Letters: B rows, T tokens, N = B T, D width, G experts of the student, M members (experts of the
 teacher that one of the student stands for), K choices.
@@ -53,7 +53,7 @@ class DistillLoss:
     """The loss of `distill`: which terms are on; how much each counts is in `extra['weights']`."""
 
     ce: bool
-    asked: Question
+    question: Question
     gap: Gap | None
 
     def __call__(
@@ -61,35 +61,36 @@ class DistillLoss:
     ) -> tuple[jax.Array, Terms, dict]:
         """Value, terms and what the forward pass reports, as `Objective.loss`."""
         weights = extra['weights']
-        watch = (*(('stream',) if self.asked.layers else ()), *(('routing',) if self.gap else ()))
+        watch = ('stream',) if self.question.layers else ()
+        watch += ('routing',) if self.gap else ()
         logits, out = forward(cfg, params, rows['tokens'], rows['segments'], train=True, key=key,
                               watch=watch)
         nats, _ = losses.cross_entropy(logits, rows['tokens'], rows['weights'])
         terms = {'ce': nats * share.weight}
         value = weights['auxiliary'] * losses.auxiliary(out) / share.micro
         value = value + weights['ce'] * terms['ce'] if self.ce else value
-        if self.asked.logits or self.asked.top:
-            terms['kd'] = _kd(self.asked, logits, rows, weights['temperature']) * share.weight
+        if self.question.logits or self.question.top:
+            terms['kd'] = _kd(self.question, logits, rows, weights['temperature']) * share.weight
             value = value + weights['logits'] * terms['kd']
-        if self.asked.layers:
+        if self.question.layers:
             pairs = [(rows[STREAM][:, :, n], out['stream'][i])
-                     for n, i in enumerate(self.asked.layers)]
+                     for n, i in enumerate(self.question.layers)]
             terms['hidden'] = share.tokens * sum(
                 losses.stream_error(*pair, rows['segments'] > 0) for pair in pairs)
             value = value + weights['hidden'] * terms['hidden']
         if self.gap:
             terms['expert'] = sum(
-                expert_error(cfg, self.gap, params, out, int(name.removeprefix('layer_')), given)
-                for name, given in extra['experts'].items()) / share.micro
+                expert_error(cfg, self.gap, params, out, int(name.removeprefix('layer_')), members)
+                for name, members in extra['experts'].items()) / share.micro
             value = value + weights['experts'] * terms['expert']
         return value, terms, out
 
 
 def expert_error(cfg: Config, gap: Gap, params: Params, out: dict[str, Any], layer: int,
-                 given: dict[str, Any]) -> jax.Array:
+                 members: dict[str, Any]) -> jax.Array:
     """Sum over a layer's experts of their mean error over the tokens routed to each; a scalar.
 
-    given: {'of', 'share'} of `gather_experts`. Choices count before any capacity; an expert
+    members: {'of', 'share'} of `gather_experts`. Choices count before any capacity; an expert
     without tokens adds nothing. One pass over the choices sorted by expert, as the layer's own.
     """
     record, count = out['routing'][layer], cfg.experts[layer]
@@ -98,15 +99,15 @@ def expert_error(cfg: Config, gap: Gap, params: Params, out: dict[str, Any], lay
     ids, _ = to_experts(chosen, used, cfg.alias(layer), count)
     sizes = jnp.zeros((count + 1,), jnp.float32).at[ids.ravel()].add(1.0)
     gates = jnp.where(ids < count, (1.0 / jnp.maximum(sizes, 1.0))[ids], 0.0)
-    tree = {'own': params[f'layer_{layer}']['moe']['experts'], **jax.lax.stop_gradient(given)}
+    tree = {'own': params[f'layer_{layer}']['moe']['experts'], **jax.lax.stop_gradient(members)}
     x = jax.lax.stop_gradient(record.inputs).astype(jnp.float32)
     error_N1, _ = parallel.evaluate(gap, tree, x, ids, gates)
     return error_N1.sum()
 
 
-def _kd(asked: Question, logits: jax.Array, rows: Batch, temperature: jax.Array) -> jax.Array:
-    if asked.top:
-        said, logits = rows[TOP[1]], losses.with_rest(logits, rows[TOP[0]], temperature)
+def _kd(question: Question, logits: jax.Array, rows: Batch, temperature: jax.Array) -> jax.Array:
+    if question.top:
+        theirs, logits = rows[TOP[1]], losses.with_rest(logits, rows[TOP[0]], temperature)
     else:
-        said = rows[LOGITS]
-    return losses.divergence(said, logits, temperature, rows['weights'])
+        theirs = rows[LOGITS]
+    return losses.divergence(theirs, logits, temperature, rows['weights'])

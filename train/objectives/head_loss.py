@@ -16,6 +16,8 @@ from moe_jax.model.decoder import Params, unembed
 from train.objectives import losses
 
 BLOCK = 2**23  # logits that exist at a time: 32 MB of float32
+Block = tuple[jax.Array, ...]  # of x, targets and weights
+Gradients = tuple[jax.Array, jax.Array]  # of x [N, D] and table [V, D]
 
 
 def cross_entropy(
@@ -35,16 +37,20 @@ def cross_entropy(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _summed(x, table, targets, weights, scale):
+def _summed(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, scale: float
+            ) -> jax.Array:
     """Summed weighted nats of x [N, D] against targets [N]; table [V, D]."""
-    def block(total, part):
+    def block(total: jax.Array, part: Block) -> tuple[jax.Array, None]:
         return total + _logits(*part, table, scale)[0], None
 
     return jax.lax.scan(block, jnp.float32(0.0), _blocks(len(table), x, targets, weights))[0]
 
 
-def _forward(x, table, targets, weights, scale):
-    def block(carry, part):
+def _forward(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, scale: float
+             ) -> tuple[jax.Array, Gradients]:
+    """`_summed`, and its gradients by x and table."""
+    def block(carry: tuple[jax.Array, jax.Array], part: Block
+              ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         total, dtable = carry
         nats, dlogits = _logits(*part, table, scale)
         dlogits = (dlogits * scale).astype(x.dtype)
@@ -57,7 +63,8 @@ def _forward(x, table, targets, weights, scale):
     return total, (dx.reshape(-1, x.shape[1])[:len(x)], dtable.astype(table.dtype))
 
 
-def _backward(scale, saved, dy):
+def _backward(scale: float, saved: Gradients, dy: jax.Array
+              ) -> tuple[jax.Array, jax.Array, None, None]:
     dx, dtable = saved
     return (dx * dy.astype(dx.dtype)), (dtable * dy.astype(dtable.dtype)), None, None
 
@@ -65,7 +72,8 @@ def _backward(scale, saved, dy):
 _summed.defvjp(_forward, _backward)
 
 
-def _logits(x, targets, weights, table, scale):
+def _logits(x: jax.Array, targets: jax.Array, weights: jax.Array, table: jax.Array, scale: float
+            ) -> tuple[jax.Array, jax.Array]:
     """Summed nats of a block of positions, and their gradient by its logits [M, V]."""
     logits = scale * jax.lax.dot_general(x, table, (((1,), (1,)), ((), ())),
                                          preferred_element_type=jnp.float32)
@@ -76,7 +84,7 @@ def _logits(x, targets, weights, table, scale):
     return jnp.sum((total - chosen) * weights), slope
 
 
-def _blocks(vocab, *arrays):
+def _blocks(vocab: int, *arrays: jax.Array) -> Block:
     """Arrays [N, ...] in equal blocks, [n, M, ...]; what fills the last one weighs nothing."""
     count = arrays[0].shape[0]
     number = -(-count * vocab // BLOCK)

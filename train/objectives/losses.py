@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy, the routers' auxiliary losses, distances to a teacher.
+"""Terms of losses: cross-entropy, the routers' auxiliary losses, distances to a teacher.
 
 B rows, T tokens, V vocabulary, D width. Each is a sum, so that micro-batches add up to exactly what
 one big batch gives.

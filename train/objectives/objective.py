@@ -1,4 +1,4 @@
-"""What a step minimises, as a value that `fit` takes; by default the language model's own loss.
+"""The objective of a step, a value that `fit` takes; by default the language model's own loss.
 
 Letters: A micro-batches of a step, B rows, T tokens.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.config import Config
-from moe_jax.model.decoder import hidden
+from moe_jax.model.decoder import Params, hidden
 from train.objectives import head_loss, losses
 
 Batch = dict[str, Any]
@@ -38,16 +38,16 @@ def share_of(batch: Batch) -> Share:
                  batch['tokens'].shape[0])
 
 
-Loss = Callable[[Config, Any, Batch, Any, jax.Array, Share], tuple[jax.Array, Terms, dict]]
+Loss = Callable[[Config, Params, Batch, Any, jax.Array, Share], tuple[jax.Array, Terms, dict]]
 
 
 class Objective(NamedTuple):
-    """What `fit` minimises.
+    """The loss that `fit` minimizes.
 
     name: identifies it to a run's folder, settings included.
     loss(cfg, params, rows, extra, key, share) -> (value, terms, out): of one micro-batch [B, T].
       It must be hashable, as a frozen dataclass is: the step is compiled for it. value is what is
-      minimised and terms, by name, what is logged beside it; both are summed over micro-batches.
+      minimized and terms, by name, what is logged beside it; both are summed over micro-batches.
       out is what `moe_jax.model.decoder.forward` reports.
     extra: arrays that the loss reads; an argument of the compiled step, never a constant in it.
     prepare(batch) -> batch: adds arrays [A, B, T, ...] just before a step, such as what a teacher
@@ -67,7 +67,7 @@ class LanguageModel:
     """Cross-entropy of the next token plus the routers' auxiliary losses."""
 
     def __call__(
-        self, cfg: Config, params: Any, rows: Batch, extra: Any, key: jax.Array, share: Share
+        self, cfg: Config, params: Params, rows: Batch, extra: Any, key: jax.Array, share: Share
     ) -> tuple[jax.Array, Terms, dict]:
         """Value, {'ce'} in nats per weighted token, and what the forward pass reports."""
         del extra

@@ -1,8 +1,7 @@
-"""What a teacher says of tokens: just before a step, or beforehand, kept with the packed rows.
+"""Signals of a teacher: made just before a step, or beforehand and kept with the packed rows.
 
 B rows, T tokens, V vocabulary, D width of the teacher, E its experts, G experts of the student, M
-members: experts of the teacher that one of the student stands for. Names and shapes of what it
-says:
+members: experts of the teacher that one of the student stands for. Names and shapes of signals:
 
     teacher_logits       [B, T, V]    its logits, or instead of all of them
     teacher_ids          [B, T, k]    its k likeliest tokens,
@@ -35,7 +34,7 @@ TOP = ('teacher_ids', 'teacher_top')
 
 
 class Question(NamedTuple):
-    """What is asked of a teacher: all logits, those of the `top` best, streams after `layers`."""
+    """The signals asked of a teacher: all logits or the `top` best, streams after `layers`."""
 
     logits: bool = True
     top: int | None = None
@@ -54,7 +53,7 @@ def teach(
     layers: Sequence[int] = (),
     dtype: str = 'float32',
 ) -> dict[str, np.ndarray]:
-    """`packed` rows {'tokens', 'segments', ...} [rows, T] with what a teacher says of them added.
+    """`packed` rows {'tokens', 'segments', ...} [rows, T] with a teacher's signals added.
 
     Streams of such rows carry the signals to `distill`, which then needs no teacher. Logits take
     4 V bytes a token; with `top` only that many and the mass of all others are kept, for the one
@@ -62,42 +61,43 @@ def teach(
     The teacher reads `batch` rows at a time, as in evaluation. Raises ValueError for a `top`,
     layers or a dtype that cannot be, if nothing is asked, and for NaN.
     """
-    asked = Question(logits and top is None, top if logits else None, tuple(layers))
-    _check(cfg, asked, temperature)
+    question = Question(logits and top is None, top if logits else None, tuple(layers))
+    _check(cfg, question, temperature)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f'teach: dtype={dtype!r}: must be one of floats, such as float16')
     if min(count := len(packed['tokens']), batch) < 1:
         raise ValueError(f'teach: {count} packed rows, batch={batch}: give at least one')
-    found: dict[str, list[np.ndarray]] = {}
+    kept: dict[str, list[np.ndarray]] = {}
     rows = {name: packed[name] for name in ('tokens', 'segments')}
     for part in batches.heldout(rows, batch):
-        said = _said(cfg, params, part['tokens'], part['segments'], jnp.float32(temperature), asked)
-        for name, value in said.items():
-            found.setdefault(name, []).append(_kept(name, np.asarray(value), dtype))
-    out = dict(packed) | {name: np.concatenate(parts)[:count] for name, parts in found.items()}
+        signals = _signals(cfg, params, part['tokens'], part['segments'],
+                           jnp.float32(temperature), question)
+        for name, value in signals.items():
+            kept.setdefault(name, []).append(_kept(name, np.asarray(value), dtype))
+    out = dict(packed) | {name: np.concatenate(parts)[:count] for name, parts in kept.items()}
     # What all rows have in common is in each, so that streams keep it; it takes no memory.
     shape = packed['tokens'].shape
-    if asked.top:
+    if question.top:
         out[TEMPERATURE] = np.broadcast_to(np.float32(temperature), shape)
-    if asked.layers:
-        out[LAYERS] = np.broadcast_to(np.int32(asked.layers), (*shape, len(asked.layers)))
+    if question.layers:
+        out[LAYERS] = np.broadcast_to(np.int32(question.layers), (*shape, len(question.layers)))
     return out
 
 
 def ask(
-    cfg: Config, params: Params, asked: Question, temperature: float, home: jax.sharding.Sharding,
-    batch: Batch,
+    cfg: Config, params: Params, question: Question, temperature: float,
+    home: jax.sharding.Sharding, batch: Batch,
 ) -> Batch:
-    """A step's batch [A, B, T] with what the teacher says of it, micro-batch by micro-batch.
+    """A step's batch [A, B, T] with the teacher's signals, micro-batch by micro-batch.
 
-    The teacher may lie on other devices than the batch; what it says is brought to the batch, or to
+    The teacher may lie on other devices than the batch; its signals are brought to the batch, or to
     `home` where the batch lies nowhere yet.
     """
     there = _rows_of(params)
     pairs = [_beside((batch['tokens'][i], batch['segments'][i]), there)
              for i in range(batch['tokens'].shape[0])]
-    said = [_said(cfg, params, *pair, jnp.float32(temperature), asked) for pair in pairs]
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *said)
+    signals = [_signals(cfg, params, *pair, jnp.float32(temperature), question) for pair in pairs]
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *signals)
     return batch | _beside(stacked, getattr(batch['tokens'], 'sharding', home))
 
 
@@ -109,7 +109,7 @@ def gather_experts(
     Expert g of the student stands for sum_m share[g, m] of[g, m]; fewer than M members are filled
     up with shares of 0.
     """
-    found = {}
+    gathered = {}
     for i, mix_GE in mixes.items():
         share_GE = np.asarray(mix_GE, np.float32)
         most = int((share_GE != 0).sum(axis=1).max())
@@ -118,28 +118,28 @@ def gather_experts(
         flat = take(params[f'layer_{i}']['moe']['experts'], members.ravel())
         of = jax.tree.map(lambda leaf, shape=members.shape: leaf.reshape(*shape, *leaf.shape[1:]),
                           flat)
-        found[f'layer_{i}'] = {'of': _beside(of, home), 'share': jax.device_put(share, home)}
-    return found
+        gathered[f'layer_{i}'] = {'of': _beside(of, home), 'share': jax.device_put(share, home)}
+    return gathered
 
 
-def check_signals(cfg: Config, packed: batches.Packed, temperature: float, asked: Question,
+def check_signals(cfg: Config, packed: batches.Packed, temperature: float, question: Question,
                   width: int) -> None:
     """Refuse, with ValueError, rows whose signals a student of this config cannot use."""
     wanted: dict[str, tuple[int, ...]] = {}
-    if asked.logits:
+    if question.logits:
         wanted[LOGITS] = (cfg.vocab,)
-    if asked.layers:
-        wanted[STREAM] = (len(asked.layers), width)
+    if question.layers:
+        wanted[STREAM] = (len(question.layers), width)
     for name, rest in wanted.items():
         shape = packed[name].shape if name in packed else None
         if shape != (*packed['tokens'].shape, *rest):
             raise ValueError(f'packed rows: {name} has shape {shape}, and [rows, T] + {list(rest)} '
                              'is wanted; make it with train.teach, or give the teacher')
-    if asked.top:
+    if question.top:
         _check_best(cfg, packed, temperature)
-    if asked.layers and (made := _constant(packed, LAYERS)) != list(asked.layers):
+    if question.layers and (made := _constant(packed, LAYERS)) != list(question.layers):
         raise ValueError(f'packed rows: {STREAM} was kept after layers {made} and the recipe says '
-                         f'{list(asked.layers)}; give train.teach the same, in this order')
+                         f'{list(question.layers)}; give train.teach the same, in this order')
 
 
 def _kept(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
@@ -169,30 +169,30 @@ def _check_best(cfg: Config, packed: batches.Packed, temperature: float) -> None
 
 
 def _constant(packed: batches.Packed, name: str) -> Any:
-    """What every token [rows, T] has under a name; None where they differ or have nothing."""
+    """The value that all tokens [rows, T] have under a name; None if they differ or have none."""
     if name not in packed:
         return None
     first = packed[name][0, 0]
     return first.tolist() if (packed[name] == first).all() else None
 
 
-@partial(sharding.jit, static_argnames=('cfg', 'asked'))
-def _said(
+@partial(sharding.jit, static_argnames=('cfg', 'question'))
+def _signals(
     cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array, temperature: jax.Array,
-    asked: Question,
+    question: Question,
 ) -> dict[str, jax.Array]:
     """The signals of one batch [B, T]."""
     logits, out = forward(cfg, params, tokens, segments,
-                          watch=('stream',) if asked.layers else ())
-    found = {}
-    if asked.logits:
-        found[LOGITS] = logits
-    if asked.top:
-        ids = jax.lax.top_k(logits, asked.top)[1].astype(jnp.int32)
-        found |= dict(zip(TOP, (ids, losses.with_rest(logits, ids, temperature)), strict=True))
-    if asked.layers:
-        found[STREAM] = jnp.stack([out['stream'][i] for i in asked.layers], axis=2)
-    return found
+                          watch=('stream',) if question.layers else ())
+    signals = {}
+    if question.logits:
+        signals[LOGITS] = logits
+    if question.top:
+        ids = jax.lax.top_k(logits, question.top)[1].astype(jnp.int32)
+        signals |= dict(zip(TOP, (ids, losses.with_rest(logits, ids, temperature)), strict=True))
+    if question.layers:
+        signals[STREAM] = jnp.stack([out['stream'][i] for i in question.layers], axis=2)
+    return signals
 
 
 def _rows_of(params: Params) -> jax.sharding.Sharding:
@@ -209,13 +209,13 @@ def _beside(arrays: Any, place: jax.sharding.Sharding) -> Any:
         else jax.device_put(a, place), arrays)
 
 
-def _check(cfg: Config, asked: Question, temperature: float) -> None:
-    if not (asked.logits or asked.top or asked.layers):
+def _check(cfg: Config, question: Question, temperature: float) -> None:
+    if not (question.logits or question.top or question.layers):
         raise ValueError('teach: nothing is asked; give logits=True or layers')
-    if asked.top is not None and not 1 <= asked.top < cfg.vocab:
-        raise ValueError(f'teach: top={asked.top}: give 1 to {cfg.vocab - 1}, or None for all '
+    if question.top is not None and not 1 <= question.top < cfg.vocab:
+        raise ValueError(f'teach: top={question.top}: give 1 to {cfg.vocab - 1}, or None for all '
                          f'{cfg.vocab} logits')
-    check_layers(cfg, asked.layers)
+    check_layers(cfg, question.layers)
     if not 0 < temperature < np.inf:
         raise ValueError(f'teach: temperature={temperature}: must be positive and finite')
 

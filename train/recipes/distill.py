@@ -1,4 +1,4 @@
-"""Distillation: a shrunk model learns to say what the model it was made from says.
+"""Distillation: a shrunk model learns from the signals of the model it was made from.
 
 Four terms, each off at 0, summed with the config's balance and z losses:
 
@@ -32,8 +32,8 @@ from moe_jax.data import batches
 from moe_jax.layers import ffn
 from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint
-from train.loop.fit import Evaluate, History
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 from train.objectives.distill import DistillLoss, Gap
 from train.objectives.objective import Batch, Objective, Terms, share_of
@@ -132,10 +132,10 @@ def towards(
     *,
     stands_for: Mapping[int, np.ndarray] | None = None,
 ) -> Objective:
-    """What `distill` minimises, as an objective for `fit` on any stream of rows.
+    """The objective that `distill` minimizes, for `fit` on any stream of rows.
 
     params: the student as the run starts with it. The teacher (cfg, params) may lie on other
-    devices; without one (None), the rows carry what it says (`train.teach`), which leaves out the
+    devices; without one (None), the rows carry its signals (`train.teach`), which leaves out the
     expert term. first: the first batch of the stream, {'tokens', 'segments', 'weights', ...} with
     all its rows [B, T]: what experts='balance' is measured on. stands_for: for the expert term,
     {layer: [G, E]}, expert g of the student standing for sum_e matrix[g, e] * expert e of the
@@ -146,10 +146,10 @@ def towards(
     where teacher, rows and recipe do not fit the student.
     """
     theirs = teacher and teacher[0]
-    asked, mixes = _question(cfg, recipe, theirs, first), _mixes(cfg, recipe, theirs, stands_for)
+    question, mixes = _question(cfg, recipe, theirs, first), _mixes(cfg, recipe, theirs, stands_for)
     home = replicated(jax.tree.leaves(params)[0])
     experts = gather_experts(*teacher, mixes, home) if mixes else {}
-    goal = _objective(cfg, recipe, teacher, asked, mixes, experts, home)
+    goal = _objective(cfg, recipe, teacher, question, mixes, experts, home)
     if recipe.experts != 'balance':
         return goal
     weights = goal.extra['weights'] | {'experts': _balance(cfg, params, goal, first, options)}
@@ -188,7 +188,7 @@ def router_kd(
 
 def _question(cfg: Config, recipe: Distill, theirs: Config | None, rows: batches.Packed
               ) -> Question:
-    """What the teacher, or the rows in its place, have to say; ValueError if they cannot."""
+    """The signals of the teacher, or of the rows in its place; ValueError if they cannot be."""
     layers = ()
     if recipe.hidden:
         layers = tuple(range(cfg.layers)) if recipe.layers is None else recipe.layers
@@ -205,9 +205,9 @@ def _question(cfg: Config, recipe: Distill, theirs: Config | None, rows: batches
         raise ValueError('distill: the expert term evaluates experts of the teacher; give it, or '
                          'leave the term out with experts=0')
     top = rows[TOP[0]].shape[-1] if logits and TOP[0] in rows else None
-    asked = Question(logits and not top, top, layers)
-    check_signals(cfg, rows, recipe.temperature, asked, cfg.width)
-    return asked
+    question = Question(logits and not top, top, layers)
+    check_signals(cfg, rows, recipe.temperature, question, cfg.width)
+    return question
 
 
 def _mixes(cfg: Config, recipe: Distill, theirs: Config | None,
@@ -235,7 +235,7 @@ def _mixes(cfg: Config, recipe: Distill, theirs: Config | None,
 
 
 def _objective(
-    cfg: Config, recipe: Distill, teacher: Teacher | None, asked: Question,
+    cfg: Config, recipe: Distill, teacher: Teacher | None, question: Question,
     mixes: dict[int, np.ndarray], experts: dict[str, Any], home: jax.sharding.Sharding,
 ) -> Objective:
     counts = {name: getattr(recipe, name) for name in
@@ -243,19 +243,19 @@ def _objective(
     counts['experts'] = 1.0 if recipe.experts == 'balance' else recipe.experts
     extra = {'weights': {name: jax.device_put(np.float32(value), home)
                          for name, value in counts.items()}, 'experts': experts}
-    said = asked.logits or asked.top or asked.layers
+    signals = question.logits or question.top or question.layers
     name, prepare, gap = f'{recipe!r} from rows', None, None
     if teacher is not None:
         theirs, weights = teacher
         name = f'{recipe!r} of {fingerprint(weights, theirs)} {theirs.digest()}' + (
             f' standing for {_digest(mixes)}' if mixes else '')
         gap = Gap(ffn.of(cfg), ffn.of(theirs), cfg.dtype) if mixes else None
-        prepare = functools.partial(ask, theirs, weights, asked, recipe.temperature,
-                                    home) if said else None
+        prepare = functools.partial(ask, theirs, weights, question, recipe.temperature,
+                                    home) if signals else None
     reads = () if teacher is not None else (
-        *((LOGITS,) if asked.logits else ()), *((*TOP, TEMPERATURE) if asked.top else ()),
-        *((STREAM,) if asked.layers else ()))
-    return Objective(name, DistillLoss(recipe.ce > 0, asked, gap), extra, prepare, reads)
+        *((LOGITS,) if question.logits else ()), *((*TOP, TEMPERATURE) if question.top else ()),
+        *((STREAM,) if question.layers else ()))
+    return Objective(name, DistillLoss(recipe.ce > 0, question, gap), extra, prepare, reads)
 
 
 def _balance(cfg: Config, params: Params, goal: Objective, rows: Batch, options: TrainOptions

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
+from moe_jax.model.decoder import Params
 from train.loop import feed
-from train.loop.fit import Callback, Evaluate, History, fit
+from train.loop.fit import Callback, fit
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 from train.objectives.objective import Objective
@@ -19,7 +20,7 @@ from train.trainable.trainable import TRAINABLE
 
 def finetune(
     cfg: Config,
-    params: Any,
+    params: Params,
     packed: batches.Packed,
     options: TrainOptions,
     *,
@@ -29,7 +30,7 @@ def finetune(
     callback: Callback | None = None,
     objective: Objective | None = None,
     start: TrainState | None = None,
-) -> tuple[Any, History]:
+) -> tuple[Params, History]:
     """Train on packed rows {'tokens', 'segments', 'weights'} [rows, T]; (params, history).
 
     Everything else as in `fit`.
@@ -42,14 +43,14 @@ def finetune(
 
 def warm_routers(
     cfg: Config,
-    params: Any,
+    params: Params,
     packed: batches.Packed,
     options: TrainOptions,
     *,
     out: str | Path | None = None,
     progress: Report | None = None,
     evaluate: Evaluate | None = None,
-) -> tuple[Any, History]:
+) -> tuple[Params, History]:
     """`finetune` with everything but the routers frozen, whatever `options.trainable` says."""
     options = dataclasses.replace(options, trainable=TRAINABLE['routers'])
     return finetune(

@@ -3,17 +3,17 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model.decoder import init, shapes
+from moe_jax.model.decoder import Params, init, shapes
 from train.loop import feed
-from train.loop.fit import Evaluate, History, fit
+from train.loop.fit import fit
 from train.loop.live import Report
+from train.loop.logbook import Evaluate, History
 from train.loop.options import TrainOptions
 
 
@@ -26,7 +26,7 @@ def pretrain(
     progress: Report | None = None,
     evaluate: Evaluate | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> tuple[Any, History]:
+) -> tuple[Params, History]:
     """Train a fresh model on packed sets mixed by weight; weights and data follow `options.seed`.
 
     mesh: what to train on (None: one device); the fresh weights are the same on every mesh, and no

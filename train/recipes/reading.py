@@ -1,4 +1,4 @@
-"""What a run reads: texts and tasks fetched, encoded and packed, and what it is scored on.
+"""The texts and tasks of a run, fetched, encoded and packed, and its held-out sets.
 
 T tokens in a row.
 """
@@ -47,10 +47,10 @@ def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading
         heldout[domain] = texts(text.part(domain, 'heldout'), encoder, length, run.heldout_tokens,
                                 end)
     for (name, share), source in zip(run.tasks, sources, strict=True):
-        found: EncodedTask = encode_task(source, encoder, length, heldout_tokens=run.heldout_tokens,
-                                         validation_limit=run.validation_limit, end=end)
-        sets.append((found.train, share))
-        heldout[name] = found.validation
+        task: EncodedTask = encode_task(source, encoder, length, heldout_tokens=run.heldout_tokens,
+                                        validation_limit=run.validation_limit, end=end)
+        sets.append((task.train, share))
+        heldout[name] = task.validation
     return Reading(sets, heldout, path)
 
 

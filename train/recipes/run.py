@@ -63,7 +63,7 @@ class Run:
 
 def _check(run: Run) -> None:
     if not run.name or run.name != Path(run.name).name:
-        raise ValueError(f'run name {run.name!r}: must do as the name of a folder')
+        raise ValueError(f'run name {run.name!r}: must be a valid folder name')
     if (run.model is None) == (run.start is None):
         raise ValueError(f'run {run.name}: give either a model, for fresh weights, or start, the '
                          'folder of the model to go on from')
@@ -74,7 +74,8 @@ def _check(run: Run) -> None:
             raise ValueError(f'run {run.name}: {name}={value!r}: must be a positive integer')
     names = [name for name, _ in (*run.domains, *run.tasks)]
     if len(set(names)) < len(names):
-        raise ValueError(f'run {run.name}: domains and tasks {names}: each once')
+        raise ValueError(f'run {run.name}: domains and tasks {names}: some are '
+                         'listed more than once')
     for name, share in (*run.domains, *run.tasks):
         if not 0 < share < float('inf'):
             raise ValueError(f'run {run.name}: share {share!r} of {name}: must be positive')

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +19,22 @@ from moe_jax.base.sharding import replicated
 from moe_jax.base.tree import at, take
 from moe_jax.config import Config
 from moe_jax.data import batches
+from moe_jax.model.decoder import Params
 from moe_jax.routing import close
 from moe_jax.routing.designs.top_k import top_k
-from train.loop.fit import Callback, History
+from train.loop.fit import Callback
 from train.loop.live import Report
+from train.loop.logbook import History
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
+from train.loop.step import Metrics
 from train.recipes.finetune import finetune
-from train.trainable.trainable import check, rule_of
+from train.trainable import resolved
+from train.trainable.trainable import rule_of
 
 SIGNALS = {'gate': 'mass', 'hits': 'hits'}  # what `forward` calls them
+
+Use = dict[str, jax.Array]  # of each expert [E] since the last drop, by layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,15 +74,15 @@ class Tsep:
 
 def tsep(
     cfg: Config,
-    params: Any,
+    params: Params,
     packed: batches.Packed,
     options: TrainOptions,
     rule: Tsep,
     *,
     out: str | Path | None = None,
     progress: Report | None = None,
-    evaluate: Callable[[Config, Any], Mapping[str, float]] | None = None,
-) -> tuple[Any, Config, History]:
+    evaluate: Callable[[Config, Params], Mapping[str, float]] | None = None,
+) -> tuple[Params, Config, History]:
     """`finetune` under a rule: (small params, small config, history), inputs untouched.
 
     Each line of the history has 'alive', the experts left in each MoE layer after that step.
@@ -88,10 +93,10 @@ def tsep(
     leaves it out.
     """
     rule = _resolved(cfg, options, rule)
-    check(params, options.trainable)  # refuses what matches no leaf of the caller's
+    resolved.resolve(params, options.trainable)  # refuses what matches no leaf of the caller's
     wide, masked = mask(cfg, params)
 
-    def small(params: Any) -> Mapping[str, float]:
+    def small(params: Params) -> Mapping[str, float]:
         few, few_cfg = finish(cfg, params)
         return evaluate(few_cfg, few)
 
@@ -126,7 +131,7 @@ def survivors(
     return stay.ravel()
 
 
-def mask(cfg: Config, params: Any) -> tuple[Config, Any]:
+def mask(cfg: Config, params: Params) -> tuple[Config, Params]:
     """A model that computes the same, with room for a mask in its routers; dropless."""
     for i in cfg.moe_layers:
         router = params[f'layer_{i}']['moe']['router']
@@ -142,18 +147,18 @@ def _own(cfg: Config) -> dict[str, bool]:
     return {'bias': router.bias, 'correction': router.correction}
 
 
-def drop(params: Any, layer: int, stay_E: np.ndarray) -> Any:
+def drop(params: Params, layer: int, stay_E: np.ndarray) -> Params:
     """Params of a `mask` model in which a layer's tokens can choose the experts `stay` [E] only."""
 
-    def close(router: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def closed(router: dict[str, jax.Array]) -> dict[str, jax.Array]:
         shut = close.shut(router, jnp.asarray(stay_E))
         return router | {name: jax.device_put(shut[name], router[name].sharding)
                          for name in close.LEAVES}
 
-    return at(params, f'layer_{layer}/moe/router', close)
+    return at(params, f'layer_{layer}/moe/router', closed)
 
 
-def finish(cfg: Config, params: Any) -> tuple[Any, Config]:
+def finish(cfg: Config, params: Params) -> tuple[Params, Config]:
     """The small model of a masked one (cfg: that before `mask`), which computes the same.
 
     Equal up to rounding where no capacity is in play; the config's own capacities are back.
@@ -179,10 +184,11 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     The carry is the use of each expert since the last drop, by layer.
     """
 
-    def init(cfg: Config, params: Any) -> dict[str, jax.Array]:
+    def init(cfg: Config, params: Params) -> Use:
         return {f'layer_{i}': jnp.zeros((cfg.experts[i],), jnp.float32) for i in cfg.moe_layers}
 
-    def after(step: int, state: TrainState, metrics: dict[str, Any], use: dict[str, jax.Array]):
+    def after(step: int, state: TrainState, metrics: Metrics, use: Use
+              ) -> tuple[TrainState, Metrics, Use]:
         if step <= rule.until:
             seen = metrics['experts'][SIGNALS[rule.signal]]
             use = _add(use, {f'layer_{i}': seen[i] for i in cfg.moe_layers})
@@ -194,7 +200,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
     return Callback(repr(rule), init, after)
 
 
-def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: dict[str, jax.Array]) -> Any:
+def _pruned(cfg: Config, rule: Tsep, step: int, params: Params, use: Use) -> Params:
     """Params after the drops of a window's end, or of `until`."""
     beta, least = (math.inf, rule.final) if step == rule.until else (rule.beta, rule.least)
     for i, bias in zip(cfg.moe_layers, _biases(cfg, params), strict=True):
@@ -205,7 +211,7 @@ def _pruned(cfg: Config, rule: Tsep, step: int, params: Any, use: dict[str, jax.
     return params
 
 
-def _biases(cfg: Config, params: Any) -> list[jax.Array]:
+def _biases(cfg: Config, params: Params) -> list[jax.Array]:
     return [params[f'layer_{i}']['moe']['router']['bias'] for i in cfg.moe_layers]
 
 
@@ -219,7 +225,7 @@ def _counts(biases: list[jax.Array]) -> jax.Array:
 
 
 @jax.jit
-def _add(use: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _add(use: Use, more: Use) -> Use:
     return jax.tree.map(jnp.add, use, more)
 
 
@@ -232,8 +238,8 @@ def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
     rule = rule_of(options.trainable)
     if rule.leaves is None:
         return options
-    told = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', rule.leaves, flags=re.S)
-    rest = f'.*(?:{told})' if told else ''
+    enclosed = re.sub(r'^\(\?([aiLmsux]+)\)(.*)$', r'(?\1:\2)', rule.leaves, flags=re.S)
+    rest = f'.*(?:{enclosed})' if enclosed else ''
     leaves = f'^(?!.*moe/router/(?:{"|".join(added)})$){rest}'
     if rule is options.trainable:
         return dataclasses.replace(options, trainable=dataclasses.replace(rule, leaves=leaves))

@@ -5,7 +5,6 @@ Letters: N rows, T tokens of a row.
 
 import dataclasses
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -33,7 +32,7 @@ from moe_jax.study.expert_count.compute import (
 from moe_jax.study.recovery.cells import NONE, label, shrink_options
 from moe_jax.study.recovery.spec import Drop, Shrink, Sparsify
 from train.loop.options import TrainOptions
-from train.loop.state import trained_shapes
+from train.trainable.resolved import resolve
 
 INSIDE = 'moe/experts/'  # whose zeros a sparse model keeps while it trains
 Rows = Mapping[str, np.ndarray]
@@ -162,7 +161,8 @@ def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions) ->
     """One run of a cell's recipe."""
     about = cell.about
     recipe, rows = shop.study.recipe(about['recipe']), _training_rows(shop, about['task'])
-    count = sum(math.prod(shape) for shape in trained_shapes(shrunk.params, options).values())
+    trained = resolve(shrunk.params, options.trainable)
+    count = sum(math.prod(shape) for shape in trained.shapes.values())
     report, start = reporting(shop, cell.title, options), time.perf_counter()
     if recipe.distill is None:
         params, _ = train.finetune(shrunk.cfg, shrunk.params, rows, options, progress=report)
@@ -181,7 +181,7 @@ def _options(shop: Workshop, cell: Cell, shrunk: Shrunk) -> TrainOptions:
         trains = train.Trainable(experts=_selected(shop, cell, recipe.select, shrunk))
     options = dataclasses.replace(shop.study.recover, seed=cell.about['seed'], trainable=trains)
     sparse = shrunk.plan is not None and any(p.masks for p in shrunk.plan.layers.values())
-    touched = any(re.search(INSIDE, path) for path in trained_shapes(shrunk.params, options))
+    touched = any(INSIDE in path for path in resolve(shrunk.params, trains).by_path)
     return dataclasses.replace(options, keep_zeros=INSIDE if sparse and touched else None)
 
 

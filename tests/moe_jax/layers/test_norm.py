@@ -4,7 +4,11 @@ import pytest
 
 from moe_jax.kernels.linear import linear
 from moe_jax.layers import norm
-from moe_jax.layers.positions import positions_in_branches, positions_in_segments
+from moe_jax.layers.positions import (
+    has_past,
+    positions_in_branches,
+    positions_in_segments,
+)
 from tests.moe_jax import numpy_model
 
 RNG = np.random.default_rng(0)
@@ -72,3 +76,10 @@ def test_positions_go_on_from_the_trunk_in_every_branch():
     found = positions_in_branches(*jnp.array([[segments], [branches]], jnp.int32))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found[0], [0, 1, 2, 3, 2, 3, 0, 1, 1, 0])
+
+
+@pytest.mark.parametrize('kind', [np.array, jnp.array])
+def test_the_first_token_of_a_segment_and_padding_have_no_past(kind):
+    past = has_past(kind([[1, 1, 2, 2, 0, 0], [0, 1, 1, 1, 2, 3]]))
+    np.testing.assert_array_equal(past, [[True, False, True, False, False],
+                                         [False, True, True, False, False]])

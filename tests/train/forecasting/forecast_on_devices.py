@@ -21,6 +21,8 @@ import train
 from moe_jax import Config
 from moe_jax.base import sharding
 from moe_jax.model import decoder
+from train.loop.step import step_of
+from train.trainable.resolved import resolve
 
 SHARED = {'vocab': 512, 'heads': 4, 'width': 64, 'mlp_hidden': 256, 'expert_hidden': 256}
 MOST_ACTIVATIONS = Config(**SHARED, positions=128, experts=(4,)), 16, 128  # rows, tokens in a row
@@ -46,7 +48,7 @@ def compiled(cfg, options, axes):
     batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where) for name, dtype in
              (('tokens', jnp.int32), ('segments', jnp.int32), ('weights', jnp.float32))}
     with sharding.on_mesh(params):
-        step = train.make_step(cfg, options)
+        step = step_of(cfg, options, resolve(params, options.trainable))
         return step.func.lower(train.init_state(params, options), batch, **step.keywords).compile()
 
 

@@ -93,7 +93,7 @@ def test_another_run_is_not_continued(unbroken):
         fit(CFG, params(), stream, dataclasses.replace(OPTIONS, seed=1), out=out)
     with pytest.raises(ValueError, match=r'config.balance was 0\.01 and is now 0\.5'):
         fit(CFG.replace(balance=0.5), params(), stream, OPTIONS, out=out)
-    with pytest.raises(ValueError, match='the starting weights are others'):
+    with pytest.raises(ValueError, match='the starting weights differ'):
         fit(CFG, params(seed=1), stream, OPTIONS, out=out)
 
 

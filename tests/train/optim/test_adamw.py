@@ -1,4 +1,4 @@
-"""Schedules by hand, AdamW against numpy, and what is decayed and frozen."""
+"""AdamW against numpy and optax, and what is decayed and frozen."""
 
 import jax
 import jax.numpy as jnp
@@ -7,40 +7,9 @@ import optax
 import pytest
 
 from moe_jax.base.tree import leaves_with_paths
-from tests.train.train_tiny import CFG, params
+from tests.train.train_tiny import CFG, equal, params
 from train.optim import adamw
-from train.trainable import trainable
-
-
-def rates(schedule, steps, warmup, peak=1.0):
-    peak, warm, last = jnp.float32(peak), jnp.int32(warmup), jnp.int32(steps)
-    return [
-        float(adamw.learning_rate(schedule, jnp.int32(step), peak, warm, last))
-        for step in range(steps)
-    ]
-
-
-def test_linear_schedule_by_hand():
-    expected = [1 / 3, 2 / 3, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5]
-    np.testing.assert_allclose(rates('linear', 7, 3), expected, rtol=1e-6)
-
-
-def test_no_warmup_starts_at_the_peak():
-    np.testing.assert_allclose(rates('linear', 4, 0, peak=2.0), [2.0, 1.5, 1.0, 0.5], rtol=1e-6)
-
-
-@pytest.mark.parametrize('schedule', sorted(adamw.SCHEDULES))
-def test_schedules_reach_the_peak_once_warm_and_never_exceed_it(schedule):
-    values = rates(schedule, 9, 4)
-    assert values[3] == max(values) == 1.0
-    assert all(value > 0 for value in values)
-    assert values[4:] == sorted(values[4:], reverse=True)
-
-
-def test_optax_agrees_on_the_decay():
-    ours = rates('cosine', 12, 1)
-    theirs = [float(optax.cosine_decay_schedule(1.0, 12)(step)) for step in range(12)]
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+from train.trainable.resolved import TrainedLeaves, put, resolve
 
 
 def adamw_by_hand(leaves, grads, mu, nu, count, rate, recipe, decay, clip):
@@ -64,7 +33,7 @@ def adamw_by_hand(leaves, grads, mu, nu, count, rate, recipe, decay, clip):
 def test_adamw_equals_numpy(clip):
     rng = np.random.default_rng(0)
     leaves = {'a/kernel': rng.normal(size=(3, 4)), 'a/up_bias': rng.normal(size=(2, 4))}
-    recipe = adamw.Recipe(None, 'constant', 0.9, 0.95, 1e-8)
+    recipe = adamw.Recipe('constant', 0.9, 0.95, 1e-8)
     scalars = adamw.Scalars(*map(jnp.float32, (0, 0, 0, 0.1, clip, 0)))
     ours = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()}
     opt_state = adamw.adamw(recipe, 0.0, 0.0, 1.0).init(ours)
@@ -75,14 +44,50 @@ def test_adamw_equals_numpy(clip):
         leaves = adamw_by_hand(leaves, grads, mu, nu, count, 0.01, recipe, 0.1, clip)
         grads = {name: jnp.asarray(g, jnp.float32) for name, g in grads.items()}
         ours, opt_state = adamw.update(
-            recipe, scalars, jnp.float32(0.01), grads, opt_state, ours
+            recipe, TrainedLeaves(()), scalars, jnp.float32(0.01), grads, opt_state, ours
         )
         for name in leaves:
             np.testing.assert_allclose(ours[name], leaves[name], rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
+def test_adamw_equals_optax(backend, monkeypatch):
+    """On every backend: the same state, and the same numbers but for the order of roundings."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    rng = np.random.default_rng(1)
+    recipe, rate = adamw.Recipe('constant', 0.9, 0.95, 1e-8), jnp.float32(0.01)
+    scalars = adamw.Scalars(*map(jnp.float32, (0, 0, 0, 0.1, 0.5, 0)))
+    theirs = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(
+        rate, 0.9, 0.95, 1e-8, weight_decay=0.1, mask=adamw.decays))
+    leaves = {'a/kernel': jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+              'a/bias': jnp.asarray(rng.normal(size=4), jnp.float32)}
+    expected, wanted = leaves, theirs.init(leaves)
+    state = adamw.adamw(recipe, rate, scalars.weight_decay, scalars.clip).init(leaves)
+
+    @jax.jit
+    def step(leaves, state, grads, keep):
+        return adamw.update(recipe, TrainedLeaves(()), scalars, rate, grads, state, leaves, keep)
+
+    @jax.jit
+    def optax_step(leaves, state, grads):
+        with jax.numpy_dtype_promotion('standard'):
+            changes, state = theirs.update(grads, state, leaves)
+            return optax.apply_updates(leaves, changes), state
+
+    for _ in range(3):
+        grads = {name: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+                 for name, leaf in leaves.items()}
+        assert equal(step(leaves, state, grads, False), (leaves, state))
+        leaves, state = step(leaves, state, grads, True)
+        expected, wanted = optax_step(expected, wanted, grads)
+        assert jax.tree.structure(state) == jax.tree.structure(wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8),
+                     (leaves, state), (expected, wanted))
+
+
 def test_only_matrices_and_token_embeddings_decay():
-    decayed = {path for path, yes in adamw.decays(trainable.select(params(), None)).items() if yes}
+    leaves = resolve(params(), None).select(params())
+    decayed = {path for path, yes in adamw.decays(leaves).items() if yes}
     assert decayed == {
         'embed/tokens', 'layer_0/moe/router/kernel', 'layer_0/moe/experts/up',
         'layer_0/moe/experts/down', 'layer_1/mlp/up', 'layer_1/mlp/down',
@@ -92,11 +97,11 @@ def test_only_matrices_and_token_embeddings_decay():
 
 def test_select_and_put_are_inverse():
     tree = params(CFG)
-    chosen = trainable.select(tree, r'moe/router|norm_final')
+    chosen = resolve(tree, r'moe/router|norm_final').select(tree)
     assert sorted(chosen) == [
         'layer_0/moe/router/kernel', 'norm_final/bias', 'norm_final/scale'
     ]
-    changed = trainable.put(tree, {path: leaf + 1.0 for path, leaf in chosen.items()})
+    changed = put(tree, {path: leaf + 1.0 for path, leaf in chosen.items()})
     for (path, old), (_, new) in zip(leaves_with_paths(tree), leaves_with_paths(changed),
                                      strict=True):
         np.testing.assert_array_equal(new, old + 1.0 if path in chosen else old)
@@ -105,4 +110,4 @@ def test_select_and_put_are_inverse():
 
 def test_an_expression_that_matches_nothing_says_what_there_is():
     with pytest.raises(ValueError, match=r"'moe/gate' matches none of the .* such as embed/"):
-        trainable.select(params(), 'moe/gate')
+        resolve(params(), 'moe/gate')

@@ -22,7 +22,7 @@ from train import Callback, Interrupted, Tsep, finetune, fit, tsep
 from train.loop.step import train_step
 from train.objectives import losses
 from train.recipes.tsep import _without_mask, drop, finish, mask, survivors
-from train.trainable.trainable import select
+from train.trainable.resolved import resolve
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))
 RUN = CFG.replace(experts=(6, 4), topk=2, jitter=0.0)
@@ -255,8 +255,8 @@ def test_evaluation_sees_the_small_model():
 def test_what_the_mask_adds_does_not_train_and_the_rest_as_told(cfg, trainable):
     start = drawn(cfg)
     options = dataclasses.replace(OPTIONS, trainable=trainable)
-    chosen = select(mask(cfg, start)[1], _without_mask(cfg, options).trainable)
-    assert set(chosen) == set(select(start, trainable))
+    chosen = resolve(mask(cfg, start)[1], _without_mask(cfg, options).trainable)
+    assert set(chosen.by_path) == set(resolve(start, trainable).by_path)
 
 
 @pytest.mark.parametrize(('fields', 'message'), [

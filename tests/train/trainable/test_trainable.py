@@ -28,13 +28,16 @@ from train import (
     Trainable,
     TrainOptions,
     fit,
+    forecast,
     init_state,
     last_state,
     make_step,
     params_of,
 )
 from train.optim.adamw import moments
-from train.trainable.trainable import adapted, check, effective, select, sliced
+from train.trainable import resolved
+from train.trainable.kinds import Adapter, Slice, Whole
+from train.trainable.resolved import TrainedLeaves, resolve
 
 SOME = Trainable(leaves='norm_final', experts={0: [3, 1]})
 LOW = Trainable(rank=2, alpha=6.0, on=r'moe/experts/|attn/|router|embed')
@@ -74,7 +77,7 @@ def zeros_of(tree):
 def test_names_cover_a_model_and_say_what_they_say():
     cfg = CFG.replace(shared_hidden=8, qk_norm='head', router_bias=True)
     paths = dict(leaves_with_paths(decoder.shapes(cfg)))
-    found = {name: set(select(paths, TRAINABLE[name])) for name in TRAINABLE}
+    found = {name: set(resolve(paths, TRAINABLE[name]).select(paths)) for name in TRAINABLE}
     assert found['all'] == set(paths)
     assert found['routers'] == {'layer_0/moe/router/kernel', 'layer_0/moe/router/bias'}
     assert found['experts'] == {f'{EXPERTS}/{name}' for name in (
@@ -169,7 +172,7 @@ def test_an_adapter_and_its_gradient_equal_numpy(path):
     given = rng.normal(size=w.shape).astype(np.float32)
 
     def run(parts):
-        return effective({path: w}, parts, LOW)[path]
+        return resolve({path: w}, LOW).effective({path: w}, parts)[path]
     new, pull = jax.vjp(run, {f'{path}/a': jnp.asarray(a), f'{path}/b': jnp.asarray(b)})
     np.testing.assert_allclose(new, np.asarray(w) + 3.0 * a @ b, rtol=1e-5, atol=1e-5)
     grads = pull(jnp.asarray(given))[0]
@@ -186,7 +189,7 @@ def test_merged_adapters_are_what_the_forward_pass_used():
 
     @jax.jit
     def both(state, rows):
-        used = effective(state.params, state.parts, LOW)
+        used = resolve(state.params, LOW).effective(state.params, state.parts)
         return used, decoder.forward(ONE, used, rows['tokens'], rows['segments'])[0]
     used, logits = both(state, rows)
     merged = params_of(state, options)
@@ -209,7 +212,8 @@ def test_adapters_leave_zeros_alone_where_they_are_kept():
     w = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
     parts = {'moe/experts/up/a': jnp.ones((2, 1)), 'moe/experts/up/b': jnp.ones((1, 2))}
     for keep, wanted in (('experts', [[2.0, 0.0], [0.0, 3.0]]), (None, [[2.0, 1.0], [1.0, 3.0]])):
-        new = effective({'moe/experts/up': w}, parts, Trainable(rank=1, on='experts'), keep)
+        tree = {'moe/experts/up': w}
+        new = resolve(tree, Trainable(rank=1, on='experts'), keep).effective(tree, parts)
         np.testing.assert_array_equal(new['moe/experts/up'], wanted)
 
 
@@ -260,8 +264,46 @@ def test_zeros_that_will_be_filled_are_announced(caplog):
 
 def test_paths_of_each_kind():
     tree = params()
-    check(tree, SOME)
-    assert sliced(tree, SOME) == {f'{EXPERTS}/{name}': (1, 3) for name in (
-        'up', 'down', 'up_bias', 'down_bias')}
-    assert adapted(tree, SOME) == () and sliced(tree, 'moe') == {}
-    assert 'layer_0/attn/q_bias' not in adapted(tree, LOW)
+    some, low = resolve(tree, SOME), resolve(tree, LOW)
+    assert {leaf.path: leaf.kind for leaf in some.leaves} == {
+        'norm_final/scale': Whole(), 'norm_final/bias': Whole(),
+        **{f'{EXPERTS}/{name}': Slice((1, 3)) for name in ('up', 'down', 'up_bias', 'down_bias')}}
+    assert {leaf.kind for leaf in low.leaves} == {Adapter(2, 3.0)}
+    assert 'layer_0/attn/q_bias' not in low.by_path
+    assert {leaf.kind for leaf in resolve(tree, 'moe').leaves} == {Whole()}
+
+
+@pytest.mark.parametrize('trainable', [None, 'moe/', SOME, LOW, Trainable(
+    leaves='norm_final', experts={0: [2]}, rank=1, on='attn/')])
+@pytest.mark.parametrize('keep_zeros', [None, 'moe/experts/|attn/'])
+def test_every_kind_makes_a_round_trip(trainable, keep_zeros):
+    """The arrays have the shapes that are forecast, and put back they are the weights again."""
+    tree = half(with_zeros(params()))
+    trained = resolve(tree, trainable, keep_zeros)
+    assert trained == resolve(decoder.shapes(CFG), trainable, keep_zeros)
+    assert hash(trained) == hash(resolve(tree, trainable, keep_zeros))
+    arrays, parts = trained.start(tree, seed=0)
+    assert {name: array.shape for name, array in arrays.items()} == trained.shapes
+    assert arrays.keys() - parts.keys() == trained.select(tree).keys()
+    assert all(array.dtype == np.float32 for array in parts.values())
+    assert equal(trained.effective(tree, arrays), tree)
+    assert {name for name in arrays if trained.zeros_stay(name)} == {
+        name for name in arrays if keep_zeros and ('experts/' in name or 'attn/' in name)
+        and not name.endswith(('bias', 'scale', '/a', '/b'))}
+
+
+def test_a_run_resolves_what_trains_once(tmp_path, monkeypatch):
+    calls, resolve = [], resolved.resolve
+
+    def counted(*arguments) -> TrainedLeaves:
+        calls.append(arguments)
+        return resolve(*arguments)
+    monkeypatch.setattr(resolved, 'resolve', counted)
+    for index, trainable in enumerate((None, SOME, LOW), 1):
+        options = told(trainable, keep_zeros=None, steps=3, evaluate_every=1, log_every=1)
+        fit(CFG, params(), stream, options, out=tmp_path / str(index), evaluate=lambda tree: {})
+        assert len(calls) == index
+    forecast(CFG, told(SOME), {'data': 2})
+    assert len(calls) == 4
+    last_state(tmp_path / '2', params(), told(SOME, steps=3))
+    assert len(calls) == 5

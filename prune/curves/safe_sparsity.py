@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import choice, number
 from moe_jax.base.tree import count_params, leaves_with_paths
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
@@ -67,7 +67,7 @@ def safe_sparsity(
     source = _source(reference, stats, group, options)
     whole, points, known = count_params(params), [], dict(known or {})
     jobs = [(label, counts) for label in named for counts in budgets]
-    for number, (label, counts) in enumerate(jobs, 1):
+    for n, (label, counts) in enumerate(jobs, 1):
         name, own = named[label]
         key = _digest([label, name, dict(own), counts, source])
         if key not in known:
@@ -80,7 +80,7 @@ def safe_sparsity(
                           'parameters': count_params(small) / whole,
                           **measured(reference.compare(small_cfg, small))}
             if on_point is not None:
-                on_point(known[key], number, len(jobs))
+                on_point(known[key], n, len(jobs))
         points.append(known[key])
     return Safety(tuple(points), metric, float(tolerance))
 
@@ -112,10 +112,8 @@ def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None,
 
 def _check(named: Named, budgets, stats, params, cfg, metric, tolerance, options) -> None:
     """Refuse, with ValueError, what would fail later."""
-    if metric not in UNITS:
-        raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')
-    if not (isinstance(tolerance, int | float) and tolerance >= 0):
-        raise ValueError(f'tolerance={tolerance!r}: a number, 0 or more')
+    choice('metric', metric, UNITS)
+    number('tolerance', tolerance)
     if not named:
         raise ValueError('safe_sparsity: no method given; prune.methods() lists them')
     if amounts := sorted({*options} & {*budget.AMOUNTS}):

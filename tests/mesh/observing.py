@@ -16,7 +16,7 @@ import numpy as np
 
 from moe_jax import Config, Reference, init
 from moe_jax.base import processes, sharding
-from moe_jax.calibration import observe
+from moe_jax.calibration.observe import observe
 
 CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hidden=24,
              experts=(4,), topk=2, capacity_train=None, capacity_eval=None)

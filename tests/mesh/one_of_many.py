@@ -17,7 +17,7 @@ import numpy as np
 from moe_jax import Config
 from moe_jax.base import processes, sharding
 from train import TrainOptions
-from train.recipes import pretrain
+from train.recipes.pretrain import pretrain
 
 CFG = Config(vocab=24, positions=16, width=16, heads=2, mlp_hidden=32, expert_hidden=24,
              experts=(4, 0), topk=2, capacity_train=1.2, capacity_eval=None)

@@ -109,7 +109,8 @@ def forecast(
 
     axes None or {}: one device. peaks: a name of `train.PEAKS`, numbers, or `Peaks`. Parameters are
     counted in float32, frozen ones too. Agrees with what XLA:CPU allocates within 20%
-    (tests/train/forecasting/test_forecast_xla.py). Raises ValueError for axes, rows or peaks that cannot be.
+    (tests/train/forecasting/test_forecast_xla.py). Raises ValueError for axes, rows or peaks that
+    cannot be.
     """
     axes = dict(axes or {})
     peaks = peaks_of(peaks) if isinstance(peaks, str) else peaks

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moe_jax.base import config_file
+from moe_jax.base.checks import integer
 from moe_jax.config import Config
 from train.forecasting import mesh as spread
 from train.loop.options import TrainOptions
@@ -69,9 +70,7 @@ def _check(run: Run) -> None:
                          'folder of the model to go on from')
     _check_teacher(run)
     for name in COUNTS:
-        value = getattr(run, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'run {run.name}: {name}={value!r}: must be a positive integer')
+        integer(f'run {run.name}: {name}', getattr(run, name), 1)
     names = [name for name, _ in (*run.domains, *run.tasks)]
     if len(set(names)) < len(names):
         raise ValueError(f'run {run.name}: domains and tasks {names}: each once')

@@ -20,8 +20,8 @@ from tests.train.train_tiny import CFG, OPTIONS, batch, equal, stream
 from train import Callback, Interrupted, Tsep, fit
 from train.loop.step import train_step
 from train.objectives import losses
-from train.recipes import finetune, tsep
-from train.recipes.tsep import DEAD, _without_mask, drop, finish, mask, survivors
+from train.recipes.finetune import finetune
+from train.recipes.tsep import DEAD, _without_mask, drop, finish, mask, survivors, tsep
 from train.trainable.trainable import select
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))
@@ -262,7 +262,7 @@ def test_what_the_mask_adds_does_not_train_and_the_rest_as_told(cfg, trainable):
 @pytest.mark.parametrize(('fields', 'message'), [
     ({'window': 0}, r'Tsep\.window=0: must be an integer, at least 1'),
     ({'least': None}, r'Tsep\.least=None'),
-    ({'beta': 1.5}, r'Tsep\.beta=1\.5: must be in \[0, 1\]'),
+    ({'beta': 1.5}, r'Tsep\.beta=1\.5: must be a finite number in \[0, 1\]'),
     ({'beta': math.nan}, r'Tsep\.beta=nan'),
     ({'final': 4}, r'Tsep\.final=4 exceeds least=3'),
     ({'signal': 'loss'}, "Tsep.signal='loss'; valid: gate, hits"),

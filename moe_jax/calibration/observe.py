@@ -47,8 +47,8 @@ def observe(
     gradients: grad_* of the language-model loss, row by row (a backward pass).
     mesh: split every batch over its row axes, by default the mesh that params lie on; needs a
       dropless model.
-    tokenizer: its fingerprint, recorded. fingerprint: of the model, by default its routers'
-      (`moe_jax.model.fingerprint`), by which `prune.plan` refuses the statistics of another model.
+    tokenizer: its fingerprint, recorded. fingerprint: of the model, by default of all
+      weights (`moe_jax.model.fingerprint`), by which `prune.plan` refuses those of another model.
 
     Experts that `cfg.skip` would leave out are observed too. Raises ValueError when the model has
     no experts, no token is valid, a token id is outside the vocabulary, or a statistic is not

@@ -10,6 +10,7 @@ lock           held by the process that works here; the system frees it when tha
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from moe_jax.base import processes
 from moe_jax.base.files import DiskFull, guard_space
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
+from moe_jax.model.fingerprint import same_model
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 
@@ -191,8 +193,20 @@ def _identity(
     return json.loads(json.dumps(identity))  # as it will be read: tuples are lists
 
 
+def _same_name(before: str | None, now: str | None) -> bool:
+    """Whether two names are equal, word by word, with fingerprints of one model taken as equal."""
+    if before is None or now is None:
+        return before == now
+    pairs = list(itertools.zip_longest(before.split(), now.split(), fillvalue=''))
+    return all(was == word or same_model(was, word) for was, word in pairs)
+
+
 def _probe(leaf: Any) -> float:
-    """A number that differs between weights but not between machines that made the same ones."""
+    """A number that differs between weights but not between machines that made the same ones.
+
+    Not a `fingerprint`: fresh weights are drawn anew when a run resumes, and differ in their last
+    bits between a CPU and a GPU, where a hash would call the run another. A number may be near.
+    """
     # Along the axes, from the largest: of an array that is spread out little travels.
     steps = [1] * leaf.ndim
     for axis in np.argsort(leaf.shape)[::-1]:
@@ -215,7 +229,7 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     ]
     faults += [f'{name} was {before.get(name)} and is now {identity.get(name)}'
                for name in ('callback', 'objective', 'from')
-               if before.get(name) != identity.get(name)]
+               if not _same_name(before.get(name), identity.get(name))]
     if not faults:
         was, now = before['start'], identity['start']
         same = was.keys() == now.keys() and np.allclose(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moe_jax.base.tree import at, take
-from moe_jax.calibration import observe
 from moe_jax.calibration.layerwise import layerwise
+from moe_jax.calibration.observe import observe
 from moe_jax.calibration.stats import Stats
 from tests.moe_jax.calibration.test_observe import equal
 

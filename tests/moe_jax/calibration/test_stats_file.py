@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moe_jax import Stats
-from moe_jax.calibration import observe
+from moe_jax.calibration.observe import observe
 
 
 @pytest.fixture(scope='module')

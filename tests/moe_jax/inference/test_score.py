@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from moe_jax.inference import score
-from moe_jax.inference.score import target_log_probs
+from moe_jax.inference.score import score, target_log_probs
 from moe_jax.model import decoder
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moe_jax.base.tree import at, take
-from moe_jax.calibration import observe
+from moe_jax.calibration.observe import observe
 from moe_jax.config import CLOSED, Config
 from moe_jax.routing import routing
 from moe_jax.routing.gates import GATE

@@ -22,7 +22,7 @@ from train.objectives import losses
 from train.objectives.distill import DistillLoss, Gap, expert_error
 from train.objectives.objective import LANGUAGE_MODEL, share_of
 from train.objectives.teacher import Question, ask, gather_experts
-from train.recipes import distill
+from train.recipes.distill import distill
 
 CFG = DROPLESS.replace(experts=(4,), topk=2, capacity_eval=None)
 SMALL = CFG.replace(experts=(2,))

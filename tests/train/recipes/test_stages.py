@@ -10,7 +10,8 @@ from moe_jax.data import batches
 from moe_jax.model import decoder
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, params
 from train import fit, warm_routers
-from train.recipes import finetune, pretrain
+from train.recipes.finetune import finetune
+from train.recipes.pretrain import pretrain
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))
 

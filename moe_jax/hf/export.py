@@ -8,8 +8,6 @@ import dataclasses
 import json
 import math
 import platform
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.base.files import check_target, guard_space, swap
+from moe_jax.base.files import replacing_folder
 from moe_jax.base.tree import host, leaves_with_paths
 from moe_jax.config import CLOSED, Config
 from moe_jax.config.checks import group_least, nearest_grouped
@@ -58,30 +56,23 @@ def export_hf(
     cannot say what the config says, FileExistsError for a path that exists.
     """
     path, side = Path(path).absolute(), SideFiles.of(like)
-    check_target(path, overwrite, _check_ours)
     check_params(cfg, params, str(path))
     base, family, raw = layout.read_config(side.folder)
     _check_words(cfg, base)
     _check_same(cfg, base)
     leaves = layout.leaves(cfg, family, side.tensors)
     planned = _planned(leaves, params)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
     total = sum(tensor.bytes for tensor in planned)
-    try:
-        with guard_space(path.parent, total, f'exporting {path}'):
-            temporary.mkdir()
-            digests = _write_shards(temporary, planned, shard_bytes, progress)
-            written = _config(cfg, family, raw, params, side.tensors is None or _ahead(
-                cfg, family, side.tensors))
-            (temporary / layout.CONFIG).write_text(json.dumps(written, indent=2) + '\n')
-            side.copy(temporary)
-            note = _provenance(family, cfg, like, lineage, digests)
-            (temporary / MANIFEST).write_text(json.dumps(note, indent=1) + '\n')
+    with replacing_folder(path, _check_ours, size=total, what=f'exporting {path}',
+                          overwrite=overwrite) as temporary:
+        digests = _write_shards(temporary, planned, shard_bytes, progress)
+        written = _config(cfg, family, raw, params, side.tensors is None or _ahead(
+            cfg, family, side.tensors))
+        (temporary / layout.CONFIG).write_text(json.dumps(written, indent=2) + '\n')
+        side.copy(temporary)
+        note = _provenance(family, cfg, like, lineage, digests)
+        (temporary / MANIFEST).write_text(json.dumps(note, indent=1) + '\n')
         _compare(temporary, cfg, params, progress)
-        swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_ours(path: Path) -> None:

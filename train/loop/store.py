@@ -13,7 +13,6 @@ import fcntl
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moe_jax.base import processes
-from moe_jax.base.files import DiskFull, guard_space
+from moe_jax.base.files import DiskFull, guard_space, sync, write
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import same_model
@@ -111,7 +110,7 @@ def save(store: Store, step: int, state: TrainState, data: str, carry: Any = Non
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data}), **kept
     )
-    processes.first(lambda: _sync(store.metrics))
+    processes.first(lambda: sync(store.metrics))
     try:
         with guard_space(folder, count_bytes((state, carry)), what):
             store.manager.save(step, args=items)
@@ -137,7 +136,7 @@ def restore(
     step = store.latest()
     history = _read_metrics(store.metrics, step)
     text = ''.join(json.dumps(line) + '\n' for line in history)
-    processes.first(lambda: _write(store.metrics, text))
+    processes.first(lambda: write(store.metrics, text))
     if not step:
         return template, carry, '', history
     state, kept = jax.tree.map(
@@ -219,7 +218,7 @@ def _probe(leaf: Any) -> float:
 
 def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
-        _write(path, json.dumps(identity, indent=1))
+        write(path, json.dumps(identity, indent=1))
         return
     before = json.loads(path.read_text())
     faults = [
@@ -257,15 +256,3 @@ def _read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
         if parsed['step'] <= step:
             history.append(parsed)
     return history
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, 'a') as file:
-        os.fsync(file.fileno())

@@ -4,7 +4,6 @@ Letters: Z experts pretrained with, G experts left, E experts of a layer.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 import prune
 import train
-from moe_jax.base.files import replacing
+from moe_jax.base.files import point, replacing
 from moe_jax.calibration.observe import observe
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
@@ -222,12 +221,7 @@ def _publish(shop: Workshop, cell: Cell, name: str) -> None:
     model = shop.model_folder(cell)
     with replacing(model / 'tokenizer.json') as temporary:
         shop.material.tokenizer.save(str(temporary))
-    link = shop.folder / 'models' / name
-    link.parent.mkdir(exist_ok=True)
-    temporary = link.with_name(f'.{name}.{os.getpid()}')
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(model, link.parent))
-    temporary.replace(link)
+    point(shop.folder / 'models' / name, model)
 
 
 def _train_stage(shop: Workshop, cell: Cell, name: str, options: TrainOptions, cfg: Config,

@@ -107,7 +107,7 @@ def _observed(one: Config, layer: Params, found: list[tuple[str, Batch]], stream
         return lambda _, *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
 
     items = ((group, batch, on(x)) for (group, batch), x in zip(found, stream, strict=True))
-    return {group: layers[0] for group, layers in collected(wish, items).items()}
+    return {group: layers[0] for group, layers in collected(wish, items)[0].items()}
 
 
 def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str, Sums] | None,

@@ -14,7 +14,6 @@ from moe_jax.base import sharding
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.collector import Batch, Wish, collected, model_pass
 from moe_jax.calibration.stats import Stats
-from moe_jax.calibration.table import WRAP
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
 from moe_jax.model.decoder import Params
@@ -59,24 +58,16 @@ def observe(
     mesh = _mesh(params, mesh)
     check(cfg, wish, mesh)
     parts = sharding.row_parts(mesh)
-    run, data = model_pass(cfg, wish, mesh, params), 0
-
-    def items():
-        nonlocal data
-        for raw in batches:
-            if (batch := rows(cfg, raw, parts)) is not None:
-                data = (data + batch.data) % WRAP
-                yield raw.get('group') or 'all', batch, run
-
-    found = collected(wish, items(), parts)
-    if not found:
-        raise ValueError('observe: no valid token in the batches (empty, or only padding)')
+    run = model_pass(cfg, wish, mesh, params)
+    items = ((raw.get('group') or 'all', batch, run) for raw in batches
+             if (batch := rows(cfg, raw, parts)) is not None)
+    found, data = collected(wish, items, parts)
     for layers in found.values() if reservoir else ():
         for i in layers:
             weights = params[f'layer_{i}']['moe']['experts']
             layers[i] = sample.finish(cfg, weights, layers[i], outputs)
     model = model_fingerprint(params, cfg) if fingerprint is None else fingerprint
-    return Stats(model, found, tokenizer, f'{data:016x}', reservoir)
+    return Stats(model, found, tokenizer, data, reservoir)
 
 
 def rows(cfg: Config, raw: Mapping[str, Any], parts: int = 1) -> Batch | None:

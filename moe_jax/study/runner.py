@@ -13,12 +13,12 @@ from typing import Any
 import jax
 
 from moe_jax.study import material, records
-from moe_jax.study.expert_count.cells import Cell
-from moe_jax.study.expert_count.compute import Workshop
+from moe_jax.study.cell import Cell
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.kinds import kind_of
 from moe_jax.study.progress import Display
 from moe_jax.study.recovery.spec import RecoveryStudy
+from moe_jax.study.workshop import Workshop
 from train import Interrupted
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of

@@ -11,8 +11,7 @@ from rich.text import Text
 from moe_jax.base import files
 from moe_jax.study.report import console as terminal
 from moe_jax.study.report import html, markdown
-from moe_jax.study.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
-from moe_jax.study.report.expert_count.words import Section
+from moe_jax.study.report.document import Block, Bullets, Figure, Heading, Paragraph, Section, Table
 
 NO_PLOT = "Figures were not drawn: matplotlib is not installed (pip install 'moe-jax[plot]')."
 

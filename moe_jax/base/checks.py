@@ -12,22 +12,27 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def integer(name: str, value: Any, least: int | None = 0, below: int | None = None) -> int:
-    """The value as an int; ValueError unless it is whole, no bool, and least <= value < below."""
+def integer(name: str, value: Any, least: int | None = 0, below: int | None = None, *,
+            note: str = '') -> int:
+    """The value as an int; ValueError unless it is whole, no bool, and least <= value < below.
+
+    note: what the number is, or what to do, for the end of the message.
+    """
     try:
         whole = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         whole = None
     if whole is None or not _within(whole, least, below):
-        raise ValueError(f'{name}={value!r}: must be an integer{_range(least, below)}')
+        raise ValueError(f'{name}={value!r}: must be an integer{_range(least, below)}{_end(note)}')
     return whole
 
 
 def number(name: str, value: Any, least: float | None = 0, below: float | None = None, *,
-           above: float | None = None, most: float | None = None) -> float:
+           above: float | None = None, most: float | None = None, note: str = '') -> float:
     """The value as a float; ValueError unless it is finite, no bool, and within the bounds.
 
     least <= value < below; `above` (exclusive) and `most` (inclusive) take their places.
+    note: as for `integer`.
     """
     least = None if above is not None else least
     try:
@@ -36,8 +41,8 @@ def number(name: str, value: Any, least: float | None = 0, below: float | None =
     except OverflowError:
         found = math.nan
     if not math.isfinite(found) or not _within(found, least, below, above, most):
-        rule = _range(least, below, above, most)
-        raise ValueError(f'{name}={value!r}: must be a finite number{rule}')
+        rule = _interval(least, below, above, most)
+        raise ValueError(f'{name}={value!r}: must be a finite number{rule}{_end(note)}')
     return found
 
 
@@ -70,15 +75,29 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f'{hint}valid: {", ".join(known)}'
 
 
+def _end(note: str) -> str:
+    return f'; {note}' if note else ''
+
+
 def _within(value: float, least: float | None, below: float | None, above: float | None = None,
             most: float | None = None) -> bool:
     return ((least is None or value >= least) and (below is None or value < below)
             and (above is None or value > above) and (most is None or value <= most))
 
 
-def _range(least: float | None, below: float | None, above: float | None = None,
-           most: float | None = None) -> str:
-    """The bounds in words: ', at least 1 and below 5'."""
-    bounds = (('at least', least), ('above', above), ('below', below), ('at most', most))
-    words = ' and '.join(f'{word} {bound}' for word, bound in bounds if bound is not None)
-    return f', {words}' if words else ''
+def _range(least: float | None, below: float | None) -> str:
+    """The bounds of an integer in words: ', at least 1 and below 5'."""
+    words = [f'{word} {bound}' for word, bound in (('at least', least), ('below', below))
+             if bound is not None]
+    return f', {" and ".join(words)}' if words else ''
+
+
+def _interval(least: float | None, below: float | None, above: float | None, most: float | None
+              ) -> str:
+    """The bounds of a number in words: ', at least 0', or ' in (0, 1]' where there are two."""
+    low = f'[{least}' if least is not None else None if above is None else f'({above}'
+    high = f'{below})' if below is not None else None if most is None else f'{most}]'
+    if low and high:
+        return f' in {low}, {high}'
+    words = (('at least', least), ('above', above), ('below', below), ('at most', most))
+    return ''.join(f', {word} {bound}' for word, bound in words if bound is not None)

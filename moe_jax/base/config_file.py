@@ -1,15 +1,34 @@
 """Python files that say what to do: a function config(), and perhaps smoke(), returns one value."""
 
+import contextlib
 import dataclasses
+import importlib
+import importlib.abc
 import importlib.util
+import logging
 import re
+import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from moe_jax.base.checks import nearest
 
 T = TypeVar('T')
+log = logging.getLogger('moe_jax')
+
+# Modules that config files import and that lay elsewhere once. Only a config file that is being
+# run finds them by the old name, so that no other code can come to rely on it.
+MOVED = {
+    'moe_jax.config_parts': 'moe_jax.config.parts',
+    'moe_jax.presets': 'moe_jax.config.presets',
+    'moe_jax.study.spec': 'moe_jax.study.expert_count.spec',
+    'train.options': 'train.loop.options',
+    'train.run': 'train.recipes.run',
+}
 
 
 def load(path: str | Path, variant: str, kinds: tuple[type[T], ...],
@@ -29,9 +48,10 @@ def load(path: str | Path, variant: str, kinds: tuple[type[T], ...],
         raise ValueError(f'{path}: a config is a Python file (.py)')
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if callable(getattr(module, variant, None)):
-            value = getattr(module, variant)()
+        with _old_names():
+            spec.loader.exec_module(module)
+            if callable(getattr(module, variant, None)):
+                value = getattr(module, variant)()
     except Exception as error:
         raise ValueError(_fault(path, error, (*kinds, *parts))) from error
     if not callable(getattr(module, variant, None)):
@@ -63,3 +83,37 @@ def _fault(path: Path, error: Exception, kinds: tuple[Any, ...]) -> str:
         return f'{where}: {misspelt[1]} has no field {misspelt[2]!r}; {nearest(misspelt[2], known)}'
     kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
     return f'{where}: {kind}{error}'
+
+
+class _Old(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finder of modules by the names of `MOVED`: stand-ins that hand on the new module's names."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None
+                  ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = MOVED[module.__name__]
+        log.info('%s is now %s', module.__name__, new)
+        found = importlib.import_module(new)
+        module.__dict__['__getattr__'] = lambda name: getattr(found, name)
+
+
+@contextlib.contextmanager
+def _old_names() -> Iterator[None]:
+    """Inside, the old names of `MOVED` can be imported; afterwards nothing of them is left."""
+    finder = _Old()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in MOVED:
+            if getattr(getattr(sys.modules.get(name), '__spec__', None), 'loader', None) is finder:
+                stand_in = sys.modules.pop(name)
+                parent, _, child = name.rpartition('.')
+                if getattr(sys.modules[parent], child, None) is stand_in:
+                    delattr(sys.modules[parent], child)

@@ -1,4 +1,13 @@
-"""Files and folders that are whole or absent: temporary siblings, then a rename."""
+"""Files and folders that are whole or absent: temporary siblings, then a rename.
+
+    with replacing(path) as temporary:              a file
+    with replacing_folder(path, ...) as temporary:  a folder
+    write(path, text)                               a file whose content is at hand
+    point(link, target)                             a symbolic link
+
+Each of these leaves what was there before until the new one is complete, and no trace of the new
+one where the block fails.
+"""
 
 import contextlib
 import errno
@@ -43,7 +52,78 @@ def guard_space(folder: Path, size: int, what: str) -> Iterator[None]:
         ) from error
 
 
-def check_target(path: Path, overwrite: bool, check_ours: Callable[[Path], None]) -> None:
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary sibling file to write, which becomes `path` only if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600, which hides a shared cache
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    path: Path, check_ours: Callable[[Path], None], *, size: int, what: str,
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """A temporary sibling folder to fill, which becomes `path` only if the block succeeds.
+
+    What is at `path` is refused with FileExistsError, unless it is an empty folder, or `overwrite`
+    is set and `check_ours`, which raises for a folder that somebody else made, lets it pass; it
+    steps aside for the new one and is deleted last. size: bytes that the block will write; DiskFull
+    says that `what` does not fit. Several processes enter together: the first one makes, renames
+    and removes, all get the same temporary folder.
+    """
+    processes.first(lambda: _check_target(path, overwrite, check_ours))
+    temporary = path.parent / f'.{path.name}.{processes.same_text(secrets.token_hex(4))}.tmp'
+    processes.first(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    try:
+        with guard_space(path.parent, size, what):
+            processes.first(temporary.mkdir)
+            yield temporary
+        processes.first(lambda: _swap(temporary, path))
+    finally:
+        if processes.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none; an OSError names it, as that of a full disk does not."""
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def point(link: Path, target: Path) -> None:
+    """Make or replace a symbolic link to `target`, relative to the link's folder."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    temporary = link.with_name(f'.{link.name}.{secrets.token_hex(4)}')
+    try:
+        temporary.symlink_to(os.path.relpath(target, link.parent))
+        temporary.replace(link)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open('ab') as file:
+        os.fsync(file.fileno())
+
+
+def _check_target(path: Path, overwrite: bool, check_ours: Callable[[Path], None]) -> None:
     """Refuse to write where something is, unless it is ours and may be overwritten."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
@@ -52,8 +132,8 @@ def check_target(path: Path, overwrite: bool, check_ours: Callable[[Path], None]
     check_ours(path)
 
 
-def swap(temporary: Path, path: Path) -> None:
-    """Rename into place; an old model steps aside first and is deleted last."""
+def _swap(temporary: Path, path: Path) -> None:
+    """Rename into place; an old folder steps aside first and is deleted last."""
     if not path.exists():
         temporary.rename(path)
         return
@@ -61,23 +141,3 @@ def swap(temporary: Path, path: Path) -> None:
     path.rename(old)
     temporary.rename(path)
     shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a temporary sibling to write, which becomes `path` only if the block succeeds."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open('rb') as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600, which hides a shared cache
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from moe_jax.base.checks import integer
 from moe_jax.base.tree import map_with_path
 
 log = logging.getLogger('moe_jax')
@@ -62,8 +63,7 @@ def check_axes(axes: Mapping[str, int]) -> None:
     for name, size in axes.items():
         if name not in AXES:
             raise ValueError(f'mesh axis {name!r}: valid axes are {", ".join(AXES)}')
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f'mesh axis {name}={size!r}: must be a positive integer')
+        integer(f'mesh axis {name}', size, 1)
 
 
 def check_types(mesh: Mesh) -> None:

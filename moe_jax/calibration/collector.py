@@ -77,10 +77,13 @@ def model_pass(cfg: Config, options: Options, mesh: Mesh | None, params: Params)
 
 def collected(
     options: Options, items: Iterable[tuple[str, Batch, Callable[..., Any]]], parts: int = 1
-) -> dict[str, Layers]:
-    """{group: statistics} of (group, batch, run) items, `run` as `model_pass` gives it."""
+) -> tuple[dict[str, Layers], str]:
+    """{group: statistics} of (group, batch, run) items, and their data's name as in `Stats`.
+
+    run: as `model_pass` gives it. Batches of padding alone are left out; ValueError if all are.
+    """
     collector, groups = Collector(options, parts), {}
-    name, count = '', 0
+    name, count, data = '', 0, 0
 
     def settle() -> None:
         if count:
@@ -89,13 +92,17 @@ def collected(
                 name in groups) else part
 
     for group, batch, run in items:
+        if not batch.segments.any():
+            continue
         if group != name or count == FLUSH:
             settle()
             name, count = group, 0
         collector.add(group, batch, run)
-        count += 1
+        count, data = count + 1, (data + batch.data) % WRAP
+    if not count:
+        raise ValueError('observe: no valid token in the batches (empty, or only padding)')
     settle()
-    return groups
+    return groups, f'{data:016x}'
 
 
 class Collector:

@@ -108,7 +108,7 @@ def _observed(one: Config, layer: Params, items: list[tuple[str, Batch]], stream
         return lambda *rest: [{0: part} for part in run(layer, x, *rest)[1:]]
 
     runs = ((group, batch, on(x)) for (group, batch), x in zip(items, stream, strict=True))
-    return {group: layers[0] for group, layers in collected(options, runs).items()}
+    return {group: layers[0] for group, layers in collected(options, runs)[0].items()}
 
 
 def _finished(one: Config, layer: Params, seen: dict[str, Sums], goal: dict[str, Sums] | None,

@@ -14,7 +14,6 @@ from moe_jax.base import sharding
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.collector import Batch, Options, collected, model_pass
 from moe_jax.calibration.stats import Stats
-from moe_jax.calibration.table import WRAP
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
 from moe_jax.model.decoder import Params
@@ -47,8 +46,8 @@ def observe(
     gradients: grad_* of the language-model loss, row by row (a backward pass).
     mesh: split every batch over its row axes, by default the mesh that params lie on; needs a
       dropless model.
-    tokenizer: its fingerprint, recorded. fingerprint: of the model, by default its routers'
-      (`moe_jax.model.fingerprint`), by which `prune.plan` refuses the statistics of another model.
+    tokenizer: its fingerprint, recorded. fingerprint: of the model, by default of all
+      weights (`moe_jax.model.fingerprint`), by which `prune.plan` refuses those of another model.
 
     Experts that `cfg.skip` would leave out are observed too. Raises ValueError when the model has
     no experts, no token is valid, a token id is outside the vocabulary, or a statistic is not
@@ -59,24 +58,16 @@ def observe(
     mesh = _mesh(params, mesh)
     check(cfg, options, mesh)
     parts = sharding.row_parts(mesh)
-    run, data = model_pass(cfg, options, mesh, params), 0
-
-    def items():
-        nonlocal data
-        for raw in batches:
-            if (batch := rows(cfg, raw, parts)) is not None:
-                data = (data + batch.data) % WRAP
-                yield raw.get('group') or 'all', batch, run
-
-    groups = collected(options, items(), parts)
-    if not groups:
-        raise ValueError('observe: no valid token in the batches (empty, or only padding)')
+    run = model_pass(cfg, options, mesh, params)
+    items = ((raw.get('group') or 'all', batch, run) for raw in batches
+             if (batch := rows(cfg, raw, parts)) is not None)
+    groups, data = collected(options, items, parts)
     for layers in groups.values() if reservoir else ():
         for i in layers:
             weights = params[f'layer_{i}']['moe']['experts']
             layers[i] = sample.finish(cfg, weights, layers[i], outputs)
     model = model_fingerprint(params, cfg) if fingerprint is None else fingerprint
-    return Stats(model, groups, tokenizer, f'{data:016x}', reservoir)
+    return Stats(model, groups, tokenizer, data, reservoir)
 
 
 def rows(cfg: Config, raw: Mapping[str, Any], parts: int = 1) -> Batch | None:

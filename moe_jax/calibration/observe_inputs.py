@@ -20,7 +20,7 @@ from moe_jax.calibration.expert_sums import ExpertSums
 from moe_jax.calibration.layer_sums import layer_sums, sampled
 from moe_jax.calibration.observe import check
 from moe_jax.calibration.stats import Stats
-from moe_jax.calibration.table import WRAP, Sums
+from moe_jax.calibration.table import Sums
 from moe_jax.config import Config
 from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
@@ -57,22 +57,12 @@ def observe_inputs(
     if options.gradients:
         raise ValueError('observe_inputs: gradients need the whole model and its loss; for a model '
                          'of this package use moe_jax.observe, else a method that needs none')
-    data = 0
-
-    def items():
-        nonlocal data
-        for raw in batches:
-            inputs, batch = _rows(cfg, raw)
-            if batch.segments.any():
-                data = (data + batch.data) % WRAP
-                yield raw.get('group') or 'all', batch, _pass(cfg, params, options, inputs)
-
-    groups = collected(options, items())
-    if not groups:
-        raise ValueError('observe: no valid token in the batches (empty, or only padding)')
+    items = ((raw.get('group') or 'all', batch, _pass(cfg, params, options, inputs))
+             for raw in batches for inputs, batch in (_rows(cfg, raw),))
+    groups, data = collected(options, items)
     seen = {group: {i: _finished(cfg, params, i, sums, options) for i, sums in layers.items()}
             for group, layers in groups.items()}
-    return Stats(fingerprint(params, cfg), seen, tokenizer, f'{data:016x}', options.reservoir)
+    return Stats(fingerprint(params, cfg), seen, tokenizer, data, options.reservoir)
 
 
 def _finished(

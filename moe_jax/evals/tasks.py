@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from moe_jax.config import Config
 from moe_jax.data.documents import Document
 from moe_jax.data.encode import Encoded, beginnings, encode
+from moe_jax.data.limits import HELDOUT_TOKENS
 from moe_jax.data.tasks.encode import encode_text, encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
 from moe_jax.data.tasks.splits import cap
@@ -43,7 +44,7 @@ def encode_task(
     length: int,
     *,
     validation_limit: int | None = None,
-    heldout_tokens: int = 16_384,
+    heldout_tokens: int = HELDOUT_TOKENS,
     end: int | None = None,
 ) -> EncodedTask:
     """Encode both sides of a task in rows of `length` tokens.

@@ -4,11 +4,10 @@ Versions 4 and 5 name some fields differently; a file may hold both names as lon
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import choice, integer, nearest, number
 from moe_jax.config import Rope
 from moe_jax.config.checks import LIMIT
 from moe_jax.config.parts import yarn_magnitude
@@ -47,21 +46,12 @@ class Fields:
     def integer(self, *names: str, default: Any = NEEDED, least: int = 0) -> int:
         """A whole number that is at least `least`, and no larger than any size may be."""
         value = self.get(*names, default=default)
-        if isinstance(value, bool) or not isinstance(value, int) or not (
-                least <= value < LIMIT):
-            name = next((name for name in names if self.raw.get(name) is not None), names[0])
-            raise ValueError(f'{self.where}: {name}={value!r}: must be a whole number, at least '
-                             f'{least} and below {LIMIT}')
-        return value
+        name = next((name for name in names if self.raw.get(name) is not None), names[0])
+        return integer(f'{self.where}: {name}', value, least, LIMIT)
 
     def number(self, name: str, default: Any = NEEDED) -> float:
         """A finite number that is at least 0."""
-        value = self.get(name, default=default)
-        plain = isinstance(value, int | float) and not isinstance(value, bool)
-        if not plain or not 0 <= value <= sys.float_info.max:
-            raise ValueError(f'{self.where}: {name}={value!r}: must be a finite number, at least '
-                             '0')
-        return float(value)
+        return number(f'{self.where}: {name}', self.get(name, default=default))
 
     def flag(self, name: str, default: bool) -> bool:
         """True or False."""
@@ -80,9 +70,7 @@ class Fields:
     def dtype(self) -> str:
         """The dtype of computation."""
         value = str(self.get('dtype', 'torch_dtype', default='float32')).removeprefix('torch.')
-        if value not in DTYPES:
-            raise ValueError(f'{self.where}: dtype={value!r}; {nearest(value, DTYPES)}')
-        return value
+        return choice(f'{self.where}: dtype', value, DTYPES)
 
     def windows(self, layers: int, otherwise: tuple[int, ...]) -> tuple[int, ...]:
         """How far each layer looks back (0: all), from layer_types where it is given."""

@@ -7,8 +7,6 @@ is renamed last.
 import json
 import math
 import platform
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.base.files import check_target, guard_space, swap
+from moe_jax.base.files import replacing_folder
 from moe_jax.base.tree import host, leaves_with_paths
-from moe_jax.config import CLOSED, Config
+from moe_jax.config import Config
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
-from moe_jax.hf import layout, load, writer
+from moe_jax.hf import expressible, layout, load, writer
 from moe_jax.hf.folder import MANIFEST, SideFiles
 from moe_jax.hf.shards import INDEX, SINGLE
 from moe_jax.model.decoder import Params
@@ -56,44 +54,29 @@ def export_hf(
     cannot say what the config says, FileExistsError for a path that exists.
     """
     path, side = Path(path).absolute(), SideFiles.of(like)
-    check_target(path, overwrite, _check_ours)
     check_params(cfg, params, str(path))
     base, family, raw = layout.read_config(side.folder)
-    _check_words(cfg, base)
+    expressible.check(cfg, base)
     _check_same(cfg, base)
     leaves = layout.leaves(cfg, family, side.tensors)
     planned = _planned(leaves, params)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.{secrets.token_hex(4)}.tmp'
     total = sum(tensor.bytes for tensor in planned)
-    try:
-        with guard_space(path.parent, total, f'exporting {path}'):
-            temporary.mkdir()
-            digests = _write_shards(temporary, planned, shard_bytes, progress)
-            written = _config(cfg, family, raw, params, side.tensors is None or _ahead(
-                cfg, family, side.tensors))
-            (temporary / layout.CONFIG).write_text(json.dumps(written, indent=2) + '\n')
-            side.copy(temporary)
-            note = _provenance(family, cfg, like, lineage, digests)
-            (temporary / MANIFEST).write_text(json.dumps(note, indent=1) + '\n')
+    with replacing_folder(path, _check_ours, size=total, what=f'exporting {path}',
+                          overwrite=overwrite) as temporary:
+        digests = _write_shards(temporary, planned, shard_bytes, progress)
+        written = _config(cfg, family, raw, params, side.tensors is None or _ahead(
+            cfg, family, side.tensors))
+        (temporary / layout.CONFIG).write_text(json.dumps(written, indent=2) + '\n')
+        side.copy(temporary)
+        note = _provenance(family, cfg, like, lineage, digests)
+        (temporary / MANIFEST).write_text(json.dumps(note, indent=1) + '\n')
         _compare(temporary, cfg, params, progress)
-        swap(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_ours(path: Path) -> None:
     if not (path / MANIFEST).is_file():
         raise ValueError(f'{path}: was not exported by moe-jax (it has no {MANIFEST}) and is not '
                          'overwritten')
-
-
-def nearest_uniform(cfg: Config) -> int:
-    """The number of experts, the same in every layer, nearest to a config's mean."""
-    counts = [cfg.experts[i] for i in cfg.moe_layers]
-    mean = max(cfg.topk, round(sum(counts) / len(counts)))
-    traits = cfg.traits
-    return traits.nearest(mean) if cfg.groups > 1 else max(mean, traits.group_least)
 
 
 def _check_same(cfg: Config, base: Config) -> None:
@@ -106,53 +89,6 @@ def _check_same(cfg: Config, base: Config) -> None:
     if changed:
         raise ValueError(f'this model is not of the form of `like`: {"; ".join(changed)}. Give the '
                          'folder it came from')
-
-
-def _check_words(cfg: Config, base: Config) -> None:
-    """Refuse what config.json of transformers has no words for, and say which plans avoid it."""
-    faults = [*_of_rows(cfg), *_of_counts(cfg, base)]
-    if faults:
-        raise ValueError(
-            f'no config of transformers can say what this model has: {"; ".join(faults)}. Plan it '
-            'otherwise, or keep the native format (moe_jax.save), which stores this one')
-
-
-def _of_rows(cfg: Config) -> list[str]:
-    """Router rows that stand for something else than an expert of their own."""
-    rows = {i: alias for i in cfg.moe_layers if (alias := cfg.alias(i)) is not None}
-    constants = [i for i in rows if cfg.constants_in(i)]
-    closed = [i for i, alias in rows.items() if CLOSED in alias]
-    shared = [i for i, alias in rows.items()
-              if [a for a in alias if 0 <= a < cfg.experts[i]] != list(range(cfg.experts[i]))]
-    faults = []
-    if constants:
-        faults.append(f"constants in the places of dropped experts, in layers {constants} (avoid "
-                      "them with replace='none')")
-    if closed:
-        faults.append('router rows that keep their share of the softmax and are never chosen, in '
-                      f"layers {closed} (avoid them with gates='slice')")
-    if shared:
-        faults.append(f'router rows that share experts, an alias merge, in layers {shared} (avoid '
-                      "it with another router_init than 'alias')")
-    return faults
-
-
-def _of_counts(cfg: Config, base: Config) -> list[str]:
-    """Layers that keep unequally many experts, or fewer than a token of the original uses."""
-    counts = sorted({cfg.experts[i] for i in cfg.moe_layers})
-    least = min((cfg.topk_in(i) for i in cfg.moe_layers), default=base.topk)
-    faults = []
-    if len(counts) > 1:
-        faults.append(
-            f'layers that keep {counts[0]} to {counts[-1]} experts, and a config has one number '
-            "for all (avoid it with spread='layer' and one number; the nearest uniform plan keeps "
-            f'experts={max(nearest_uniform(cfg), base.topk)} in each)')
-    if least < base.topk:
-        faults.append(
-            f'layers where a token can use {least} at most, and one of the original uses '
-            f'topk={base.topk}, a number that an export does not change (avoid it without clamp, '
-            f'with at least experts={base.topk} in each)')
-    return faults
 
 
 def _planned(leaves: list[layout.Leaf], params: Params) -> list[writer.Planned]:

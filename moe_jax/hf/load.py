@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from moe_jax.base.checks import choice
 from moe_jax.base.sharding import Placing
 from moe_jax.config import Config
 from moe_jax.families.family import Family
@@ -70,8 +71,8 @@ class Source:
 def open_folder(folder: str | Path, dtype: str | None = None) -> Source:
     """Check a folder's config and headers against each other; ValueError with all that is wrong."""
     folder = Path(folder)
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f'dtype={dtype!r}; valid: {", ".join(FLOATS)}')
+    if dtype is not None:
+        choice('dtype', dtype, FLOATS)
     cfg, family, raw = layout.read_config(folder)
     shards = Shards(folder)
     leaves = layout.check(folder, cfg, family, shards)

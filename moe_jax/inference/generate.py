@@ -4,7 +4,6 @@ B rows, T tokens of the longest prompt, S slots of the cache, V vocabulary.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.base import sharding
+from moe_jax.base.checks import integer, number
 from moe_jax.config import Config
 from moe_jax.inference.continuations import lengths
 from moe_jax.inference.inputs import checked
@@ -35,11 +35,9 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f'temperature={self.temperature}: must be a number, at least 0')
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f'top_k={self.top_k}, top_p={self.top_p}: give top_k >= 0 and '
-                             '0 < top_p <= 1')
+        number('temperature', self.temperature)
+        integer('top_k', self.top_k)
+        number('top_p', self.top_p, above=0, most=1)
 
 
 GREEDY = Sampling()

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moe_jax.calibration.stats import Stats
+from moe_jax.model.fingerprint import same_model
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
 from moe_jax.pictures.similarity import alike
@@ -85,6 +86,6 @@ def _sizes(layer: int, labels: np.ndarray) -> str:
 
 def _check_same(plan: Any, stats: Stats) -> None:
     named = plan.model and stats.fingerprint.startswith('model:')
-    if named and plan.model != stats.fingerprint:
+    if named and not same_model(plan.model, stats.fingerprint):
         raise ValueError('clusters: the plan and the statistics are of different models; observe '
                          'the model that the plan was made for')

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from moe_jax.base.checks import choice
 from moe_jax.pictures import style
 
 AXIS = {'lost': 'nats lost per token', 'kl': 'KL from the original, nats per token',
@@ -25,8 +26,7 @@ def safe_sparsity(
 
     points, metric, tolerance, stop: of a `prune.Safety`, which draws itself with `figure()`.
     """
-    if metric not in AXIS:
-        raise ValueError(f'metric={metric!r}; valid: {", ".join(AXIS)}')
+    choice('metric', metric, AXIS)
     names = list(dict.fromkeys(point['method'] for point in points))
     if not names:
         raise ValueError('safe_sparsity: no point to draw')

@@ -1,13 +1,14 @@
 """How alike the experts of a layer are, as matrices ordered so that blocks of alike ones show."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from moe_jax.base.checks import choice
 from moe_jax.calibration.stats import Stats
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
@@ -42,8 +43,7 @@ def similarity(
     kind: `alike`. group: one group of the statistics (default all merged). layers: ids, or how many
     (default all). Colours span the values off the diagonal.
     """
-    if kind not in KINDS:
-        raise ValueError(f'similarity: kind={kind!r}; one of {list(get_args(Kind))}')
+    choice('similarity: kind', kind, KINDS)
     about, drawn = KINDS[kind], chosen('similarity', stats.layers, layers)
     seen = sums('similarity', stats, drawn, group, about.needs)
     found = {i: alike(layer, kind) for i, layer in seen.items()}

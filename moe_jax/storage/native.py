@@ -8,8 +8,6 @@ manifest.json  the SHA-256 of every file in params/: orbax itself reads a flippe
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from moe_jax.base import processes
-from moe_jax.base.files import check_target, guard_space, swap
+from moe_jax.base.files import replacing_folder
 from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import count_bytes, map_with_path
@@ -46,33 +44,22 @@ def save(
     empty folder, or a model folder of ours and `overwrite` is set.
     """
     path = Path(path).absolute()
-    processes.first(lambda: check_target(path, overwrite, _check_ours))
     check_params(cfg, params, str(path))
     head = json.dumps({'format': FORMAT, 'lineage': dict(lineage or {})}, indent=1, sort_keys=True)
-    temporary = path.parent / f'.{path.name}.{processes.same_text(secrets.token_hex(4))}.tmp'
 
-    def begin() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    def rest(temporary: Path) -> None:
         (temporary / 'config.json').write_text(cfg.to_json())
         (temporary / 'lineage.json').write_text(head)
-
-    def end() -> None:
         manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
         (temporary / 'manifest.json').write_text(manifest)
         if beside is not None:
             beside(temporary)
 
-    try:
-        processes.first(begin)
-        with guard_space(path.parent, count_bytes(params), f'saving the model {path}'):
-            with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
-                writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
-            processes.first(end)
-        processes.first(lambda: swap(temporary, path))
-    finally:
-        if processes.is_first():
-            shutil.rmtree(temporary, ignore_errors=True)
+    with replacing_folder(path, _check_ours, size=count_bytes(params),
+                          what=f'saving the model {path}', overwrite=overwrite) as temporary:
+        with unbroken(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as writer:
+            writer.save(temporary / 'params', args=ocp.args.StandardSave(dict(params)))
+        processes.first(lambda: rest(temporary))
 
 
 def load(

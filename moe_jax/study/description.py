@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from moe_jax.study.expert_count.cells import Cell, stage_options, tokens
+from moe_jax.study.cell import Cell, tokens
+from moe_jax.study.expert_count.cells import stage_options
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.material import Material
 from moe_jax.study.recovery.spec import RecoveryStudy

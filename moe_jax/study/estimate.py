@@ -6,7 +6,8 @@ from rich.table import Table
 
 from moe_jax.base.text import human
 from moe_jax.model import cost
-from moe_jax.study.expert_count.cells import compared, stage_options, tokens
+from moe_jax.study.cell import tokens
+from moe_jax.study.expert_count.cells import compared, stage_options
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery.cells import recovered
 from moe_jax.study.recovery.spec import RecoveryStudy

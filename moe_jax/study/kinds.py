@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from moe_jax.study import check, description, estimate
+from moe_jax.study.cell import Cell
 from moe_jax.study.expert_count import cells, compute
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.recovery import cells as recovery_cells
@@ -15,7 +16,7 @@ class Kind(NamedTuple):
     """What the runner and the command ask of a kind of study; each takes the study first."""
 
     check: Callable[..., None]
-    cells: Callable[..., list[cells.Cell]]
+    cells: Callable[..., list[Cell]]
     compute: Mapping[str, Callable[..., dict[str, Any]]]
     description: Callable[..., dict[str, Any]]
     cost: Callable[..., Any]

@@ -12,12 +12,12 @@ import jax
 
 from moe_jax.base import signals
 from moe_jax.study import material, records
-from moe_jax.study.expert_count.cells import Cell
-from moe_jax.study.expert_count.compute import Workshop
+from moe_jax.study.cell import Cell
 from moe_jax.study.expert_count.spec import Study
 from moe_jax.study.kinds import kind_of
 from moe_jax.study.progress import Display
 from moe_jax.study.recovery.spec import RecoveryStudy
+from moe_jax.study.workshop import Workshop
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
 # different models filled them. What took long to compile comes back from the cache on disk.

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_jax.base.checks import integer
 from train.loop.options import TrainOptions
 
 
@@ -12,9 +13,7 @@ def check_common(study: Any, counts: Iterable[str]) -> None:
     if not study.name or study.name != Path(study.name).name:
         raise ValueError(f'study name {study.name!r}: must do as the name of a folder')
     for name in counts:
-        value = getattr(study, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'study {study.name}: {name}={value!r}: must be a positive integer')
+        integer(f'study {study.name}: {name}', getattr(study, name), 1)
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ValueError(f'study {study.name}: seeds={study.seeds}: at least one, each once')
     if study.capacity is not None and not study.capacity > 0:

@@ -8,11 +8,11 @@ Letters: G experts that a layer keeps.
 """
 
 import math
-import operator
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+
+from moe_jax.base.checks import integer
 
 Curves = Mapping[int, Mapping[int, float]]
 
@@ -76,21 +76,12 @@ def _amounts(
         raise ValueError('allocate: give either total= (experts in all layers), or budget= and '
                          'cost= (of one expert of each layer)')
     if cost is None:
-        return dict.fromkeys(curves, 1), _whole('total', total), 1
+        return dict.fromkeys(curves, 1), integer('allocate: total', total, None), 1
     if set(cost) != set(curves):
         raise ValueError(f'allocate: cost has layers {sorted(cost)}, curves {sorted(curves)}')
-    price = {i: _whole(f'cost[{i}]', value) for i, value in cost.items()}
-    if min(price.values()) < 1:
-        raise ValueError(f'allocate: cost={price}: an expert costs at least 1')
-    unit = math.gcd(*price.values())
-    return {i: p // unit for i, p in price.items()}, _whole('budget', budget) // unit, unit
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f'allocate: {name}={value!r} must be a whole number') from None
+    price = {i: integer(f'allocate: cost[{i}]', value, 1) for i, value in cost.items()}
+    unit, limit = math.gcd(*price.values()), integer('allocate: budget', budget, None)
+    return {i: p // unit for i, p in price.items()}, limit // unit, unit
 
 
 def _sorted(layer: int, curve: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:

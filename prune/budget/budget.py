@@ -5,12 +5,12 @@ Letters: E experts a layer has, G it keeps.
 
 import dataclasses
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from moe_jax.base.checks import integer, number
 from moe_jax.base.tree import count_bytes, count_params
 from moe_jax.config import Config
 from prune.budget import spread as spreads
@@ -66,8 +66,8 @@ def check(cfg: Config, budget: Budget) -> None:
                          f'remove), mass=, parameters= and memory=; got {given or "none"}')
     if not cfg.moe_layers:
         raise ValueError('this model has no MoE layer (every entry of cfg.experts is 0)')
-    if budget.mass is not None and not 0 < budget.mass <= 1:
-        raise ValueError(f'mass={budget.mass!r}: the share of the score to keep, in (0, 1]')
+    if budget.mass is not None:
+        number('mass', budget.mass, above=0, most=1, note='the share of the score to keep')
     if budget.floor is not None and not 1 <= budget.floor <= min(
             cfg.experts[i] for i in cfg.moe_layers):
         raise ValueError(f'floor={budget.floor!r}: at least 1, at most what every layer has')
@@ -102,7 +102,7 @@ def counts(
     least = cfg.topk if least is None else least
     if experts is not None:
         return {
-            i: _checked(cfg, i, _integer(value), least)
+            i: _checked(cfg, i, integer('experts', value, None), least)
             for i, value in _per_layer(cfg, 'experts', experts).items()
         }
     return {
@@ -173,8 +173,7 @@ def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
     """How many experts in all fit into `parameters` or `memory`, beside everything else."""
     amount, measure = (budget.parameters, count_params) if budget.memory is None else (
         budget.memory, count_bytes)
-    if not isinstance(amount, int) or isinstance(amount, bool):
-        raise ValueError(f'parameters and memory are whole numbers; got {amount!r}')
+    amount = integer('parameters' if budget.memory is None else 'memory', amount)
     rest, price = _prices(cfg, params, budget, measure)
     return max(0, min((amount - rest) // price, sum(cfg.experts)))
 
@@ -258,21 +257,8 @@ def _per_layer(cfg: Config, name: str, value: object) -> dict[int, object]:
     return dict(zip(layers, values, strict=True))
 
 
-def _integer(value: object) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f'experts={value!r}: must be a whole number of experts') from None
-
-
 def _kept(experts: int, ratio: object) -> int:
-    number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
-    if not (number and 0 <= ratio < 1):
-        raise ValueError(
-            f'ratio={ratio!r}: the share to remove must be in [0, 1); 0.75 keeps a quarter'
-        )
+    ratio = number('ratio', ratio, 0, 1, note='the share to remove; 0.75 keeps a quarter')
     # 0.29 * 100 is 28.999999999999996 in binary: the nudge makes the floor mean what was written.
     return experts - math.floor(ratio * experts + 1e-9)
 

@@ -8,11 +8,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.checks import nearest
-from moe_jax.base.tree import count_params, leaves_with_paths
+from moe_jax.base.checks import choice, number
+from moe_jax.base.tree import count_params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.evals.quality import Reference
@@ -25,7 +24,6 @@ from prune.inputs.original import check_original
 from prune.surgery.apply import apply
 
 TOLERANCE = 0.05  # 0.05 nats are 5% of perplexity; of rejected tokens one in twenty
-PROBES = 1024  # elements of each array by which a model is known again
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 Named = Mapping[str, tuple[str, Mapping[str, Any]]]
 
@@ -67,7 +65,7 @@ def safe_sparsity(
     source = _source(reference, stats, group, options)
     whole, points, known = count_params(params), [], dict(known or {})
     jobs = [(label, counts) for label in named for counts in budgets]
-    for number, (label, counts) in enumerate(jobs, 1):
+    for n, (label, counts) in enumerate(jobs, 1):
         name, own = named[label]
         key = _digest([label, name, dict(own), counts, source])
         if key not in known:
@@ -80,7 +78,7 @@ def safe_sparsity(
                           'parameters': count_params(small) / whole,
                           **measured(reference.compare(small_cfg, small))}
             if on_point is not None:
-                on_point(known[key], number, len(jobs))
+                on_point(known[key], n, len(jobs))
         points.append(known[key])
     return Safety(tuple(points), metric, float(tolerance))
 
@@ -121,10 +119,8 @@ def _check(
     options: Mapping[str, Any],
 ) -> None:
     """Refuse, with ValueError, what would fail later."""
-    if metric not in UNITS:
-        raise ValueError(f'metric={metric!r}; {nearest(str(metric), list(UNITS))}')
-    if not (isinstance(tolerance, int | float) and tolerance >= 0):
-        raise ValueError(f'tolerance={tolerance!r}: a number, 0 or more')
+    choice('metric', metric, UNITS)
+    number('tolerance', tolerance)
     if not named:
         raise ValueError('safe_sparsity: no method given; prune.methods() lists them')
     if amounts := sorted({*options} & {*budget.AMOUNTS}):
@@ -145,9 +141,6 @@ def _source(reference: Reference, stats: Stats | None, group: str | None,
         for array in rows:
             digest.update(array.tobytes())
     seen = None if stats is None else (stats.data, stats.tokenizer, stats.reservoir)
-    for _, leaf in leaves_with_paths(reference.params):  # experts may differ where routers do not
-        flat = jnp.ravel(leaf)
-        digest.update(np.asarray(flat[:: max(1, flat.size // PROBES)]).tobytes())
     model = fingerprint(reference.params, reference.cfg), reference.cfg.to_json()
     return _digest([model, seen, group, dict(options), digest.hexdigest()])
 

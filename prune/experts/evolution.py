@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_jax.base.checks import integer
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.evals.quality import Reference
@@ -73,11 +74,10 @@ def evolve(
     `prune.apply`'s 'slice' semantics and no capacity, in one compiled program.
     """
     elites = min(ELITES, population) if elites is None else elites
-    for what, value, least in (('population', population, 2), ('generations', generations, 0),
-                               ('elites', elites, 1)):
-        if not isinstance(value, int) or value < least or (what == 'elites' and value > population):
-            raise ValueError(f'{what}={value!r}: a whole number, at least {least}'
-                             + (', at most the population' if what == 'elites' else ''))
+    integer('population', population, 2)
+    integer('generations', generations)
+    if integer('elites', elites, 1) > population:
+        raise ValueError(f'elites={elites}: at most the population, {population}')
     wanted = Budget(experts=experts, ratio=ratio, parameters=parameters, memory=memory, floor=floor)
     budget.check(cfg, wanted)
     counts = budget.plain(cfg, params, wanted)

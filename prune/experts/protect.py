@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moe_jax.base.checks import number
+
 PERCENTILE = 99.5
 SHARE_OF_LARGEST = 0.1
 
@@ -32,9 +34,8 @@ def super_experts(
     no layers, a share outside (0, 1], a missing statistic, and values that are negative or not
     finite.
     """
-    if not 0 < layers_share <= 1:
-        raise ValueError(f'layers_share={layers_share!r}: must be above 0 and at most 1, the share '
-                         'of MoE layers, from the first, in which experts are protected')
+    number('layers_share', layers_share, above=0, most=1,
+           note='the share of MoE layers, from the first, in which experts are protected')
     if not stats_layers:
         raise ValueError('super_experts: no layer given; pass the statistics of all MoE layers')
     largest = {i: _element_max(i, stats_layers[i]) for i in sorted(stats_layers)}

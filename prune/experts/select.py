@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import choice, number
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.experts.activation_scores import mean
@@ -57,12 +57,10 @@ def select(
     Raises ValueError for an unknown way or group (with the nearest name), a share outside (0, 1] or
     out of reach, and statistics that are empty, not finite or of another model.
     """
-    if by not in SOURCE:
-        raise ValueError(f'by={by!r}; {nearest(str(by), list(SOURCE))}')
+    choice('by', by, SOURCE)
     share = SHARE[by] if share is None else share
-    if not 0 < share <= 1:
-        raise ValueError(f'share={share!r}: must be above 0 and at most 1, the score that the '
-                         'selected experts of a layer have together')
+    number('share', share, above=0, most=1,
+           note='the score that the selected experts of a layer have together')
     check_groups(stats, cfg, group)
     chosen = {}
     for i in cfg.moe_layers:

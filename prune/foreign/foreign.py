@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import choice
 from moe_jax.base.tree import leaves_with_paths, map_with_path
 from moe_jax.calibration.observe_inputs import observe_inputs
 from moe_jax.calibration.stats import Stats
@@ -72,8 +72,7 @@ class Foreign:
         if EXPERT in self.router.path:
             raise ValueError(f'router={self.router}: one array with an axis of experts')
         for name in ('gate', 'ffn', 'dtype'):
-            if (value := getattr(self, name)) not in CHOICES[name]:
-                raise ValueError(f'{name}={value!r}; {nearest(str(value), CHOICES[name])}')
+            choice(name, getattr(self, name), CHOICES[name])
         some = self._config(1, 1, (2 * self.topk * self.groups,)).replace(ffn_bias=True)
         known = ffn.shapes(some, 1)
         needed = {name for name in known if not name.endswith('_bias')}

@@ -6,7 +6,7 @@ from typing import Any
 from moe_jax.base.checks import nearest
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.model.fingerprint import differs
+from moe_jax.model import fingerprint
 from moe_jax.model.params import check_params
 
 
@@ -23,9 +23,10 @@ def check_original(cfg: Config, params: Mapping[str, Any], stats: Stats | None) 
 def check_model(cfg: Config, params: Mapping[str, Any], stats: Stats | None, where: str) -> None:
     """Refuse, with ValueError, params of another config and statistics of another model."""
     check_params(cfg, params, where, only='/moe/')
-    if stats is not None and differs(stats.fingerprint, params, cfg):
-        raise ValueError('these statistics were taken from another model (its routers differ); '
-                         'observe this one')
+    if stats is None or not fingerprint.differs(stats.fingerprint, params, cfg, 'these statistics'):
+        return
+    reason = fingerprint.reason(stats.fingerprint, params, cfg)
+    raise ValueError(f'these statistics were taken from another model ({reason}); observe this one')
 
 
 def of_group(batches: Iterable[Mapping[str, Any]], group: str | None

@@ -14,7 +14,7 @@ import numpy as np
 
 from moe_jax.config import Config
 from moe_jax.layers import ffn
-from moe_jax.model.fingerprint import fingerprint
+from moe_jax.model import fingerprint
 from prune.plans import compose, file
 from prune.plans.checks import (
     check_groups,
@@ -67,10 +67,11 @@ class Plan:
             if extra := sorted(set(layer.masks) - set(known)):
                 raise ValueError(f'layer {i}: this plan masks {extra}, and the experts of this '
                                  f'model have {sorted(known)}')
-        if self.model and self.model != fingerprint(params, cfg):
+        if fingerprint.differs(self.model, params, cfg, 'this plan'):
             raise ValueError(
-                'this plan was made for other weights of the same shape (the routers differ). Make '
-                "a new plan, or waive the check with dataclasses.replace(plan, model='')"
+                'this plan was made for other weights of the same shape '
+                f'({fingerprint.reason(self.model, params, cfg)}). Make a new plan, or waive the '
+                "check with dataclasses.replace(plan, model='')"
             )
 
     def describe(self) -> str:
@@ -121,8 +122,9 @@ class Plan:
                 f'{list(before.values())} in {list(before)} with {sizes[1]}. Make it for the '
                 'outcome of the first')
         same = all(layer.masks_only for layer in self.layers.values())
-        if same and self.model and second.model and self.model != second.model:
-            raise ValueError('the two plans are for different models (their weights differ); make '
+        if same and self.model and second.model and not fingerprint.same_routers(
+                self.model, second.model):
+            raise ValueError('the two plans are for different models (their routers differ); make '
                              'the second for the outcome of the first')
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import nearest, number
 from moe_jax.base.tree import host
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
@@ -178,10 +178,8 @@ def _pattern(name: str, cfg: Config, pattern: Any, leaves: Collection[str]) -> P
 
 
 def _sparsity(name: str, sparsity: float | None, pattern: Pattern | None) -> float:
-    if sparsity is not None and (isinstance(sparsity, bool) or not isinstance(sparsity, int | float)
-                                 or not 0 <= sparsity < 1):
-        raise ValueError(f'{name}: sparsity={sparsity!r}: the share of weights to set to zero, in '
-                         '[0, 1)')
+    if sparsity is not None:
+        number(f'{name}: sparsity', sparsity, 0, 1, note='the share of weights to set to zero')
     if pattern is None:
         return SPARSITY if sparsity is None else float(sparsity)
     share = 1 - pattern[0] / pattern[1]

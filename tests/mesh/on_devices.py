@@ -33,6 +33,7 @@ from moe_jax.experts import parallel
 from moe_jax.inference.continuations import score_continuations
 from moe_jax.layers import ffn
 from moe_jax.model import decoder
+from moe_jax.model.fingerprint import WHOLE, fingerprint, same_model
 from train.loop import store
 from train.loop.step import train_step
 
@@ -147,6 +148,19 @@ def pruning() -> None:
         assert few_cfg == small_cfg
         assert all(jax.tree.leaves(jax.tree.map(
             lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), few, small)))
+
+
+def fingerprints() -> None:
+    """Leaves of which only a sample is read, split over any axes, have one device's fingerprint."""
+    cfg = CFG.replace(experts=(0, 4), width=64, expert_hidden=384, mlp_hidden=2048)
+    params = arrays(decoder.shapes(cfg))
+    assert max(leaf.size for leaf in jax.tree.leaves(params)) > WHOLE
+    wanted = fingerprint(params, cfg)
+    for axes in ({'data': 2, 'expert': 4}, {'expert': 2, 'model': 4}, {'fsdp': 8}):
+        placed = sharding.place(params, sharding.make_mesh(**axes))
+        assert fingerprint(placed, cfg) == wanted, axes
+        other = jax.tree.map(lambda leaf: leaf * 1.001, placed)
+        assert not same_model(fingerprint(other, cfg), wanted)
 
 
 def notebook() -> None:
@@ -273,7 +287,8 @@ def distilling() -> None:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-CHECKS = {f.__name__: f for f in (layer, forward, pruning, notebook, training, distilling)}
+CHECKS = {f.__name__: f for f in (layer, forward, pruning, fingerprints, notebook, training,
+                                    distilling)}
 
 
 def main(names) -> None:

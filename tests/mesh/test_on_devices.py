@@ -20,6 +20,6 @@ def found():
 
 
 @pytest.mark.parametrize(
-    'check', ['layer', 'forward', 'pruning', 'notebook', 'training', 'distilling'])
+    'check', ['layer', 'forward', 'pruning', 'fingerprints', 'notebook', 'training', 'distilling'])
 def test_many_devices_give_what_one_gives(found, check):
     assert found[check] == ''

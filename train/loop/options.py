@@ -1,9 +1,8 @@
 """The options of a run of training, one frozen value; defaults are the UNCURL paper's."""
 
 import dataclasses
-import math
 
-from moe_jax.base.checks import nearest
+from moe_jax.base.checks import choice, integer, number
 from train.optim.schedules import SCHEDULES
 from train.trainable.trainable import Chosen, Trainable, check_expression
 
@@ -55,11 +54,7 @@ def _check_counts(options: TrainOptions) -> None:
         'warmup': 0, 'evaluate_every': 0, 'checkpoint_every': 0, 'seed': 0,
     }
     for name, minimum in least.items():
-        value = getattr(options, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**31:
-            raise ValueError(
-                f'TrainOptions.{name}={value!r}: must be an integer from {minimum} to 2**31 - 1'
-            )
+        integer(f'TrainOptions.{name}', getattr(options, name), minimum, 2**31)
     if options.warmup > options.steps:
         raise ValueError(
             f'TrainOptions.warmup={options.warmup} exceeds steps={options.steps}: the learning '
@@ -69,19 +64,12 @@ def _check_counts(options: TrainOptions) -> None:
 
 def _check_optimizer(options: TrainOptions) -> None:
     for name in ('peak_lr', 'weight_decay', 'eps'):
-        value = getattr(options, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f'TrainOptions.{name}={value!r}: must be finite and not negative')
+        number(f'TrainOptions.{name}', getattr(options, name))
     for name in ('b1', 'b2'):
-        if not 0 <= getattr(options, name) < 1:
-            raise ValueError(f'TrainOptions.{name}={getattr(options, name)!r}: must be in [0, 1)')
+        number(f'TrainOptions.{name}', getattr(options, name), 0, 1)
     if options.clip is not None and not options.clip > 0:
         raise ValueError(f'TrainOptions.clip={options.clip!r}: must be positive, or None')
-    if options.schedule not in SCHEDULES:
-        known = tuple(SCHEDULES)
-        raise ValueError(
-            f'TrainOptions.schedule={options.schedule!r}; {nearest(options.schedule, known)}'
-        )
+    choice('TrainOptions.schedule', options.schedule, SCHEDULES)
     if not isinstance(options.trainable, Trainable):
         check_expression('TrainOptions.trainable', options.trainable)
     check_expression('TrainOptions.keep_zeros', options.keep_zeros)

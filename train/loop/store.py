@@ -9,9 +9,9 @@ lock           held by the process that works here; the system frees it when tha
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,10 +23,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from moe_jax.base import lock, processes
-from moe_jax.base.files import DiskFull, guard_space
+from moe_jax.base.files import DiskFull, guard_space, sync, write
 from moe_jax.base.tree import count_bytes, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.model.decoder import Params
+from moe_jax.model.fingerprint import same_model
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState
 
@@ -110,7 +111,7 @@ def save(store: Store, step: int, state: TrainState, data: str, carry: Any = Non
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({'batch': data}), **kept
     )
-    processes.first(lambda: _sync(store.metrics))
+    processes.first(lambda: sync(store.metrics))
     try:
         with guard_space(folder, count_bytes((state, carry)), what):
             store.manager.save(step, args=items)
@@ -136,7 +137,7 @@ def restore(
     step = store.latest()
     history = _read_metrics(store.metrics, step)
     text = ''.join(json.dumps(line) + '\n' for line in history)
-    processes.first(lambda: _write(store.metrics, text))
+    processes.first(lambda: write(store.metrics, text))
     if not step:
         return template, carry, '', history
     state, kept = jax.tree.map(
@@ -192,8 +193,20 @@ def _identity(
     return json.loads(json.dumps(identity))  # as it will be read: tuples are lists
 
 
+def _same_name(before: str | None, now: str | None) -> bool:
+    """Whether two names are equal, word by word, with fingerprints of one model taken as equal."""
+    if before is None or now is None:
+        return before == now
+    pairs = list(itertools.zip_longest(before.split(), now.split(), fillvalue=''))
+    return all(was == word or same_model(was, word) for was, word in pairs)
+
+
 def _probe(leaf: Any) -> float:
-    """A number that differs between weights but not between machines that made the same ones."""
+    """A number that differs between weights but not between machines that made the same ones.
+
+    Not a `fingerprint`: fresh weights are drawn anew when a run resumes, and differ in their last
+    bits between a CPU and a GPU, where a hash would call the run another. A number may be near.
+    """
     # Along the axes, from the largest: of an array that is spread out little travels.
     steps = [1] * leaf.ndim
     for axis in np.argsort(leaf.shape)[::-1]:
@@ -206,7 +219,7 @@ def _probe(leaf: Any) -> float:
 
 def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
-        _write(path, json.dumps(identity, indent=1))
+        write(path, json.dumps(identity, indent=1))
         return
     before = json.loads(path.read_text())
     faults = [
@@ -216,7 +229,7 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
     ]
     faults += [f'{name} was {before.get(name)} and is now {identity.get(name)}'
                for name in ('callback', 'objective', 'from')
-               if before.get(name) != identity.get(name)]
+               if not _same_name(before.get(name), identity.get(name))]
     if not faults:
         was, now = before['start'], identity['start']
         same = was.keys() == now.keys() and np.allclose(
@@ -244,15 +257,3 @@ def _read_metrics(path: Path, step: int) -> list[dict[str, Any]]:
         if parsed['step'] <= step:
             history.append(parsed)
     return history
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f'.{path.name}.tmp')
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    with open(path, 'a') as file:
-        os.fsync(file.fileno())

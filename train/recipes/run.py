@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from moe_jax.base import config_file
+from moe_jax.base.checks import integer
 from moe_jax.config import Config
+from moe_jax.data import limits
 from train.forecasting import mesh as spread
 from train.loop.options import TrainOptions
 from train.recipes.distill import Distill
@@ -39,11 +41,11 @@ class Run:
     domains: Shares = ()
     tasks: Shares = ()
     mesh: Mapping[str, int] | tuple[tuple[str, int], ...] = ()
-    corpus_characters: int = 9_000_000
-    task_limit: int = 2000
-    validation_limit: int = 2000
-    heldout_tokens: int = 16_384
-    score_rows: int = 32
+    corpus_characters: int = limits.CORPUS_CHARACTERS
+    task_limit: int = limits.TASK_LIMIT
+    validation_limit: int = limits.VALIDATION_LIMIT
+    heldout_tokens: int = limits.HELDOUT_TOKENS
+    score_rows: int = limits.SCORE_ROWS
 
     def __post_init__(self) -> None:
         for name in ('domains', 'tasks', 'mesh'):
@@ -69,9 +71,7 @@ def _check(run: Run) -> None:
                          'folder of the model to go on from')
     _check_teacher(run)
     for name in COUNTS:
-        value = getattr(run, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'run {run.name}: {name}={value!r}: must be a positive integer')
+        integer(f'run {run.name}: {name}', getattr(run, name), 1)
     names = [name for name, _ in (*run.domains, *run.tasks)]
     if len(set(names)) < len(names):
         raise ValueError(f'run {run.name}: domains and tasks {names}: some are '

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.base import sharding
+from moe_jax.base.checks import choice, integer, number
 from moe_jax.base.sharding import replicated
 from moe_jax.base.tree import at, take
 from moe_jax.config import Config
@@ -58,18 +59,14 @@ class Tsep:
 
     def __post_init__(self) -> None:
         for name in ('window', 'least', 'until', 'final'):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and (value is not None or name in ('window', 'least')):
-                raise ValueError(f'Tsep.{name}={value!r}: must be an integer, at least 1')
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f'Tsep.beta={self.beta!r}: must be in [0, 1]; an average expert is at '
-                             '1, and 0 drops nothing before `until`')
+            if (value := getattr(self, name)) is not None or name in ('window', 'least'):
+                integer(f'Tsep.{name}', value, 1)
+        number('Tsep.beta', self.beta, most=1, note='an average expert is at 1, and 0 drops '
+               'nothing before `until`')
         if self.final is not None and self.final > self.least:
             raise ValueError(f'Tsep.final={self.final} exceeds least={self.least}, to which the '
                              'windows may go down already; raise least or lower final')
-        if self.signal not in SIGNALS:
-            raise ValueError(f'Tsep.signal={self.signal!r}; valid: {", ".join(SIGNALS)}')
+        choice('Tsep.signal', self.signal, SIGNALS)
 
 
 def tsep(

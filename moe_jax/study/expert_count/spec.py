@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from moe_jax.base import config_file
 from moe_jax.config import Config
+from moe_jax.data import limits
 from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Sparsify
 from moe_jax.study.spec_checks import check_common, check_labels, check_lengths
 from prune.catalog import registry
@@ -78,12 +79,12 @@ class Study:
     recovery: Recovery
     seeds: tuple[int, ...] = (0,)
     capacity: float | None = None
-    corpus_characters: int = 9_000_000
-    task_limit: int = 2000
-    validation_limit: int = 2000
-    observe_tokens: int = 16_384
-    heldout_tokens: int = 16_384
-    score_rows: int = 32
+    corpus_characters: int = limits.CORPUS_CHARACTERS
+    task_limit: int = limits.TASK_LIMIT
+    validation_limit: int = limits.VALIDATION_LIMIT
+    observe_tokens: int = limits.HELDOUT_TOKENS
+    heldout_tokens: int = limits.HELDOUT_TOKENS
+    score_rows: int = limits.SCORE_ROWS
     parallel: tuple[int, ...] = (1, 2, 4)
 
     def __post_init__(self) -> None:

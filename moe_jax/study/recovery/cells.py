@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import prune
-from moe_jax.study.expert_count.cells import SCORED, Cell, deciding, pretrain_cell, tokens
+from moe_jax.study.cell import SCORED, Cell, deciding, pretrain_cell, tokens
 from moe_jax.study.material import Material
 from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Shrink, Sparsify
 

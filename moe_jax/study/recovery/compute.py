@@ -20,8 +20,10 @@ from moe_jax.evals.tasks import evaluate
 from moe_jax.inference.score import score
 from moe_jax.model.decoder import Params
 from moe_jax.study import records
-from moe_jax.study.expert_count.cells import Cell
-from moe_jax.study.expert_count.compute import (
+from moe_jax.study.cell import Cell
+from moe_jax.study.recovery.cells import NONE, label, shrink_options
+from moe_jax.study.recovery.spec import Drop, Shrink, Sparsify
+from moe_jax.study.workshop import (
     Outputs,
     Workshop,
     domain_losses,
@@ -29,8 +31,6 @@ from moe_jax.study.expert_count.compute import (
     pretrain,
     reporting,
 )
-from moe_jax.study.recovery.cells import NONE, label, shrink_options
-from moe_jax.study.recovery.spec import Drop, Shrink, Sparsify
 from train.loop.options import TrainOptions
 from train.trainable.resolved import resolve
 

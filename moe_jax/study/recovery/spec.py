@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Self
 
 from moe_jax.config import Config
+from moe_jax.data import limits
 from moe_jax.study.spec_checks import check_common, check_labels, check_lengths
 from train.loop.options import TrainOptions
 from train.recipes.distill import Distill
@@ -89,12 +90,12 @@ class RecoveryStudy:
     tuning_rows: int = 64
     seeds: tuple[int, ...] = (0,)
     capacity: float | None = None
-    corpus_characters: int = 9_000_000
-    task_limit: int = 2000
-    validation_limit: int = 2000
-    observe_tokens: int = 16_384
-    heldout_tokens: int = 16_384
-    score_rows: int = 32
+    corpus_characters: int = limits.CORPUS_CHARACTERS
+    task_limit: int = limits.TASK_LIMIT
+    validation_limit: int = limits.VALIDATION_LIMIT
+    observe_tokens: int = limits.HELDOUT_TOKENS
+    heldout_tokens: int = limits.HELDOUT_TOKENS
+    score_rows: int = limits.SCORE_ROWS
 
     def __post_init__(self) -> None:
         check_common(self, COUNTS)

@@ -1,138 +1,32 @@
 """Everything a reader sees of a study, made from its records alone: words, tables, figures, page.
 
 `write` makes files, `show` prints; half a study reports too, with '–' for what is missing. The
-records say which kind of study they are of: expert counts (here) or recovery.
+records say which kind of study they are of: expert counts or recovery.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from moe_jax.study.report import page, raw, recovery
-from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
-from moe_jax.study.report.expert_count import background, parallel, tables
-from moe_jax.study.report.expert_count.load import gather, load
-from moe_jax.study.report.expert_count.methods import SIDE_BY_SIDE
-from moe_jax.study.report.expert_count.values import Records
-from moe_jax.study.report.expert_count.verdict import Verdict, verdict
-from moe_jax.study.report.expert_count.words import Section, words
+from moe_jax.study.report.expert_count import report as expert_count
 from moe_jax.study.report.page import Page
 
-__all__ = ['Report', 'build', 'load', 'show', 'verdict', 'words', 'write']
-
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """A finished report and where it lies (None: not written)."""
-
-    records: Records
-    verdict: Verdict
-    sections: tuple[Section, ...]
-    tables: dict[str, Table]
-    figures: tuple[Figure, ...]
-    notice: str
-    folder: Path | None = None
-
-
-def _figures(records: Records, found: Verdict) -> tuple[tuple[Figure, ...], str]:
-    def draw() -> tuple[Figure, ...]:
-        # Imported here because matplotlib is an extra: tables and words must work without it.
-        from moe_jax.study.report import figures
-
-        return figures.draw(records, found)
-
-    return page.drawn(draw)
-
-
-def build(records: Records, *, figures: bool = True) -> Report:
-    """Makes a report from records, in memory."""
-    found = verdict(records)
-    made = {
-        'answer': tables.answer(found, records),
-        'accuracy': tables.accuracy(found, records),
-        'quality': tables.quality(found, records),
-        'recovery': background.recovery(records),
-        'pretrained': background.pretrained(records),
-        'heldout': background.heldout(records),
-        'timings': background.timings(records),
-        'parallel': parallel.table(records),
-    }
-    made |= {f'methods from {z}': table for z, table in tables.methods(found).items()}
-    drawn, notice = _figures(records, found) if figures else ((), '')
-    kept = {name: table for name, table in made.items() if table is not None}
-    return Report(records, found, words(found, records), kept, drawn, notice)
-
-
-def blocks(report: Report) -> tuple[Block, ...]:
-    """The whole document in reading order: answer, threshold, methods, tables, background."""
-    study = report.records.study
-    drawn = {figure.name: figure for figure in report.figures}
-    said = {section.title: page.said(section) for section in report.sections}
-
-    def pictures(*wanted: str) -> list[Block]:
-        return [drawn[name] for name in wanted if name in drawn]
-
-    def grids(*wanted: str) -> list[Block]:
-        return [report.tables[name] for name in wanted if name in report.tables]
-
-    out: list[Block] = [Heading(1, study.name)]
-    out += [Paragraph(text) for text in (study.description, report.notice) if text]
-    out += [*said.pop('Answer'), *pictures('answer'), *grids('answer')]
-    out += [*said.pop('Threshold factor', []), *pictures('threshold')]
-    out += said.pop('Methods', [])
-    out += [*said.pop(SIDE_BY_SIDE, []), *pictures('methods'), *grids(*_side_by_side(report))]
-    for title in list(said):
-        out += said.pop(title)
-    out += [Heading(2, 'Results by task'), *grids('accuracy', 'quality'), *pictures('quality')]
-    if 'recovery' in report.tables:
-        out += [Heading(2, 'Recovery'), *pictures('recovery'), *grids('recovery')]
-    inside = pictures('usage', 'embedding')
-    if inside or 'pretrained' in report.tables:
-        out += [Heading(2, 'Pretrained models'), *grids('pretrained', 'heldout'), *inside]
-    out += page.setup(report.records.study.setup)
-    if 'timings' in report.tables:
-        out += [Heading(2, 'Timings'), *pictures('latency'), *grids('timings', 'parallel')]
-    return tuple(out)
-
-
-def _side_by_side(report: Report) -> list[str]:
-    return [name for name in report.tables if name.startswith('methods from ')]
-
-
-def _main(report: Report) -> list[str]:
-    wanted = ('answer', *_side_by_side(report), 'accuracy', 'quality')
-    return [name for name in wanted if name in report.tables]
-
-
-def page_of(report: Report) -> Page:
-    """What is written and printed of the report of an expert-count study."""
-    return Page(
-        title=report.records.study.name,
-        document=blocks(report),
-        main=tuple(report.tables[name] for name in _main(report)),
-        sections=report.sections,
-        figures=report.figures,
-        notice=report.notice,
-        wide=frozenset(report.tables[name].title for name in _side_by_side(report)),
-    )
-
-
-def _expert_count(records: Iterable[dict[str, Any]], problems: Iterable[str]) -> Report:
-    return build(gather(records, problems))
-
-
+Report = expert_count.Report | recovery.Report
 # By kind of study: from raw records and their problems to a report, and from this to its page.
 Builder = Callable[[Iterable[dict[str, Any]], Iterable[str]], Any]
 BUILD: dict[str, Builder] = {
-    raw.EXPERT_COUNT: _expert_count, recovery.ABOUT: recovery.from_records,
+    raw.EXPERT_COUNT: expert_count.from_records, recovery.ABOUT: recovery.from_records,
 }
-PAGES: dict[type, Callable[[Any], Page]] = {Report: page_of, recovery.Report: recovery.page_of}
+PAGES: dict[type, Callable[[Any], Page]] = {
+    expert_count.Report: expert_count.page_of, recovery.Report: recovery.page_of,
+}
 
 
-def write(records_path: str | Path, out_dir: str | Path) -> Report | recovery.Report:
+def write(records_path: str | Path, out_dir: str | Path) -> Report:
     """Writes report.md, report.html, table.md and figures/*.png, each atomically."""
     records, problems = raw.read(records_path)
     kind = raw.about(records)
@@ -144,6 +38,6 @@ def write(records_path: str | Path, out_dir: str | Path) -> Report | recovery.Re
     return replace(report, folder=Path(out_dir))
 
 
-def show(report: Report | recovery.Report, console: Console) -> None:
+def show(report: Report, console: Console) -> None:
     """Prints the answer, the main tables and the words."""
     page.show(PAGES[type(report)](report), console, report.folder)

@@ -6,8 +6,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from moe_jax.study.report.document import Cell, Table
-from moe_jax.study.report.expert_count.words import Section
+from moe_jax.study.report.document import Cell, Section, Table
 
 TONES = {'better': 'green', 'worse': 'red', 'noise': 'default', '': 'default'}
 

@@ -52,3 +52,12 @@ class Figure:
 
 
 Block = Heading | Paragraph | Bullets | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs, then bullets; plain text, escaped only by whoever prints it."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    bullets: tuple[str, ...] = ()

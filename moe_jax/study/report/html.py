@@ -1,4 +1,10 @@
-"""Print a document as one HTML page: pictures inside, no scripts, every string escaped."""
+"""Print a document as one HTML page: pictures inside, no scripts, every string escaped.
+
+Without a template engine: a document is a value of six kinds of block, so that a `match` prints it,
+and every string passes through `html.escape` (quotes too) at the one place where its block is
+printed. jinja2 would be a dependency of the core, as reports need no extra, and would escape by a
+switch that a template can turn off.
+"""
 
 import base64
 from collections.abc import Iterable

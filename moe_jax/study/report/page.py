@@ -1,7 +1,5 @@
 """A finished report of any kind of study: written as files, printed to a terminal."""
 
-import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from moe_jax.base import files
 from moe_jax.study.report import console as terminal
 from moe_jax.study.report import html, markdown
-from moe_jax.study.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
-from moe_jax.study.report.expert_count.words import Section
+from moe_jax.study.report.document import Block, Bullets, Figure, Heading, Paragraph, Section, Table
 
 NO_PLOT = "Figures were not drawn: matplotlib is not installed (pip install 'moe-jax[plot]')."
 
@@ -64,14 +62,14 @@ def write(page: Page, folder: Path) -> None:
     """Writes report.md, report.html, table.md and figures/*.png, each atomically."""
     (folder / 'figures').mkdir(parents=True, exist_ok=True)
     for figure in page.figures:
-        _replace(folder / 'figures' / f'{figure.name}.png', figure.png)
-    files = {
+        files.write(folder / 'figures' / f'{figure.name}.png', figure.png)
+    texts = {
         'table.md': markdown.render(page.main),
         'report.md': markdown.render(page.document),
         'report.html': html.render(page.title, page.document),
     }
-    for name, text in files.items():
-        _replace(folder / name, text.encode())
+    for name, text in texts.items():
+        files.write(folder / name, text)
 
 
 def show(page: Page, console: Console, folder: Path | None = None) -> None:
@@ -86,19 +84,3 @@ def show(page: Page, console: Console, folder: Path | None = None) -> None:
         console.print(Text(page.notice))
     if folder is not None:
         console.print(Text(f'Report: {folder / "report.html"}'))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # A reader sees the old file or the new one, never a part: a new sibling is renamed over it.
-    temporary = path.with_name(f'.{path.name}.{secrets.token_hex(8)}')
-    try:
-        with temporary.open('xb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # What a full disk raises does not name the file.
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)

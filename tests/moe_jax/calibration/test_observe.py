@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from moe_jax import Stats, observe
+from moe_jax import Stats
 from moe_jax.base.tree import at, take
 from moe_jax.calibration import reservoir
 from moe_jax.calibration.expert_sums import ExpertSums
+from moe_jax.calibration.observe import observe
 from moe_jax.calibration.table import GRADIENTS, STATISTICS, statistic
 from moe_jax.inference.score import score
 from tests.moe_jax import numpy_model

@@ -20,8 +20,8 @@ SHIPPED = ROOT / 'configs/expert_count/cpu_small.py'
 HEAD = """
 import dataclasses
 from moe_jax import Config, preset
-from moe_jax.presets import tiny
-from moe_jax.study.spec import Method, Recovery, Study
+from moe_jax.config.presets import tiny
+from moe_jax.study.expert_count.spec import Method, Recovery, Study
 from train import TrainOptions
 
 OPTIONS = TrainOptions(steps=2, batch=2, length=32, warmup=1)

@@ -125,7 +125,7 @@ def test_two_names_that_disagree_are_both_told(fields, message):
     ({'torch_dtype': 'int8'}, "dtype='int8'; .*valid: float32, bfloat16, float16"),
     ({'torch_dtype': ['float32']}, 'dtype='),
     ({'vocab_size': None}, 'vocab_size is missing'),
-    ({'num_local_experts': 0}, 'num_local_experts=0: must be a whole number, at least 1'),
+    ({'num_local_experts': 0}, 'num_local_experts=0: must be an integer, at least 1'),
     ({'num_local_experts': None},
      'num_experts or num_local_experts or n_routed_experts or moe_num_experts is missing'),
 ])
@@ -173,5 +173,5 @@ def test_null_counts_as_absent_and_messages_say_where():
     assert fields.number('a', default=1) == 1.0 and isinstance(fields.number('b'), float)
     with pytest.raises(ValueError, match=r'^x/config\.json: a or c is missing$'):
         fields.get('a', 'c')
-    with pytest.raises(ValueError, match=r'^x/config\.json: b=2: must be a whole number, at least'):
+    with pytest.raises(ValueError, match=r'^x/config\.json: b=2: must be an integer, at least'):
         fields.integer('a', 'b', least=3)

@@ -12,8 +12,9 @@ import pytest
 
 import moe_jax
 import prune
-from moe_jax.cli import convert, observe
+from moe_jax.cli import convert
 from moe_jax.cli.main import main
+from moe_jax.cli.prune import prune_model
 from moe_jax.families import describe
 from moe_jax.hf import writer
 from moe_jax.storage import folder as storage
@@ -154,13 +155,13 @@ def test_the_recipe_on_the_command_line(source, tmp_path, capsys):
     cfg, params = moe_jax.load(source)
     moe_jax.observe(cfg, params, [{'tokens': tiny.TOKENS, 'mask': tiny.MASK > 0}]).save(
         tmp_path / 'stats.npz')
-    observe.prune_model(source, method='frequency', experts=2, out=tmp_path / 'small',
-                         stats=tmp_path / 'stats.npz', to='hf')
+    prune_model(source, method='frequency', experts=2, out=tmp_path / 'small',
+                stats=tmp_path / 'stats.npz', to='hf')
     assert 'equal to the model in memory' in capsys.readouterr().out
     assert moe_jax.load(tmp_path / 'small')[0].experts == (2, 2)
     assert json.loads((tmp_path / 'small/config.json').read_text())['num_experts'] == 2
     with pytest.raises(ValueError, match='cannot keep 1 experts'):
-        observe.prune_model(source, method='frequency', experts=1, out=tmp_path / 'none', to='hf')
+        prune_model(source, method='frequency', experts=1, out=tmp_path / 'none', to='hf')
 
 
 def test_info_reads_headers_alone_and_says_what_does_not_fit(source, capsys, monkeypatch):
@@ -186,7 +187,7 @@ def test_each_device_of_a_mesh_reads_its_share(source):
     """In a process of its own, with four devices."""
     script = f'''
 import jax, numpy as np, moe_jax
-from moe_jax.sharding import make_mesh
+from moe_jax.base.sharding import make_mesh
 mesh = make_mesh(expert=2, model=2)
 cfg, params = moe_jax.load({str(source)!r}, mesh=mesh)
 _, whole = moe_jax.load({str(source)!r})

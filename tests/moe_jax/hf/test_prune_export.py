@@ -43,19 +43,20 @@ def pruned(source, stats, tmp_path, monkeypatch):
 
 CASES = {  # flags: what --to hf says of them, what the export of the native model says
     # (3 2 with a spread: five experts in two layers cannot be equally many)
-    '--experts 5 2': (('unequal numbers of experts, [5, 2]', 'one number'),
+    '--experts 5 2': (('2 to 5 experts', 'one number'),
                       ('2 to 5 experts', "spread='layer'", 'experts=4 in each')),
-    '--experts 3 --first-layer keep': (('[6, 3]', '--first-layer same'), ('3 to 6 experts',)),
-    '--ratio 0.5 0.2': (('unequal', '[3, 5]'), ('3 to 5 experts',)),
+    '--experts 3 --first-layer keep': (('3 to 6 experts', '--first-layer same'),
+                                       ('3 to 6 experts',)),
+    '--ratio 0.5 0.2': (('3 to 5 experts', 'one number'), ('3 to 5 experts',)),
     '--experts 3 2 --spread global': (("'global'", '--spread layer'), ("spread='layer'",)),
     '--mass 0.9': (('--mass', '--spread layer'), ("spread='layer'",)),
     '--method nllb --experts 3 2': (("'mass'", '--spread layer'), ("spread='layer'",)),
-    '--experts 1 --clamp': (('1 experts', 'topk=2', 'without --clamp'),
+    '--experts 1 --clamp': (('1 at most', 'topk=2', 'without --clamp'),
                             ('1 at most', 'topk=2', 'without clamp', 'experts=2')),
-    '--experts 1 3 --clamp': (('unequal', 'topk=2'), ('1 to 3 experts', '1 at most')),
+    '--experts 1 3 --clamp': (('1 to 3 experts', 'topk=2'), ('1 to 3 experts', '1 at most')),
     '--experts 3 --replace mean': (('constants', '--replace none'),
                                    ('constants', 'layers [0, 1]', "replace='none'")),
-    '--experts 3 --gates preserve_mass': (('stay in the softmax', '--gates slice'),
+    '--experts 3 --gates preserve_mass': (('share of the softmax', '--gates slice'),
                                           ('softmax', 'never chosen', "gates='slice'")),
     '--method mone --experts 3': (('constants', '--replace none'), ("replace='none'",)),
     '--method m_smoe --experts 3 --options router_init=alias': (

@@ -87,7 +87,7 @@ def test_stop_tokens_end_a_row_and_are_left_out(form):
 
 def test_the_hosts_rule_ends_a_row(small, monkeypatch):
     cfg, params = small
-    monkeypatch.setattr(sys.modules['moe_jax.generate'], 'CHUNK', 2)
+    monkeypatch.setattr(sys.modules['moe_jax.inference.generate'], 'CHUNK', 2)
     free = generate(cfg, params, [[1], [2]], max_new=8)
     found = generate(cfg, params, [[1], [2]], max_new=8,
                      stop_when=lambda row: row[0] == free[0][0] and len(row) >= 3)

@@ -89,7 +89,7 @@ def test_blocks_of_positions_change_nothing(cfg, params, rows, monkeypatch):
         ('embed', 'embed'), ('layer_0', 'layer_1'), ('norm_final', 'norm_final'))}
     tokens = np.random.default_rng(0).integers(0, 23, (2, 9)).astype(np.int32)
     x, _ = decoder.hidden(cfg, params, tokens)
-    monkeypatch.setattr(sys.modules['moe_jax.score'], 'BLOCK', rows * cfg.vocab)
+    monkeypatch.setattr(sys.modules['moe_jax.inference.score'], 'BLOCK', rows * cfg.vocab)
     log_probs, greedy = target_log_probs(cfg, params, x, tokens)
     exact = log_softmax(np.asarray(decoder.unembed(cfg, params, x), np.float64), axis=-1)
     np.testing.assert_allclose(

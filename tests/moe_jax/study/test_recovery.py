@@ -57,7 +57,7 @@ def found(folder):
     ({'ceiling': 'some'}, 'nothing to select'),
     ({'rates': (1e-2, 1e-3)}, 'in ascending order'),
     ({'rates': ()}, 'rates'),
-    ({'tuning_rows': 0}, 'tuning_rows=0: must be a positive integer'),
+    ({'tuning_rows': 0}, 'tuning_rows=0: must be an integer, at least 1'),
     ({'name': 'a/b'}, 'must do as the name of a folder'),
     ({'seeds': (1, 1)}, 'seeds'),
 ])

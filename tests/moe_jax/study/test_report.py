@@ -16,6 +16,7 @@ from moe_jax.pictures.style import spread
 from moe_jax.study import report
 from moe_jax.study.report import html, markdown
 from moe_jax.study.report.expert_count import background, tables
+from moe_jax.study.report.expert_count import report as expert_count
 from moe_jax.study.report.expert_count.load import gather, load
 from moe_jax.study.report.expert_count.verdict import verdict
 from tests.moe_jax.study import synthetic
@@ -25,14 +26,14 @@ HOSTILE = '<script>alert(1)</script>|`*x*`\n# [a](javascript:b) "\' $\\frac$ [re
 
 
 def text(raw: list[dict]) -> str:
-    built = report.build(gather(raw), figures=False)
-    blocks = report.blocks(built)
+    built = expert_count.build(gather(raw), figures=False)
+    blocks = expert_count.blocks(built)
     return markdown.render(blocks) + html.render('x', blocks)
 
 
 def printed(raw: list[dict], width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    report.show(report.build(gather(raw), figures=False), console)
+    report.show(expert_count.build(gather(raw), figures=False), console)
     return console.export_text()
 
 
@@ -147,7 +148,7 @@ def test_recovery_stands_on_equal_cells(raw):
 
 def test_times_stay_out_of_the_main_tables(tmp_path, raw):
     slow = [r | {'seconds': 9e5} if 'seconds' in r else r for r in raw]
-    found = [report.build(gather(r), figures=False) for r in (raw, slow)]
+    found = [expert_count.build(gather(r), figures=False) for r in (raw, slow)]
     for name in ('answer', 'accuracy', 'quality', 'recovery', 'pretrained'):
         assert found[0].tables[name] == found[1].tables[name]
     assert found[0].tables['timings'] != found[1].tables['timings']
@@ -253,10 +254,10 @@ def test_console_fits_its_width(raw):
 
 def test_figures_of_half_a_study_draw(raw):
     for kind in ('pretrain', 'latency', 'usage', 'embedding'):
-        drawn = report.build(gather([r for r in raw if r['kind'] == kind])).figures
+        drawn = expert_count.build(gather([r for r in raw if r['kind'] == kind])).figures
         assert [f.name for f in drawn] == ([] if kind == 'pretrain' else [kind])
     scores = [r for r in raw if r['kind'] == 'score']
-    drawn = report.build(gather([r for r in scores if r['method'] == 'none'])).figures
+    drawn = expert_count.build(gather([r for r in scores if r['method'] == 'none'])).figures
     assert [f.name for f in drawn] == ['quality']
 
 

@@ -11,6 +11,7 @@ from scipy import stats
 
 from moe_jax.study import report
 from moe_jax.study.report import markdown
+from moe_jax.study.report.expert_count import report as expert_count
 from moe_jax.study.report.expert_count import tables
 from moe_jax.study.report.expert_count.lineup import agreement
 from moe_jax.study.report.expert_count.load import gather
@@ -119,7 +120,7 @@ def test_missing_cells_are_blank():
 def test_two_methods_are_not_set_side_by_side():
     raw = without(without(planted(), method='random'), method='reap')
     assert 'Methods side by side' not in said(raw)
-    made = report.build(gather(raw), figures=False)
+    made = expert_count.build(gather(raw), figures=False)
     assert not [name for name in made.tables if name.startswith('methods')]
 
 
@@ -207,13 +208,13 @@ def test_what_half_a_study_has_is_drawn():
         without(planted(), method='random', task='entails'),
         [r for r in planted() if r['kind'] == 'score'],
     ):
-        assert 'methods' in {f.name for f in report.build(gather(kept)).figures}
+        assert 'methods' in {f.name for f in expert_count.build(gather(kept)).figures}
 
 
 def test_a_narrow_console_leaves_the_wide_table_out():
     def printed(width: int) -> str:
         console = Console(width=width, record=True, file=io.StringIO())
-        report.show(report.build(gather(planted()), figures=False), console)
+        report.show(expert_count.build(gather(planted()), figures=False), console)
         return console.export_text()
 
     assert 'Methods from 8 experts' in printed(120)
@@ -223,6 +224,6 @@ def test_a_narrow_console_leaves_the_wide_table_out():
 
 def test_hostile_names_of_methods_are_inert():
     raw = planted({'<b>|x': ((0.4,) * 3, 0.0)})
-    made = report.build(gather(raw), figures=False)
-    text = markdown.render(report.blocks(made))
+    made = expert_count.build(gather(raw), figures=False)
+    text = markdown.render(expert_count.blocks(made))
     assert '<b>' not in text and '\\|x' in text

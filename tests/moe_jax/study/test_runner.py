@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import prune
-from moe_jax.study import records, report, runner
+from moe_jax.study import records, report, runner, workshop
 from moe_jax.study.expert_count import compute
 from moe_jax.study.expert_count.cells import cells as cells_of
 from moe_jax.study.expert_count.spec import Method
@@ -232,8 +232,8 @@ def test_the_workshop_holds_one_model_and_every_statistic_once(unbroken, stuff, 
     pretrained = {(c.about['experts'], 0): c for c in cells_of(STUDY, stuff)
                   if c.kind == 'pretrain'}
     shop = compute.Workshop(STUDY, stuff, unbroken, pretrained, lambda *_: None)
-    loads, load = [], compute.checkpoint.load
-    monkeypatch.setattr(compute.checkpoint, 'load', lambda path: loads.append(path) or load(path))
+    loads, load = [], workshop.native.load
+    monkeypatch.setattr(workshop.native, 'load', lambda path: loads.append(path) or load(path))
     assert shop.model(4, 0)[1] is shop.model(4, 0)[1] and len(loads) == 1
     assert shop.stats(4, 0, 'quiz') is shop.stats(4, 0, 'quiz')
     shop.model(2, 0)
@@ -250,7 +250,7 @@ def test_the_workshop_observes_what_any_method_needs(unbroken, stuff):
     shop = compute.Workshop(study, stuff, unbroken, pretrained, lambda *_: None)
     cell = next(c for c in cells if c.kind == 'score' and c.about['method'] == 'frequency')
     for method in study.methods():
-        plan = shop.plan(cell, method)
+        plan = compute.plan(shop, cell, method)
         assert plan.method == method.name
         assert sum(layer.after for layer in plan.layers.values()) == cell.about['keep'], method
 

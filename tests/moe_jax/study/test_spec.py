@@ -36,7 +36,7 @@ REFUSED = {
     'label none': ({'rivals': (Method(label='none', name='random'),)}, 'not be none'),
     'same method': ({'rivals': (Method(label='again', name='uncurl'),)},
                     "'uncurl' and 'again' are the same method"),
-    'no rows': ({'score_rows': 0}, 'score_rows=0: must be a positive integer'),
+    'no rows': ({'score_rows': 0}, 'score_rows=0: must be an integer, at least 1'),
     'half a token': ({'heldout_tokens': 0.5}, 'heldout_tokens=0.5'),
     'capacity': ({'capacity': 0.0}, 'capacity=0.0: positive'),
     'name': ({'name': '../x'}, 'must do as the name of a folder'),

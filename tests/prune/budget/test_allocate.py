@@ -85,9 +85,9 @@ def test_budgets_that_cannot_be():
     ({'total': 3, 'budget': 3, 'cost': {0: 1}}, 'give either total='),
     ({'budget': 3}, 'give either total='),
     ({'total': 3, 'cost': {0: 1}}, 'give either total='),
-    ({'total': 2.5}, 'total=2.5 must be a whole number'),
+    ({'total': 2.5}, 'total=2.5: must be an integer'),
     ({'budget': 9, 'cost': {1: 1}}, r'cost has layers \[1\], curves \[0\]'),
-    ({'budget': 9, 'cost': {0: 0}}, 'costs at least 1'),
+    ({'budget': 9, 'cost': {0: 0}}, 'at least 1'),
 ])
 def test_requests_that_make_no_sense(given, message):
     with pytest.raises(ValueError, match=message):

@@ -170,7 +170,8 @@ def test_amounts_that_make_no_sense_are_refused(cfg, params, stats):
         ({}, 'exactly one of'), ({'experts': 3, 'mass': 0.5}, 'exactly one of'),
         ({'mass': 1.5}, r'in \(0, 1\]'), ({'experts': 3, 'floor': 0}, 'floor=0'),
         ({'experts': 3, 'spread': 'globl'}, "did you mean 'global'"),
-        ({'experts': 3, 'gates': 'cut'}, "gates='cut'"), ({'memory': 2.5}, 'whole numbers'),
+        ({'experts': 3, 'gates': 'cut'}, "gates='cut'"),
+        ({'memory': 2.5}, 'memory=2.5: must be an integer'),
     ):
         with pytest.raises(ValueError, match=message):
             prune.plan('frequency', stats, params, cfg, **options)

@@ -112,7 +112,8 @@ def test_a_stopped_curve_goes_on(params, stats, safety):
     assert len(other) == 1 and other[0][0]['groups'].keys() == {'a'}
     tuned = jax.tree_util.tree_map_with_path(  # equal routers, other experts: other points
         lambda path, leaf: leaf if 'router' in str(path) else 1.1 * leaf, params)
-    prune.safe_sparsity(['reap'], stats, tuned, CFG, BATCHES, experts=[3],
+    prune.safe_sparsity(['reap'], moe_jax.observe(CFG, tuned, BATCHES), tuned, CFG, BATCHES,
+                        experts=[3],
                         known={p['id']: p for p in safety.points},
                         on_point=lambda *args: other.append(args))
     assert len(other) == 2

@@ -23,8 +23,8 @@ def test_budgets_by_hand(cfg):
     ({}, 'either experts'), ({'experts': 2, 'ratio': 0.5}, 'either experts'),
     ({'experts': 0}, r'cannot keep 0 experts; valid: 1 \(topk\) to 6'),
     ({'experts': 7}, 'valid: 1'), ({'experts': -1}, 'valid: 1'), ({'experts': [2, 7]}, 'layer 2'),
-    ({'experts': 2.0}, 'whole number'), ({'experts': True}, 'whole number'),
-    ({'experts': 'all'}, 'whole number'), ({'experts': [1, 2, 3]}, '3 entries'),
+    ({'experts': 2.0}, 'must be an integer'), ({'experts': True}, 'must be an integer'),
+    ({'experts': 'all'}, 'must be an integer'), ({'experts': [1, 2, 3]}, '3 entries'),
     ({'ratio': 1.0}, r'\[0, 1\)'), ({'ratio': float('nan')}, r'\[0, 1\)'),
     ({'ratio': -0.1}, r'\[0, 1\)'), ({'ratio': 'half'}, r'\[0, 1\)'), ({'ratio': True}, r'\[0, 1'),
 ])

@@ -121,7 +121,7 @@ def test_rows_that_share_an_expert_add_up(esft):
 def test_bad_statistics_and_options_are_refused(esft):
     stats = stats_of({'law': {i: draw_gates(i, False) for i in (0, 2)}})
     for share in (0, -0.1, 1.01, float('nan')):
-        with pytest.raises(ValueError, match=r'share=.*above 0 and at most 1'):
+        with pytest.raises(ValueError, match=r'share=.* in \(0, 1\]'):
             select(stats, esft, share=share)
     with pytest.raises(ValueError, match="by='token'; did you mean 'tokens'"):
         select(stats, esft, by='token')

@@ -10,6 +10,7 @@ import pytest
 
 import moe_jax
 import prune
+from moe_jax.model.fingerprint import same_model, same_routers
 from prune import LayerPlan, Plan
 from prune.plans.masks import pack
 from tests.prune.weights.weights_case import (
@@ -272,4 +273,5 @@ def test_the_model_runs_and_is_the_model_with_zeros(params):
     logits = moe_jax.apply(cfg, sparse, TOKENS)
     assert np.isfinite(logits).all()
     assert np.abs(logits - moe_jax.apply(CFG, params, TOKENS)).max() > 1e-3
-    assert moe_jax.observe(cfg, sparse, BATCHES).fingerprint == plan.model
+    found = moe_jax.observe(cfg, sparse, BATCHES).fingerprint
+    assert same_routers(found, plan.model) and not same_model(found, plan.model)

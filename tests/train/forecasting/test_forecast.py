@@ -204,7 +204,7 @@ RUN = train.Run(name='r', model=CFG, options=OPTIONS)
     ({'name': 'a/b'}, 'name of a folder'),
     ({'domains': {'code': 0.0}}, r'share 0.0 of code: must be positive'),
     ({'domains': {'code': 1.0}, 'tasks': {'code': 1.0}}, 'listed more than once'),
-    ({'heldout_tokens': 0}, 'heldout_tokens=0: must be a positive integer'),
+    ({'heldout_tokens': 0}, 'heldout_tokens=0: must be an integer, at least 1'),
     ({'mesh': {'data': 3}}, 'run r: batch=8'),
     ({'options': dataclasses.replace(OPTIONS, length=17)}, 'length=17 tokens; .* 16 positions'),
 ])

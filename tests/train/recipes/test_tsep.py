@@ -262,7 +262,7 @@ def test_what_the_mask_adds_does_not_train_and_the_rest_as_told(cfg, trainable):
 @pytest.mark.parametrize(('fields', 'message'), [
     ({'window': 0}, r'Tsep\.window=0: must be an integer, at least 1'),
     ({'least': None}, r'Tsep\.least=None'),
-    ({'beta': 1.5}, r'Tsep\.beta=1\.5: must be in \[0, 1\]'),
+    ({'beta': 1.5}, r'Tsep\.beta=1\.5: must be a finite number in \[0, 1\]'),
     ({'beta': math.nan}, r'Tsep\.beta=nan'),
     ({'final': 4}, r'Tsep\.final=4 exceeds least=3'),
     ({'signal': 'loss'}, "Tsep.signal='loss'; valid: gate, hits"),

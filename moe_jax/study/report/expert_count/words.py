@@ -1,25 +1,16 @@
 """The answer in plain language, every sentence made from numbers and no stronger than they are."""
 
 import math
-from dataclasses import dataclass
 
 from moe_jax.base.text import listed
 from moe_jax.study.report.contrast import Contrast
+from moe_jax.study.report.document import Section
 from moe_jax.study.report.expert_count import names
 from moe_jax.study.report.expert_count.caveats import caveats
 from moe_jax.study.report.expert_count.methods import MANY, SIDE_BY_SIDE, lineup_words, rival_words
 from moe_jax.study.report.expert_count.threshold import Move, Threshold
 from moe_jax.study.report.expert_count.values import Model, Records, is_choice, scratch
 from moe_jax.study.report.expert_count.verdict import Verdict
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, paragraphs, then bullets; plain text, escaped only by whoever prints it."""
-
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    bullets: tuple[str, ...] = ()
 
 
 def safe_up_to(thresholds: tuple[Threshold, ...]) -> str:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Table
-from moe_jax.study.report.expert_count.words import Section
+from moe_jax.study.report.document import Block, Figure, Heading, Paragraph, Section, Table
 from moe_jax.study.report.page import Page, drawn, said, setup
 from moe_jax.study.report.recovery import tables
 from moe_jax.study.report.recovery.load import gather

@@ -1,8 +1,8 @@
 """The answer of a recovery study in plain language, every sentence made from its numbers."""
 
 from moe_jax.base.text import listed
+from moe_jax.study.report.document import Section
 from moe_jax.study.report.expert_count import names
-from moe_jax.study.report.expert_count.words import Section
 from moe_jax.study.report.paired import Estimate
 from moe_jax.study.report.recovery.standings import Finding, Ranking, Standing
 from moe_jax.study.report.recovery.values import Records, Way

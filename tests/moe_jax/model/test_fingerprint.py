@@ -147,3 +147,30 @@ def test_it_is_read_in_a_moment():
     start = time.perf_counter()
     fingerprint.fingerprint(tree, cfg)
     assert time.perf_counter() - start < 2  # 0.2 s on two quiet cores
+
+
+def test_a_device_that_is_not_the_host_gathers_there(params, monkeypatch):
+    wanted = of(params)
+    calls = []
+
+    class Elsewhere:
+        platform = 'gpu'
+
+    real = fingerprint._read
+
+    def read(array, places):
+        calls.append(array.shape)
+
+        class Far:  # an array of which indexing is all that is asked
+            shape = array.shape
+
+            def devices(self):
+                return {Elsewhere()}
+
+            def __getitem__(self, index):
+                return array[index]
+
+        return real(Far(), places)
+
+    monkeypatch.setattr(fingerprint, '_read', read)
+    assert of(params) == wanted and calls

@@ -26,6 +26,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.config import CLOSED, Config
 from moe_jax.config.checks import CHOICES
 from moe_jax.layers import ffn
+from moe_jax.routing.gates import GATE
 from prune.foreign.leaves import EXPERT, Leaf, Leaves, Place, expert_subtrees, read, without, write
 from prune.plans.layer import LayerPlan
 from prune.plans.plan import Plan
@@ -71,7 +72,8 @@ class Foreign:
                              'once')
         if EXPERT in self.router.path:
             raise ValueError(f'router={self.router}: one array with an axis of experts')
-        for name in ('gate', 'ffn', 'dtype'):
+        choice('gate', self.gate, GATE)
+        for name in ('ffn', 'dtype'):
             choice(name, getattr(self, name), CHOICES[name])
         some = self._config(1, 1, (2 * self.topk * self.groups,)).replace(ffn_bias=True)
         known = ffn.shapes(some, 1)

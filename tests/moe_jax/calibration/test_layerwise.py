@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from moe_jax import observe
 from moe_jax.base.tree import at, take
 from moe_jax.calibration.layerwise import layerwise
 from moe_jax.calibration.stats import Stats

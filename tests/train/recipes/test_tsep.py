@@ -17,10 +17,9 @@ from moe_jax.routing import routing
 from moe_jax.routing.gates import GATE
 from moe_jax.routing.losses import balance_loss, z_loss
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, stream
-from train import Callback, Interrupted, Tsep, fit
+from train import Callback, Interrupted, Tsep, finetune, fit, tsep
 from train.loop.step import train_step
 from train.objectives import losses
-from train.recipes import finetune, tsep
 from train.recipes.tsep import DEAD, _without_mask, drop, finish, mask, survivors
 from train.trainable.resolved import resolve
 

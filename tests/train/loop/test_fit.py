@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import moe_jax.base.files
 import moe_jax.storage.native
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, params, stream, stream_until
 from train import Diverged, Interrupted, fit
@@ -151,7 +152,7 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     stopped = stream_until(4, lambda: monkeypatch.setattr(
         shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000)
     ))
-    with pytest.raises(moe_jax.storage.native.DiskFull) as caught:
+    with pytest.raises(moe_jax.base.files.DiskFull) as caught:
         fit(CFG, params(), stopped, OPTIONS, out=tmp_path / 'run')
     assert 'the checkpoint of step 6 (that of step 3 is intact) needs 1,' in str(caught.value)
     assert '1,000 free' in str(caught.value)
@@ -165,7 +166,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_no_half_checkpoint(tmp_path, 
         (tmp_path / 'run/checkpoints/3.orbax-checkpoint-tmp').mkdir()
         raise ValueError('RESOURCE_EXHAUSTED: Failed to write: No space left on device')
     monkeypatch.setattr(store.ocp.CheckpointManager, 'save', full)
-    with pytest.raises(moe_jax.storage.native.DiskFull, match='ran full while writing'):
+    with pytest.raises(moe_jax.base.files.DiskFull, match='ran full while writing'):
         fit(CFG, params(), stream, OPTIONS, out=tmp_path / 'run')
     assert list((tmp_path / 'run/checkpoints').iterdir()) == []
 

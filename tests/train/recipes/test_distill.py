@@ -16,13 +16,12 @@ from moe_jax.data import batches
 from moe_jax.layers import ffn
 from moe_jax.model import decoder
 from tests.train.train_tiny import DROPLESS, OPTIONS, batch, equal, params
-from train import Distill, Interrupted, fit, router_kd, teach
+from train import Distill, Interrupted, distill, fit, router_kd, teach
 from train.loop import feed
 from train.objectives import losses
 from train.objectives.distill import DistillLoss, Gap, expert_error
 from train.objectives.objective import LANGUAGE_MODEL, share_of
 from train.objectives.teacher import Question, ask, gather_experts
-from train.recipes import distill
 
 CFG = DROPLESS.replace(experts=(4,), topk=2, capacity_eval=None)
 SMALL = CFG.replace(experts=(2,))

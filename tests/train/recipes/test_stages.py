@@ -9,8 +9,7 @@ from moe_jax.base.tree import leaves_with_paths
 from moe_jax.data import batches
 from moe_jax.model import decoder
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, params
-from train import fit, warm_routers
-from train.recipes import finetune, pretrain
+from train import finetune, fit, pretrain, warm_routers
 
 PACKED = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch(i) for i in range(5)))
 

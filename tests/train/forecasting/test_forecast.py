@@ -201,7 +201,7 @@ RUN = train.Run(name='r', model=CFG, options=OPTIONS)
 @pytest.mark.parametrize(('fields', 'says'), [
     ({'start': 'folder'}, 'either a model, .* or start'),
     ({'model': None}, 'either a model, .* or start'),
-    ({'name': 'a/b'}, 'name of a folder'),
+    ({'name': 'a/b'}, 'valid folder name'),
     ({'domains': {'code': 0.0}}, r'share 0.0 of code: must be positive'),
     ({'domains': {'code': 1.0}, 'tasks': {'code': 1.0}}, 'listed more than once'),
     ({'heldout_tokens': 0}, 'heldout_tokens=0: must be an integer, at least 1'),

@@ -34,6 +34,8 @@ from moe_jax.inference.continuations import score_continuations
 from moe_jax.layers import ffn
 from moe_jax.model import decoder
 from moe_jax.model.fingerprint import WHOLE, fingerprint, same_model
+from moe_jax.routing.designs.expert_choice import ExpertChoice
+from moe_jax.routing.designs.hash import Hash
 from train.loop import store
 from train.loop.step import train_step
 
@@ -100,6 +102,8 @@ def forward() -> None:
     for change, axes, run in (
             ({'capacity_eval': 1.0}, {'data': 2, 'expert': 4}, moe_jax.apply),
             ({'experts': (6, 0, 7)}, {'data': 2, 'expert': 4}, moe_jax.apply),
+            ({'router': ExpertChoice(capacity=1.5)}, {'data': 2, 'expert': 4}, moe_jax.apply),
+            ({'router': Hash(topk=2)}, {'data': 2, 'expert': 4}, moe_jax.apply),
             ({}, {'fsdp': 2, 'expert': 2, 'model': 2}, moe_jax.score)):
         cfg = CFG.replace(**change)
         params = arrays(decoder.shapes(cfg))

@@ -118,6 +118,8 @@ VARIANTS = {
     },
 }
 CASES = [(family, variant) for family, variants in VARIANTS.items() for variant in variants]
+# One variant of each family, for what runs with every change.
+FIRST = [(family, next(iter(variants))) for family, variants in VARIANTS.items()]
 TOKENS = np.random.default_rng(5).integers(0, 64, (4, 11))
 # Row 1 and 3 are padded on the left, row 2 on the right.
 MASK = np.array([[1] * 11, [0] * 4 + [1] * 7, [1] * 8 + [0] * 3, [0] * 9 + [1] * 2])

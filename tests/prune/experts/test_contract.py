@@ -21,6 +21,7 @@ from prune.experts.methods import METHODS
 from prune.experts.routers import ROUTER_NEEDS
 from prune.plans.arrays import ARRAYS
 from prune.similarity.cluster import CENTER_NEEDS
+from tests import matrix
 
 BASE = Config(
     vocab=64, positions=16, width=8, heads=2, mlp_hidden=8, expert_hidden=6,
@@ -98,7 +99,7 @@ def sound(plan, cfg, params, total=None):
     return small, small_cfg
 
 
-@pytest.mark.parametrize('form', list(FORMS))
+@pytest.mark.parametrize('form', matrix.rows(FORMS, ('plain', 'groups and correction')))
 @pytest.mark.parametrize('name', list(METHODS))
 def test_every_form_of_model(seen, name, form):
     cfg, params, _ = model = seen(form)

@@ -107,7 +107,7 @@ def test_the_expert_term_equals_a_loop(teacher, alias):
     assert given['share'].shape == (2, 2)
     gap = Gap(ffn.of(cfg), ffn.of(CFG), 'float32')
     ours = jax.jit(functools.partial(expert_error, cfg, gap, layer=0))(
-        student, out, given=given)
+        student, out, members=given)
     record, function = out['routing'][0], ffn.of(CFG)
     x, ids, valid = (np.asarray(a) for a in (record.inputs, record.ids, out['valid']))
     ids = ids if alias is None else np.asarray(alias)[ids]

@@ -36,7 +36,7 @@ FAMILY = Family(
            *common.router(MLP + '.gate.weight')),
     expert_field='n_routed_experts',
     models='DeepSeek-V2, V2-Lite, Coder-V2',
-    notes='The first layers are dense; a group is ranked by its best expert.',
+    notes='The first layers are dense; a router group is ranked by its best expert.',
     released={
         'model_type': 'deepseek_v2', 'vocab_size': 102400, 'hidden_size': 2048,
         'intermediate_size': 10944, 'moe_intermediate_size': 1408, 'num_hidden_layers': 27,

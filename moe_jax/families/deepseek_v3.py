@@ -28,9 +28,9 @@ FAMILY = Family(
     ),
     expert_field='n_routed_experts',
     models='DeepSeek-V3, R1, Moonlight',
-    notes='The first layers are dense; a group is ranked by its two best experts; the '
-          'multi-token-prediction layer after the last is left out. The released V3 weights are '
-          '8-bit and must be dequantised first.',
+    notes='The first layers are dense; a router group is ranked by its two best '
+          'experts; the multi-token-prediction layer after the last is not loaded. The released V3 '
+          'weights are 8-bit and must be dequantised first.',
     predicts_ahead=True,
     released={
         'model_type': 'deepseek_v3', 'vocab_size': 129280, 'hidden_size': 7168,

@@ -1,5 +1,4 @@
-"""The table of families, computed from each one's released config; docs/families.md is made of it.
-"""
+"""The table of families, computed from the released config of each; docs/families.md shows it."""
 
 from rich.table import Table
 
@@ -13,8 +12,9 @@ from moe_jax.routing.gates import GATE
 
 HEAD = """# Families
 
-What of Hugging Face transformers loads and exports. This page is made of the tables in
-`moe_jax/families/` (`moe-jax families --markdown`); sizes are computed from the released configs.
+This page lists the Hugging Face checkpoints that moe-jax loads and exports. The command
+`moe-jax families --markdown` generates it from the tables in `moe_jax/families/`. Sizes are
+computed from the released configs.
 
 ```sh
 moe-jax info FOLDER                              # reads config.json and headers, no weights
@@ -24,23 +24,24 @@ moe-jax convert FOLDER NATIVE --to native
 
 """
 TAIL = """
-Where gates are raw, deleting experts makes the shares of those that stay larger, as the softmax has
-fewer terms; where they are renormalised, a token all of whose experts stay is untouched. With
-router groups, every group must keep equally many experts. Layers that keep different numbers of
-experts have no config in transformers: they are exported only uniformly, and saved natively as they
-are.
+If gates are raw, deleting experts enlarges the shares of the remaining experts, because the softmax
+has fewer terms. If gates are renormalised, a token whose experts all stay is unaffected. With
+router groups, every router group must keep the same number of experts. transformers has no config
+for layers with different numbers of experts, so such models can be saved in the native format but
+not exported.
 
-Not read: quantised weights (8-bit, MXFP4; dequantise them with transformers first), pickled weights
-(never opened), rotary scalings other than linear, llama3 and yarn, activations other than SiLU.
+These inputs are not supported: quantised weights (8-bit, MXFP4; dequantise them with transformers
+first), pickled weights (never opened), rotary scalings other than linear, llama3 and yarn, and
+activations other than SiLU.
 
-To add a family, put a file with one `Family` table beside the others and its name into
-`moe_jax/families/__init__.py`; the tests of parity and round trips need a tiny variant of it in
-`tests/hf/tiny.py`.
+To add a family, put a file with one `Family` table beside the others and add its name to
+`moe_jax/families/__init__.py`. The tests of parity and round trips need a tiny variant of it in
+`tests/moe_jax/hf/tiny.py`.
 """
 
 
 def rows() -> list[tuple[str, ...]]:
-    """family, models, size, active per token, experts, routing, attention."""
+    """The rows of the table: family, models, size, active, experts, gates, attention."""
     found = []
     for family in FAMILIES.values():
         cfg = family.config(family.released)
@@ -56,15 +57,15 @@ COLUMNS = ('family', 'models', 'size', 'active', 'experts', 'gates', 'attention'
 
 
 def table() -> Table:
-    """For the terminal."""
-    out = Table(*COLUMNS, title='families of transformers', title_justify='left')
+    """The table for the terminal."""
+    out = Table(*COLUMNS, title='families of Hugging Face checkpoints', title_justify='left')
     for row in rows():
         out.add_row(*row)
     return out
 
 
 def markdown() -> str:
-    """docs/families.md."""
+    """The text of docs/families.md."""
     lines = ['| ' + ' | '.join(COLUMNS) + ' |', '|' + '---|' * len(COLUMNS)]
     lines += ['| ' + ' | '.join(row) + ' |' for row in rows()]
     text = HEAD + '\n'.join(lines) + '\n\n## On disk\n\n'
@@ -74,7 +75,7 @@ def markdown() -> str:
 
 
 def _names(family: Family) -> str:
-    """One family's notes and the names of its experts and routers."""
+    """The line of one family: the names of its experts and routers, and its notes."""
     names: dict[str, list[str]] = {}
     for slot in family.slots:
         if '/moe/' in slot.path and 'shared' not in slot.path and 'bias' not in slot.path:
@@ -89,7 +90,7 @@ def _names(family: Family) -> str:
 def _shared(cfg: Config) -> str:
     if not cfg.shared_hidden:
         return ''
-    return ', a gated shared one' if cfg.shared_gate else ', a shared one'
+    return ', a gated shared expert' if cfg.shared_gate else ', a shared expert'
 
 
 def _routing(cfg: Config) -> str:
@@ -97,7 +98,7 @@ def _routing(cfg: Config) -> str:
     parts = [GATE[router.gate].words]
     parts += ['correction bias'] * router.correction + ['router bias'] * router.bias
     if router.groups > 1:
-        parts.append(f'{router.groups} groups, {router.groups_used} used')
+        parts.append(f'{router.groups} router groups, {router.groups_used} used')
     if router.scale != 1:
         parts.append(f'times {router.scale:g}')
     return ', '.join(parts)
@@ -107,11 +108,11 @@ def _attention(cfg: Config) -> str:
     if cfg.latent is not None:
         parts = [f'latent (rank {cfg.latent.kv})']
     else:
-        parts = [f'{cfg.heads} heads of {cfg.head_dim}, {cfg.kv_heads} for keys']
+        parts = [f'{cfg.heads} heads of {cfg.head_dim}, {cfg.kv_heads} key heads']
     if cfg.qk_norm != 'none':
         parts.append(f'q and k normed {"head by head" if cfg.qk_norm == "head" else "as a whole"}')
     if cfg.latent is None and cfg.rope.dim != cfg.head_dim:
-        parts.append(f'{cfg.rope.dim} channels turn')
+        parts.append(f'{cfg.rope.dim} rotary channels')
     parts += ['sliding windows'] * any(cfg.windows) + ['sinks'] * cfg.sinks
     if cfg.rope.kind != 'plain':
         parts.append(cfg.rope.kind)

@@ -29,7 +29,8 @@ FAMILY = Family(
     ),
     expert_field='n_routed_experts',
     models='GLM-4.5, 4.5-Air, 4.6',
-    notes='The first layers are dense; a multi-token-prediction layer after the last is left out.',
+    notes='The first layers are dense; a multi-token-prediction layer after the last is not '
+          'loaded.',
     predicts_ahead=True,
     released={
         'model_type': 'glm4_moe', 'vocab_size': 151552, 'hidden_size': 4096,

@@ -58,8 +58,8 @@ FAMILY = Family(
     ),
     expert_field='num_local_experts',
     models='gpt-oss 20B, 120B',
-    notes='Expert tensors lie [in, out], gate and up column by column in turn; every other layer '
-          'has a sliding window. The released weights are 4-bit blocks (MXFP4) and must be '
+    notes='Expert tensors are [in, out], with alternating columns of gate and up; every other '
+          'layer has a sliding window. The released weights are 4-bit blocks (MXFP4) and must be '
           'dequantised first.',
     released={
         'model_type': 'gpt_oss', 'vocab_size': 201088, 'hidden_size': 2880,

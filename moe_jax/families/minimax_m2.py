@@ -30,8 +30,8 @@ FAMILY = Family(
     ),
     expert_field='num_local_experts',
     models='MiniMax-M2',
-    notes='The correction bias lies beside the gate, not in it; multi-token-prediction layers are '
-          'left out.',
+    notes='The correction bias is stored beside the gate, not in it; multi-token-prediction layers '
+          'are not loaded.',
     predicts_ahead=True,
     released={
         'model_type': 'minimax_m2', 'vocab_size': 200064, 'hidden_size': 3072,

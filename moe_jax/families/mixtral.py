@@ -27,7 +27,7 @@ FAMILY = Family(
     ),
     expert_field='num_local_experts',
     models='Mixtral 8x7B, 8x22B',
-    notes='The sliding window, where given, holds in every layer.',
+    notes='The sliding window, if the config has one, applies to every layer.',
     released={
         'model_type': 'mixtral', 'vocab_size': 32000, 'hidden_size': 4096,
         'intermediate_size': 14336, 'num_hidden_layers': 32, 'num_attention_heads': 32,

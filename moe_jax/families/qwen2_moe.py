@@ -35,7 +35,7 @@ FAMILY = Family(
     ),
     expert_field='num_experts',
     models='Qwen1.5-MoE A2.7B, Qwen2 57B-A14B',
-    notes='decoder_sparse_step and mlp_only_layers say which layers have experts.',
+    notes='decoder_sparse_step and mlp_only_layers determine which layers have experts.',
     released={
         'model_type': 'qwen2_moe', 'vocab_size': 151936, 'hidden_size': 2048,
         'intermediate_size': 5632, 'moe_intermediate_size': 1408,

@@ -23,8 +23,8 @@ FAMILY = Family(
            *common.router(common.LAYER + 'mlp.gate.weight')),
     expert_field='num_experts',
     models='Qwen3 30B-A3B, 235B-A22B, Coder 480B-A35B',
-    notes='decoder_sparse_step and mlp_only_layers say which layers have experts; head_dim is not '
-          'width / heads.',
+    notes='decoder_sparse_step and mlp_only_layers determine which layers have experts; head_dim '
+          'is not width / heads.',
     released={
         'model_type': 'qwen3_moe', 'vocab_size': 151936, 'hidden_size': 2048,
         'intermediate_size': 6144, 'moe_intermediate_size': 768, 'num_hidden_layers': 48,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from moe_jax.kernels import target
 from train.trainable.kinds import Leaves
 from train.trainable.resolved import TrainedLeaves
 
@@ -55,7 +56,7 @@ def adamw(
     keep: where false, the moments stay as they were. The state is that of `optax.adamw` on every
     backend.
     """
-    optimizer = _on_cpu if jax.default_backend() == 'cpu' else _elsewhere
+    optimizer = _on_cpu if target.platform() == 'cpu' else _elsewhere
     return optax.chain(optax.clip_by_global_norm(clip), optimizer(recipe, rate, weight_decay, keep))
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from moe_jax.base.tree import leaves_with_paths
+from moe_jax.kernels import target
 from tests.train.train_tiny import CFG, equal, params
 from train.optim import adamw
 from train.trainable.resolved import TrainedLeaves, put, resolve
@@ -53,7 +54,7 @@ def test_adamw_equals_numpy(clip):
 @pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 def test_adamw_equals_optax(backend, monkeypatch):
     """On every backend: the same state, and the same numbers but for the order of roundings."""
-    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    monkeypatch.setattr(target, 'platform', lambda: backend)
     rng = np.random.default_rng(1)
     recipe, rate = adamw.Recipe('constant', 0.9, 0.95, 1e-8), jnp.float32(0.01)
     scalars = adamw.Scalars(*map(jnp.float32, (0, 0, 0, 0.1, 0.5, 0)))

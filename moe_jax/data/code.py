@@ -18,12 +18,12 @@ LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__', 'test', '
 
 
 def version() -> str:
-    """The Python whose library is read, as in 'CPython 3.11.7'."""
+    """The Python version whose library is read, as in 'CPython 3.11.7'."""
     return f'{platform.python_implementation()} {platform.python_version()}'
 
 
 def folder() -> Path:
-    """Where the standard library's source lies."""
+    """The folder of the standard library's source."""
     return Path(sysconfig.get_path('stdlib'))
 
 

@@ -1,4 +1,4 @@
-"""How far a smaller model is from the one it was made of, without any label.
+"""The distance of a smaller model from its original, without any label.
 
 Both models read the same text; p is the next-token distribution of the original, q that of the
 smaller one. B rows, T tokens, D width, V vocabulary; a row is what an interval resamples.
@@ -38,7 +38,7 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quality:
-    """What `compare` found: for each group 'tokens' and the sums of METRICS, float64 [rows].
+    """The result of `compare`: per data group, 'tokens' and the sums of METRICS, float64 [rows].
 
     active: experts a token uses on average in each MoE layer of the smaller model.
     """
@@ -66,13 +66,13 @@ class Quality:
         return float(found.low), float(found.high)
 
     def summary(self, group: str | None = None) -> dict[str, float]:
-        """Every mean, and both perplexities."""
+        """All means, and both perplexities."""
         means = {metric: self.mean(metric, group) for metric in METRICS}
         return {'tokens': float(self._rows('tokens', group)['tokens'].sum()), **means,
                 'perplexity': _exp(means['nats']), 'perplexity_small': _exp(means['nats_small'])}
 
     def table(self) -> Table:
-        """For a terminal or a notebook: a line per group, ppl the original's perplexity."""
+        """A table with a line per data group; ppl is the original's perplexity."""
         out = Table('group', 'tokens', 'ppl', 'smaller', 'nats lost [95%]', 'KL', 'accepted',
                     box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for group in [*sorted(self.groups), *([None] if len(self.groups) > 1 else [])]:
@@ -116,9 +116,9 @@ def compare(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The original's answers on some batches, to hold many smaller models against.
+    """The original's outputs on some batches, for comparison with many smaller models.
 
-    It keeps what the original's head reads, [B, T, D] of each batch, on the host: comparing then
+    It keeps the inputs of the original's head, [B, T, D] of each batch, on the host: comparing then
     costs one pass of the smaller model and two heads.
     """
 
@@ -143,7 +143,7 @@ class Reference:
 
 
 def _exp(nats: float) -> float:
-    """Perplexity; infinite where a wrecked model's does not fit into a number."""
+    """Perplexity; infinite if it exceeds the range of a float."""
     return math.exp(nats) if nats < 709 else math.inf
 
 

@@ -1,4 +1,4 @@
-"""How well each layer of a smaller model gives what the original's layer gave.
+"""The error of each layer's output in a smaller model, against the original's layer.
 
 B rows, T tokens, D width. Sums run over the tokens that are not padding.
 """
@@ -65,7 +65,7 @@ def reconstruction(
 
 
 def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
-    """Of each layer: local error, what the block adds, stream error and stream, all squared."""
+    """Squared sums of each layer: local error, the block's addition, stream error, stream."""
     x, y = embed(cfg, params, tokens, segments), embed(small_cfg, small, tokens, segments)
     found = []
     for i in range(cfg.layers):
@@ -79,7 +79,7 @@ def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
 
 @lru_cache(maxsize=256)
 def _kept_skip(cfg: Config, layer: int) -> Config:
-    """`layer_config`, with what the layer skips."""
+    """`layer_config`, with the layer's skipping."""
     one, skip = layer_config(cfg, layer), cfg.skip
     if skip is None:
         return one

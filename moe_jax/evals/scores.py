@@ -1,4 +1,4 @@
-"""Results of single examples, so that models can be compared example by example."""
+"""Results of single examples, for comparing models example by example."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""GLM-4.5 and later (Zhipu AI 2025): sigmoid routing with correction, half of each head turning."""
+"""GLM-4.5 and later (Zhipu AI 2025): sigmoid routing with correction, half-rotary heads."""
 
 from moe_jax.config import Config
 from moe_jax.families import common

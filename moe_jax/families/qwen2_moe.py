@@ -18,7 +18,7 @@ def read(f: Fields) -> Config:
 
 
 def _windows(f: Fields, layers: int) -> tuple[int, ...]:
-    """Every other of the first max_window_layers layers, if sliding windows are on at all."""
+    """Window of each layer: every other of the first max_window_layers, if windows are on."""
     if not f.flag('use_sliding_window', False):
         return ()
     window, last = f.integer('sliding_window'), f.integer('max_window_layers', default=28)

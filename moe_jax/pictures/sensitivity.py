@@ -1,4 +1,4 @@
-"""Which layers can spare experts: error of a layer's output against experts kept."""
+"""The error of each layer's output against experts kept: which layers can lose experts."""
 
 from collections.abc import Mapping
 
@@ -45,7 +45,7 @@ def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
 
 
 def halved(curve: Mapping[int, float]) -> float:
-    """The error with half of the experts, or the nearest count there is (of two, the lower)."""
+    """The error with half of the experts, or the nearest available count (of two, the lower)."""
     counts = sorted(curve)
     return curve[min(counts, key=lambda c: abs(c - counts[-1] / 2))]
 

@@ -1,4 +1,4 @@
-"""Clusters of experts on a map: colour and spokes join what belongs together."""
+"""Clusters of experts on a map; color and spokes join the experts of a cluster."""
 
 import numpy as np
 from matplotlib.axes import Axes

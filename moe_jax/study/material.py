@@ -22,7 +22,7 @@ Packed = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """Everything a study reads: pretraining rows and held-out texts by domain, and the tasks.
+    """All inputs of a study: pretraining rows and held-out texts by domain, and the tasks.
 
     `mixed` holds the pretraining text again in rows as long as the tasks' (the same arrays where
     the lengths agree), for stages that mix both.

@@ -3,7 +3,7 @@
     python -m moe_jax.study.parallel < question.json > answer.json
 
 On CPU this process makes the devices it is asked for, which share the machine's cores: what more
-devices cost can be read, not what they save. On an accelerator it takes those there are.
+devices cost can be read, not what they save. On an accelerator it uses those available.
 """
 
 import json
@@ -41,7 +41,7 @@ def measured(
 
 
 def answer(asked: dict[str, Any]) -> list[dict[str, list[float]]]:
-    """What `measured` gives, on the devices of this process."""
+    """The result of `measured`, on the devices of this process."""
     import jax
 
     from moe_jax.base.sharding import make_mesh

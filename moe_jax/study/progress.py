@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one bar with an ETA, and a line for each finished cell."""
+"""The display of a running study: one bar with an ETA, and a line for each finished cell."""
 
 import time
 from typing import Any, Self

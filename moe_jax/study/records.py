@@ -15,7 +15,7 @@ LOCK = '.lock'
 
 
 class Busy(RuntimeError):
-    """Another process is running the study in this folder."""
+    """Another process that runs the study in this folder."""
 
 
 def read(folder: str | Path) -> dict[str, dict[str, Any]]:

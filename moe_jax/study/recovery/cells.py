@@ -21,7 +21,7 @@ OPTIONS: dict[type[Shrink], Callable[[str], dict[str, Any]]] = {
 
 
 def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
-    """Every cell of a study, in the order to run them; ValueError for a task with too few rows."""
+    """All cells of a study, in the order to run them; ValueError for a task with too few rows."""
     _check_rows(study, material)
     found, searched = [], {}
     for seed in study.seeds:
@@ -38,7 +38,7 @@ def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
 
 
 def recovered(study: RecoveryStudy) -> list[tuple[Shrink | None, Recipe | None]]:
-    """What is scored: the unshrunk model as it is and recovered, and each shrunk one likewise."""
+    """The scored models: the unshrunk model and each shrunk one, before and after recovery."""
     ceiling = study.recipe(study.ceiling)
     return [(None, None), (None, ceiling),
             *((shrink, recipe) for shrink in study.shrinks for recipe in (None, *study.recipes))]

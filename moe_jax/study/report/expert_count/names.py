@@ -1,4 +1,4 @@
-"""How models, methods and numbers are written in every table, sentence and figure."""
+"""The spelling of models, methods and numbers in every table, sentence and figure."""
 
 from collections.abc import Sequence
 

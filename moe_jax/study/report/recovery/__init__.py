@@ -18,7 +18,7 @@ ABOUT = 'recovery'  # what the study's record says it is about
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A finished report and where it lies (None: not written)."""
+    """A finished report and its folder (None: not written)."""
 
     records: Records
     finding: Finding
@@ -47,7 +47,7 @@ def from_records(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()
 
 
 def page_of(report: Report) -> Page:
-    """What is written and printed: answer, picture, tables, caveats, background."""
+    """The written and printed parts: answer, picture, tables, caveats, background."""
     study = report.records.study
     answer, *rest = report.sections
     document: list[Block] = [Heading(1, study.name)]

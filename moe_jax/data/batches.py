@@ -79,7 +79,7 @@ def _prefetched(iterator: Iterable[T], n: int) -> Iterator[T]:
                 if stop.is_set():
                     return
             ready.put((None, None, False))
-        except BaseException as error:  # whatever it is, it belongs to the reader
+        except BaseException as error:  # any exception belongs to the reader
             ready.put((None, error, False))
 
     thread = threading.Thread(target=work, daemon=True, name='prefetch')

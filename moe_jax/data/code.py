@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_jax.data.documents import Document
 
-# Tests, tables of data in Python's clothes, what an installation adds, and what some leave out.
+# Tests, data tables written as Python, additions of an installation, optional modules.
 LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test',
                       'encodings', 'pydoc_data', 'lib2to3', 'idlelib', 'tkinter', 'turtledemo',
                       'ensurepip', 'distutils', '__phello__'})

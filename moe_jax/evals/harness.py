@@ -1,8 +1,8 @@
 """Our models under EleutherAI's lm-evaluation-harness (the `eval` extra).
 
-The harness makes the requests and the metrics; here are log-likelihoods, rolling log-likelihoods
-and greedy generation, with the same truncation as its own wrapper of transformers. What requests
-have in common at their beginning, the context of options say, is computed once.
+The harness makes the requests and the metrics; this file has log-likelihoods, rolling
+log-likelihoods and greedy generation, with the same truncation as its own wrapper of transformers.
+A prefix that requests share, such as the context of options, is computed once.
 """
 
 from pathlib import Path

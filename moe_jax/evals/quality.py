@@ -3,11 +3,11 @@
 Both models read the same text; p is the next-token distribution of the original, q that of the
 smaller one. B rows, T tokens, D width, V vocabulary; a row is what an interval resamples.
 
-    lost         -log q - (-log p) of the token that really follows, nats
+    lost         -log q - (-log p) of the actual next token, nats
     kl           KL(p | q) = sum p (log p - log q), nats
     acceptance   sum min(p, q) = 1 - total variation: the share of tokens that speculative sampling
                  with q as the draft would accept (Leviathan et al. 2023), ESAP in EvoESAP
-    agreement    1 where both find the same token likeliest
+    agreement    1 if both models give the same token the highest probability
     nats, nats_small   -log p and -log q of the token that follows; their exponential is perplexity
 """
 
@@ -57,7 +57,7 @@ class Quality:
         rows = self._rows(metric, group)
         if len(rows['tokens']) < 2:
             return math.nan, math.nan
-        from scipy import stats  # two fifths of what importing this library took
+        from scipy import stats  # it took two fifths of the import time of this library
 
         found = stats.bootstrap(
             (rows[metric], rows['tokens']), _ratio, paired=True, vectorized=True,
@@ -105,8 +105,8 @@ def compare(
 
     Each batch: 'tokens' int [B, T], 'mask' bool or 'segments' int [B, T] (False, 0: padding),
     optional 'group' str and 'weights' [B, T] (0 where a token is not to be predicted, such as a
-    prompt). Tokens count where one stands before them in their segment. Raises ValueError where the
-    models have different vocabularies, and where nothing is to be predicted.
+    prompt). Tokens count if one precedes them in their segment. Raises ValueError if the
+    models have different vocabularies, and if no token is to be predicted.
     """
     _check_vocabulary(cfg, small_cfg)
     return _gathered(small_cfg, (
@@ -197,7 +197,7 @@ def _check_vocabulary(cfg: Config, small_cfg: Config) -> None:
 
 def _distance(cfg, params, small_cfg, small, x, rows):
     """Sums by row, and (experts used, tokens seen), given the original's hidden state x."""
-    # Both models by the same kind of program, or else a model is at some distance from itself.
+    # Both models use the same kind of program; otherwise a model has a distance to itself.
     y, active = _hidden(small_cfg)(small, *rows[:2])
     sums, tokens = _compared(cfg, small_cfg)(params, small, x, y, *rows)
     return sums, (active, tokens)

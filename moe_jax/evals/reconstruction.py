@@ -23,7 +23,7 @@ class LayerError(NamedTuple):
     """Squared errors of a layer as shares.
 
     local: sum |f'(x) - f(x)|^2 / sum |f(x) - x|^2 of block f and its smaller f', both on the
-      original's stream x: what this layer's own change does, as a share of what the block adds.
+      original's stream x: the error of this layer alone, as a share of the block's addition.
     stream: sum |x' - x|^2 / sum |x|^2 after the layer, x' the smaller model's own stream: what has
       added up so far.
     """
@@ -41,7 +41,7 @@ def reconstruction(
 ) -> dict[str, dict[int, LayerError]]:
     """{group: {layer: `LayerError`}} of a smaller model, batches as for `moe_jax.observe`.
 
-    Runs both models block by block, the smaller blocks twice. Raises ValueError where layers or
+    Runs both models block by block, the smaller blocks twice. Raises ValueError if layers or
     widths differ, no token is valid, or a stream is not finite.
     """
     for name in ('layers', 'width'):

@@ -11,7 +11,7 @@ INPUTS = ('gate', 'up')
 
 
 def _linear(path: str, name: str) -> tuple[Slot, Slot]:
-    """A kernel, which disk keeps as [out, in], and its bias if the config has one."""
+    """A kernel, which is stored as [out, in], and its bias if the config has one."""
     return (Slot(path, f'{name}.weight', transposed=True), Slot(f'{path}_bias', f'{name}.bias'))
 
 
@@ -23,7 +23,7 @@ def ffn(path: str, name: str) -> tuple[Slot, ...]:
 
 def experts(name: str, gate: str = 'gate_proj', up: str = 'up_proj', down: str = 'down_proj',
             fused: str | None = None) -> tuple[Slot, ...]:
-    """Three tensors for each expert under `name`; or two fused ones, as transformers 5 holds them.
+    """Three tensors for each expert under `name`; or two fused ones, as in transformers 5.
 
     fused: where the fused tensors are (None: name); gate_up_proj [E, 2F, D] has the gate first.
     """
@@ -43,7 +43,7 @@ def fused_experts(gate_up: str, down: str) -> tuple[Slot, ...]:
 
 def router(kernel: str, bias: str | None = None, correction: str | None = None
            ) -> tuple[Slot, ...]:
-    """The router's kernel [R, D], which disk keeps as we do, its bias and correction [R]."""
+    """The router's kernel [R, D], stored in the same layout, its bias and correction [R]."""
     leaves = (('kernel', kernel), ('bias', bias), ('correction', correction))
     return tuple(Slot(f'layer_{{l}}/moe/router/{ours}', theirs)
                  for ours, theirs in leaves if theirs is not None)

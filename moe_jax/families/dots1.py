@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     hidden = f.integer('moe_intermediate_size')
     experts = common.dense_first(f, f.integer(*EXPERTS))
     return common.decoder_config(

@@ -92,9 +92,9 @@ class Family:
 
     read: config.json to Config. slots: in order of preference; of the slots with one path, the
     first whose tensor the folder has is used, and the first of all in a new folder. expert_field:
-    where config.json says the number of experts (the name that is written if none stands there).
+    the field of config.json with the number of experts (the name written if it has none).
     predicts_ahead: layers after the last are modules for multi-token prediction, which are no part
-    of the decoder and are left out. released: the config of a well-known model, from which the
+    of the decoder and are not loaded. released: the config of a well-known model, from which the
     table of families is computed; models and notes are for people.
     """
 

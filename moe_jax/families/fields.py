@@ -29,7 +29,7 @@ class Fields:
     def get(self, *names: str, default: Any = NEEDED) -> Any:
         """The value under any of these names; None counts as absent.
 
-        Raises ValueError where two of them disagree, naming both, or where none is given and there
+        Raises ValueError that names both if two of them disagree, and if none is given and there
         is no default.
         """
         given = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
@@ -131,7 +131,7 @@ class Fields:
         return magnitude * magnitude
 
     def _rope_fields(self) -> 'Fields':
-        """Every rope field by its version 5 name; ValueError where two places disagree."""
+        """Every rope field by its version 5 name; ValueError if two places disagree."""
         new, old = (self.get(name, default={}) for name in ('rope_parameters', 'rope_scaling'))
         places = [('rope_parameters.', new), ('rope_scaling.', old),
                   ('', {name: self.raw[name] for name in ('rope_theta', 'partial_rotary_factor')

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     hidden = f.integer('moe_intermediate_size')
     head_dim = f.integer('head_dim', default=f.integer('hidden_size') // max(
         1, f.integer('num_attention_heads')))

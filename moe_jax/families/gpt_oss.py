@@ -12,7 +12,7 @@ YARN = {'rope_type': 'yarn', 'factor': 32.0, 'beta_fast': 32.0, 'beta_slow': 1.0
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.everywhere(f, f.integer(*EXPERTS))
     bias = f.flag('attention_bias', True)
     return common.decoder_config(

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.every_step(f, f.integer(*EXPERTS))
     return common.decoder_config(
         f, experts=experts, hidden=f.integer('moe_intermediate_size'),

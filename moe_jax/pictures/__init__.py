@@ -6,9 +6,9 @@
     pictures.sensitivity(curves)              error of each layer by experts kept
     pictures.safe_sparsity(points)            quality and the recommended stop
 
-Every function returns a matplotlib Figure and touches no setting of matplotlib. Where there is a
-panel per MoE layer, `layers` chooses layers, or how many, evenly spaced. They need the extra
-`plot`.
+Every function returns a matplotlib Figure and changes no setting of matplotlib. In pictures with a
+panel per MoE layer, `layers` selects layers, or a number of layers, evenly spaced. The functions
+need the extra `plot`.
 """
 
 try:

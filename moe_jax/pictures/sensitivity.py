@@ -13,7 +13,7 @@ Curves = Mapping[int, Mapping[int, float]]
 
 @style.look()
 def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
-    """Error against experts kept, a line per layer, and each layer's error with half of them.
+    """Error against experts kept, a line per layer, and each layer's error with half the experts.
 
     curves: {layer: {experts kept: relative error}} as `prune.sensitivity` gives them; 1 is as bad
       as a layer that gives nothing. Half is of the largest count of the layer's curve. A layer

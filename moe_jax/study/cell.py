@@ -51,7 +51,7 @@ class Cell:
 def deciding(options: TrainOptions) -> dict[str, Any]:
     """The options that determine the result of a run, without how often it logs or saves."""
     fields = dataclasses.asdict(options)
-    if options.keep_zeros is None:  # runs from before there was such an option stay what they are
+    if options.keep_zeros is None:  # ids of runs from before this option stay the same
         del fields['keep_zeros']
     return {name: value for name, value in fields.items() if name not in FREE}
 

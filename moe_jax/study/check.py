@@ -20,7 +20,7 @@ def _check_sparse(shrink: Sparsify, study: RecoveryStudy) -> None:
                    pattern=shrink.pattern, **dict(shrink.options))
 
 
-# What refuses a method, option or pattern that a way of shrinking does not know.
+# The checks of methods, options and patterns, by way of shrinking.
 CHECKS = {Drop: _check_drop, Sparsify: _check_sparse}
 
 

@@ -41,7 +41,7 @@ def prepare(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | Non
             ) -> Material:
     """Fetch what is missing and encode everything; a repeat reads the cache."""
     text = corpus.load(data_dir, cap=study.corpus_characters)
-    # All tasks are read before any text is encoded: what one lacks is told early.
+    # All tasks are read before any text is encoded, so that missing data raises early.
     sources = {name: task_sources.load(name, corpus=text, data_dir=data_dir, limit=study.task_limit)
                for name in study.tasks}
     path = tokenizer.of_corpus(text, study.model.vocab)

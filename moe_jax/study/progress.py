@@ -6,7 +6,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-QUIET_SECONDS = 60  # without a terminal, a long cell says how it is doing this often
+QUIET_SECONDS = 60  # without a terminal, a long cell reports its progress this often
 
 
 class Display:

@@ -20,7 +20,7 @@ from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.workshop import Workshop
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
-# different models filled them. What took long to compile comes back from the cache on disk.
+# different models filled them. Slow compilations come back from the cache on disk.
 PROGRAMS_OF = 32
 
 

@@ -21,7 +21,7 @@ from moe_jax.study.cell import Cell
 from moe_jax.study.material import Material
 from train.loop.options import TrainOptions
 
-# What runs, work done, work found done by an earlier process, metrics.
+# Name of the running cell, work done, work done by an earlier process, metrics.
 Progress = Callable[[str, float, float, dict[str, Any]], None]
 Outputs = dict[str, Any]
 

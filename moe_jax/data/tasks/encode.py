@@ -108,7 +108,7 @@ def encode_train(examples: Sequence[Example], tokenizer: Tokenizer, length: int,
         sizes.append(1 + len(context) + len(answer))
     offsets = np.cumsum(sizes)
     rows = pack(Encoded(np.array(ids), offsets), length)
-    # The same sizes pack the same way, so the answers' marks land where their tokens did.
+    # Equal sizes are packed alike, so the marks of the answers land with their tokens.
     marks = pack(Encoded(np.array(answered), offsets), length)['tokens']
     return {**rows, 'weights': marks.astype(np.float32)}
 

@@ -11,7 +11,7 @@ from moe_jax.study.material import Material
 from train.loop.options import TrainOptions
 
 ROUTER_ONLY = 0.8  # work of a token that trains routers alone, for the time estimate only
-# How often latency over devices is measured, and of which devices it is modelled.
+# The rounds of latency over devices, and the devices it is modelled for.
 PARALLEL_ROUNDS, MODELLED = 9, ('h100', 'v5e')
 
 

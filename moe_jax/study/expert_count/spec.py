@@ -28,7 +28,7 @@ COUNTS = (
 class Method:
     """A pruning method of `prune.methods()` with its options, under the name the report uses.
 
-    label: that name, which records have ('': the method's title, such as 'M-SMoE').
+    label: that name, which records use ('': the method's title, such as 'M-SMoE').
     """
 
     label: str = ''
@@ -154,7 +154,7 @@ def _stages(recovery: Recovery) -> Mapping[str, TrainOptions]:
     return {name: getattr(recovery, name) for name in ('warm', 'prefinetune', 'finetune')}
 
 
-# What a config is made of, so that a misspelt field can be answered with the nearest one.
+# The classes of a config, so that the error for a misspelled field names the nearest one.
 KINDS = (Study, Recovery, Method, RecoveryStudy, Drop, Sparsify, Recipe, Distill, Trainable, Config,
          TrainOptions)
 

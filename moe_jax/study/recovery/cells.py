@@ -14,7 +14,7 @@ from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Shrink, Spa
 
 NONE = 'none'  # no shrinking, or no recovery
 DISTILLED = 1.6  # work of a token that a teacher reads too, for the time estimate only
-# The options that a way of shrinking knows, and their defaults.
+# The options of each way of shrinking, and their defaults.
 OPTIONS: dict[type[Shrink], Callable[[str], dict[str, Any]]] = {
     Drop: prune.options, Sparsify: prune.weight_options,
 }

@@ -73,7 +73,7 @@ def resampled_means(
         picks = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
         counts = np.bincount(picks.ravel(), minlength=size * groups).reshape(size, groups)
         counts = counts.astype(np.float64)
-        # A draw made only of groups without weight says nothing; NaN would spread to all tasks.
+        # A draw of groups without weight has no mean; NaN would spread to all tasks.
         weights = counts @ weights_GM
         means[start : start + size] = np.where(
             weights > 0, (counts @ sums_GM) / np.where(weights > 0, weights, 1), np.nan

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 EXPERT_COUNT = 'expert count'
-# By kind of record: how it is read, and what tells its cells apart.
+# By kind of record: its reader, and the key that distinguishes its cells.
 Kinds = dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Any], tuple]]]
 
 

@@ -13,7 +13,7 @@ from moe_jax.study.report.recovery.standings import Finding, finding
 from moe_jax.study.report.recovery.values import Records
 from moe_jax.study.report.recovery.words import words
 
-ABOUT = 'recovery'  # what the study's record says it is about
+ABOUT = 'recovery'  # the kind of study in the study's record
 
 
 @dataclass(frozen=True, eq=False)

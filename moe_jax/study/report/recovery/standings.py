@@ -141,7 +141,7 @@ def _share(table: dict[Key, Estimate], model: Outcome, bare: Outcome,
     lost = _difference(table, UNSHRUNK, bare, pairs)
     if won is None or lost is None or lost.status != 'better':
         return None
-    # The loss of a replicate may be at or below zero although hardly any is: it says nothing there.
+    # A few replicates may have a loss at or below zero, where the share has no meaning.
     draws = np.where(lost.draws > 0, won.draws / np.where(lost.draws > 0, lost.draws, 1), np.nan)
     value = won.value / lost.value
     return Estimate(value, np.where(np.isnan(draws), value, draws))

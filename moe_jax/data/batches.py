@@ -1,6 +1,7 @@
 """Batch streams whose k-th batch is a pure function of (data, batch size, seed, k).
 
-So the position in the data is one integer, and a resumed run sees what an unbroken one sees.
+The position in the data is therefore one integer, and a resumed run sees the same batches as an
+unbroken one.
 """
 
 import functools
@@ -36,7 +37,7 @@ def mixture(sets: Sequence[tuple[Packed, float]], batch: int, seed: int,
 
     The sets alternate evenly (weights rounded to 1/4096), so every batch is as balanced as its
     size allows; each set goes through its own epochs. rows: as in `stream`, so that each of several
-    processes reads its share. Raises ValueError for what cannot be mixed.
+    processes reads its share. Raises ValueError for sets that cannot be mixed.
     """
     _check_sets(sets, batch)
     if start < 0:
@@ -58,7 +59,7 @@ def heldout(packed: Packed, batch: int) -> list[Batch]:
 
 
 def prefetch(iterator: Iterable[T], n: int = 2) -> Iterator[T]:
-    """The same items, up to `n` made ahead by a thread; its exceptions are raised here.
+    """Yields the same items, up to `n` made ahead by a thread, whose exceptions are raised here.
 
     Closing the generator, or leaving its loop, stops the thread after the item it is making.
     """
@@ -78,7 +79,7 @@ def _prefetched(iterator: Iterable[T], n: int) -> Iterator[T]:
                 if stop.is_set():
                     return
             ready.put((None, None, False))
-        except BaseException as error:  # whatever it is, it belongs to the reader
+        except BaseException as error:  # any exception belongs to the reader
             ready.put((None, error, False))
 
     thread = threading.Thread(target=work, daemon=True, name='prefetch')
@@ -99,7 +100,7 @@ def _prefetched(iterator: Iterable[T], n: int) -> Iterator[T]:
 
 
 class _Schedule(NamedTuple):
-    """Which set each slot of a cycle draws from, and how often it was drawn before in the cycle."""
+    """The set that each slot of a cycle draws from, and the set's earlier draws in the cycle."""
 
     set_M: np.ndarray
     before_M: np.ndarray

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from moe_jax.data.documents import Document
 
-# Tests, tables of data in Python's clothes, what an installation adds, and what some leave out.
+# Tests, data tables written as Python, additions of an installation, optional modules.
 LEFT_OUT = frozenset({'site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test',
                       'encodings', 'pydoc_data', 'lib2to3', 'idlelib', 'tkinter', 'turtledemo',
                       'ensurepip', 'distutils', '__phello__'})
 
 
 def version() -> str:
-    """The Python whose library is read, as in 'CPython 3.11.7'."""
+    """The Python version whose library is read, as in 'CPython 3.11.7'."""
     return f'{platform.python_implementation()} {platform.python_version()}'
 
 
 def folder() -> Path:
-    """Where the standard library's source lies."""
+    """The folder of the standard library's source."""
     return Path(sysconfig.get_path('stdlib'))
 
 

@@ -17,7 +17,7 @@ WHEELS = {'speeches': speeches, 'drama': drama, 'dictionary': dictionary}
 domains = ('speeches', 'drama', 'dictionary', 'code')
 PACKAGES = tuple(module.PACKAGE for module in WHEELS.values())
 
-# What the parsed documents depend on, besides the wheels and the Python release.
+# The files that parsed documents depend on, besides the wheels and the Python release.
 SOURCES = ('code.py', 'corpus.py', 'dictionary.py', 'documents.py', 'drama.py', 'speeches.py')
 
 

@@ -24,7 +24,7 @@ def documents(wheel: Path) -> Iterator[Document]:
     """One document per headword: its senses, examples, compounds and synonyms in plain text.
 
     A headword whose senses repeat those of an earlier one word by word is a piece of that one's
-    group, so that no definition stands in two parts. Etymologies are left out: the package gives
+    group, so that no definition is in two parts. Etymologies are left out: the package gives
     many headwords the one of another word.
     """
     first: dict[str, str] = {}

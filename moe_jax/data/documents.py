@@ -20,7 +20,7 @@ class Document:
 
     @property
     def group(self) -> str:
-        """The id without its piece: what the split keeps together (a play, a headword)."""
+        """The id without its piece: the unit that the split keeps together (a play, a headword)."""
         return self.id.partition('#')[0]
 
 

@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
 def encode(encoder: Tokenizer, texts: Iterable[str], end: int = tokenizer.END) -> Encoded:
     """Encodes texts in order, each as <|end|> and its tokens; long texts in pieces, for speed.
 
-    `end`: the id that stands before each text, where the tokenizer is not ours.
+    `end`: the id before each text, if the tokenizer is not ours.
     """
     dtype = np.uint16 if encoder.get_vocab_size() <= 1 << 16 else np.uint32
     begin = np.array([end], dtype)
@@ -77,7 +77,7 @@ def encode_part(corpus: Corpus, domain: str, part: str, path: str | os.PathLike)
 
 
 def _with_offsets(tokens: np.ndarray) -> Encoded:
-    """No text encodes to <|end|>, so its places are the beginnings of the documents."""
+    """Documents found by their <|end|>: no text encodes to it, so each one begins a document."""
     begins = np.flatnonzero(tokens == tokenizer.END)
     return Encoded(tokens, np.append(begins, len(tokens)).astype(np.int64))
 

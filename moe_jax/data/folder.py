@@ -16,7 +16,7 @@ def domains(folder: Path) -> tuple[str, ...]:
 
 
 def documents(folder: Path, domain: str) -> Iterator[Document]:
-    """One document per UTF-8 text file below DIR/<domain>; empty files are passed over."""
+    """One document per UTF-8 text file below DIR/<domain>; empty files are skipped."""
     for path in _files(folder / domain):
         try:
             text = path.read_text(encoding='utf-8').strip()

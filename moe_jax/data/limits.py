@@ -1,4 +1,4 @@
-"""Amounts of text that studies and runs read unless they say otherwise."""
+"""Default amounts of text that studies and runs read."""
 
 CORPUS_CHARACTERS = 9_000_000  # of each domain
 TASK_LIMIT = 2000  # examples of a task to train on

@@ -1,4 +1,4 @@
-"""One prompt template per task, and what of it may be shortened to fit a small context.
+"""One prompt template per task, and the parts that may be shortened to fit a small context.
 
 The form is the one UNCURL describes in its appendix (arXiv 2409.00879): the input, the options,
 then the output. The paper's wording is not published with it, so the words here are our own.
@@ -25,7 +25,7 @@ class Clip(NamedTuple):
 class Template:
     """A prompt with {fields}; `clips` lists (field, end to keep) in the order of shortening.
 
-    The field {options} is made from the choices. What no clip names always survives.
+    The field {options} is made from the choices. Text that no clip names is never shortened.
     """
 
     text: str

@@ -46,7 +46,7 @@ def train(texts: Iterable[str], vocab: int, path: str | os.PathLike) -> Tokenize
 
 
 def of_corpus(corpus: Corpus, vocab: int) -> Path:
-    """Where the tokenizer trained on a corpus is: in the cache, by what it was trained on."""
+    """The path of the tokenizer trained on a corpus: in the cache, named by its training text."""
     identity = hashlib.sha256('\0'.join((corpus.fingerprint, str(vocab))).encode()).hexdigest()
     path = cache.root() / 'tokenizers' / f'{identity[:16]}.json'
     if not path.exists():
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike) -> Tokenizer:
 
 
 def load_foreign(path: str | os.PathLike) -> Tokenizer:
-    """Reads the tokenizer.json of a model of transformers; special tokens in a text stay text."""
+    """Reads the tokenizer.json of a Hugging Face model; special tokens in a text stay text."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -1,1 +1,1 @@
-"""Evaluations: one file a kind; each returns `Scores` of the single examples."""
+"""Evaluations, one file per kind; each returns the `Scores` of single examples."""

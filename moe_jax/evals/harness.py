@@ -1,8 +1,8 @@
 """Our models under EleutherAI's lm-evaluation-harness (the `eval` extra).
 
-The harness makes the requests and the metrics; here are log-likelihoods, rolling log-likelihoods
-and greedy generation, with the same truncation as its own wrapper of transformers. What requests
-have in common at their beginning, the context of options say, is computed once.
+The harness makes the requests and the metrics; this file has log-likelihoods, rolling
+log-likelihoods and greedy generation, with the same truncation as its own wrapper of transformers.
+A prefix that requests share, such as the context of options, is computed once.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ MAX_NEW = 256
 
 @register_model('moe-jax')
 class HarnessLM(TemplateLM):
-    """A model folder as the harness sees it; `model` is its path.
+    """A model folder behind the interface of the harness; `model` is its path.
 
     batch: rows of the model's longest length that are scored together (shorter ones: more).
     """
@@ -56,12 +56,12 @@ class HarnessLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens in a row, at most."""
+        """The maximum number of tokens in a row."""
         return self.cfg.positions
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's cache of requests."""
+        """The name of the tokenizer in the harness's cache of requests."""
         return self.tokenizer.name_or_path.replace('/', '__')
 
     def apply_chat_template(self, chat_history: list[dict[str, str]],
@@ -145,7 +145,7 @@ class HarnessLM(TemplateLM):
 
 
 def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer of a model folder, by transformers; its own code is never run."""
+    """The tokenizer of a model folder, loaded by transformers; code in the folder is never run."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     for folder in (Path(model) / SUBFOLDER, Path(model)):

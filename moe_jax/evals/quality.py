@@ -1,13 +1,13 @@
-"""How far a smaller model is from the one it was made of, without any label.
+"""The distance of a smaller model from its original, without any label.
 
 Both models read the same text; p is the next-token distribution of the original, q that of the
 smaller one. B rows, T tokens, D width, V vocabulary; a row is what an interval resamples.
 
-    lost         -log q - (-log p) of the token that really follows, nats
+    lost         -log q - (-log p) of the actual next token, nats
     kl           KL(p | q) = sum p (log p - log q), nats
     acceptance   sum min(p, q) = 1 - total variation: the share of tokens that speculative sampling
                  with q as the draft would accept (Leviathan et al. 2023), ESAP in EvoESAP
-    agreement    1 where both find the same token likeliest
+    agreement    1 if both models give the same token the highest probability
     nats, nats_small   -log p and -log q of the token that follows; their exponential is perplexity
 """
 
@@ -38,7 +38,7 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quality:
-    """What `compare` found: for each group 'tokens' and the sums of METRICS, float64 [rows].
+    """The result of `compare`: per data group, 'tokens' and the sums of METRICS, float64 [rows].
 
     active: experts a token uses on average in each MoE layer of the smaller model.
     """
@@ -57,7 +57,7 @@ class Quality:
         rows = self._rows(metric, group)
         if len(rows['tokens']) < 2:
             return math.nan, math.nan
-        from scipy import stats  # two fifths of what importing this library took
+        from scipy import stats  # it took two fifths of the import time of this library
 
         found = stats.bootstrap(
             (rows[metric], rows['tokens']), _ratio, paired=True, vectorized=True,
@@ -66,13 +66,13 @@ class Quality:
         return float(found.low), float(found.high)
 
     def summary(self, group: str | None = None) -> dict[str, float]:
-        """Every mean, and both perplexities."""
+        """All means, and both perplexities."""
         means = {metric: self.mean(metric, group) for metric in METRICS}
         return {'tokens': float(self._rows('tokens', group)['tokens'].sum()), **means,
                 'perplexity': _exp(means['nats']), 'perplexity_small': _exp(means['nats_small'])}
 
     def table(self) -> Table:
-        """For a terminal or a notebook: a line per group, ppl the original's perplexity."""
+        """A table with a line per data group; ppl is the original's perplexity."""
         out = Table('group', 'tokens', 'ppl', 'smaller', 'nats lost [95%]', 'KL', 'accepted',
                     box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for group in [*sorted(self.groups), *([None] if len(self.groups) > 1 else [])]:
@@ -105,8 +105,8 @@ def compare(
 
     Each batch: 'tokens' int [B, T], 'mask' bool or 'segments' int [B, T] (False, 0: padding),
     optional 'group' str and 'weights' [B, T] (0 where a token is not to be predicted, such as a
-    prompt). Tokens count where one stands before them in their segment. Raises ValueError where the
-    models have different vocabularies, and where nothing is to be predicted.
+    prompt). Tokens count if one precedes them in their segment. Raises ValueError if the
+    models have different vocabularies, and if no token is to be predicted.
     """
     _check_vocabulary(cfg, small_cfg)
     return _gathered(small_cfg, (
@@ -116,9 +116,9 @@ def compare(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """The original's answers on some batches, to hold many smaller models against.
+    """The original's outputs on some batches, for comparison with many smaller models.
 
-    It keeps what the original's head reads, [B, T, D] of each batch, on the host: comparing then
+    It keeps the inputs of the original's head, [B, T, D] of each batch, on the host: comparing then
     costs one pass of the smaller model and two heads.
     """
 
@@ -143,7 +143,7 @@ class Reference:
 
 
 def _exp(nats: float) -> float:
-    """Perplexity; infinite where a wrecked model's does not fit into a number."""
+    """Perplexity; infinite if it exceeds the range of a float."""
     return math.exp(nats) if nats < 709 else math.inf
 
 
@@ -197,7 +197,7 @@ def _check_vocabulary(cfg: Config, small_cfg: Config) -> None:
 
 def _distance(cfg, params, small_cfg, small, x, rows):
     """Sums by row, and (experts used, tokens seen), given the original's hidden state x."""
-    # Both models by the same kind of program, or else a model is at some distance from itself.
+    # Both models use the same kind of program; otherwise a model has a distance to itself.
     y, active = _hidden(small_cfg)(small, *rows[:2])
     sums, tokens = _compared(cfg, small_cfg)(params, small, x, y, *rows)
     return sums, (active, tokens)

@@ -1,4 +1,4 @@
-"""How well each layer of a smaller model gives what the original's layer gave.
+"""The error of each layer's output in a smaller model, against the original's layer.
 
 B rows, T tokens, D width. Sums run over the tokens that are not padding.
 """
@@ -23,7 +23,7 @@ class LayerError(NamedTuple):
     """Squared errors of a layer as shares.
 
     local: sum |f'(x) - f(x)|^2 / sum |f(x) - x|^2 of block f and its smaller f', both on the
-      original's stream x: what this layer's own change does, as a share of what the block adds.
+      original's stream x: the error of this layer alone, as a share of the block's addition.
     stream: sum |x' - x|^2 / sum |x|^2 after the layer, x' the smaller model's own stream: what has
       added up so far.
     """
@@ -41,7 +41,7 @@ def reconstruction(
 ) -> dict[str, dict[int, LayerError]]:
     """{group: {layer: `LayerError`}} of a smaller model, batches as for `moe_jax.observe`.
 
-    Runs both models block by block, the smaller blocks twice. Raises ValueError where layers or
+    Runs both models block by block, the smaller blocks twice. Raises ValueError if layers or
     widths differ, no token is valid, or a stream is not finite.
     """
     for name in ('layers', 'width'):
@@ -65,7 +65,7 @@ def reconstruction(
 
 
 def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
-    """Of each layer: local error, what the block adds, stream error and stream, all squared."""
+    """Squared sums of each layer: local error, the block's addition, stream error, stream."""
     x, y = embed(cfg, params, tokens, segments), embed(small_cfg, small, tokens, segments)
     found = []
     for i in range(cfg.layers):
@@ -79,7 +79,7 @@ def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
 
 @lru_cache(maxsize=256)
 def _kept_skip(cfg: Config, layer: int) -> Config:
-    """`layer_config`, with what the layer skips."""
+    """`layer_config`, with the layer's skipping."""
     one, skip = layer_config(cfg, layer), cfg.skip
     if skip is None:
         return one

@@ -1,4 +1,4 @@
-"""Results of single examples, so that models can be compared example by example."""
+"""Results of single examples, for comparing models example by example."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ class Scores:
 
     `log_likelihood` [M]: of the right option, normalised over the options (choice), or the mean per
     token (text); `weight` [M]: 1, or tokens; `correct` [M] of 0 and 1, or None for text.
-    Iterating yields (name, value) of the summaries. Raises ValueError where a log-likelihood is not
+    Iterating yields (name, value) of the summaries. Raises ValueError if a log-likelihood is not
     finite: a comparison would take NaN for an answer.
     """
 

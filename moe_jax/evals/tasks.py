@@ -1,4 +1,4 @@
-"""A task, whatever its kind, encoded to train on and to score.
+"""A task of any kind, encoded for training and scoring.
 
 T tokens in a row.
 """
@@ -29,7 +29,7 @@ Validation = multiple_choice.Questions | perplexity.Texts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedTask:
-    """Rows to train on, what to score, a note for reports, and a digest of all of it."""
+    """Training rows, data to score, a note for reports, and a digest of all of them."""
 
     name: str
     train: Packed
@@ -83,7 +83,7 @@ def encode_task(
 def evaluate(
     cfg: Config, params: Params, validation: Validation, rows: int = 32
 ) -> Scores:
-    """Score a task's validation side, or held-out text, whichever it is."""
+    """Score a task's validation examples, or the held-out text of a text task."""
     kind = multiple_choice if isinstance(validation, multiple_choice.Questions) else perplexity
     return kind.evaluate(cfg, params, validation, rows=rows)
 
@@ -92,7 +92,7 @@ def texts(
     documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int,
     end: int | None = None,
 ) -> perplexity.Texts:
-    """The beginnings of as many documents as give each two rows or more, `limit` tokens in all.
+    """Beginnings of as many documents as can have two rows each, `limit` tokens in all.
 
     Many beginnings rather than few whole documents: documents are what intervals resample.
     """
@@ -116,7 +116,7 @@ def _fair_share(sizes: np.ndarray, limit: int) -> int:
 
 
 def digest_of(train: Packed, validation: Validation) -> str:
-    """16 hex digits of everything that training and scoring read, labels and groups included."""
+    """A digest (16 hex digits) of all that training and scoring read, with labels and groups."""
     if isinstance(validation, multiple_choice.Questions):
         arrays = []
         known = [(e.id, e.group, e.label, *prompt)

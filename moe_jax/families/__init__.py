@@ -1,7 +1,7 @@
 """The Hugging Face architectures that load and export; each is one file with one `Family` table.
 
-To add one: a file beside these with a FAMILY, and its name in MODULES. The contract tests (released
-sizes, parity with transformers, round trips) then run it too.
+To add one, put a file with a FAMILY beside these and its name in MODULES. The contract tests
+(released sizes, parity with transformers, round trips) then run it too.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the families share: tables of names, and the fields that all their configs have."""
+"""Parts shared by the families: tables of names, and the fields that all their configs have."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ INPUTS = ('gate', 'up')
 
 
 def _linear(path: str, name: str) -> tuple[Slot, Slot]:
-    """A kernel, which disk keeps as [out, in], and its bias if the config has one."""
+    """A kernel, which is stored as [out, in], and its bias if the config has one."""
     return (Slot(path, f'{name}.weight', transposed=True), Slot(f'{path}_bias', f'{name}.bias'))
 
 
@@ -23,7 +23,7 @@ def ffn(path: str, name: str) -> tuple[Slot, ...]:
 
 def experts(name: str, gate: str = 'gate_proj', up: str = 'up_proj', down: str = 'down_proj',
             fused: str | None = None) -> tuple[Slot, ...]:
-    """Three tensors for each expert under `name`; or two fused ones, as transformers 5 holds them.
+    """Three tensors for each expert under `name`; or two fused ones, as in transformers 5.
 
     fused: where the fused tensors are (None: name); gate_up_proj [E, 2F, D] has the gate first.
     """
@@ -43,7 +43,7 @@ def fused_experts(gate_up: str, down: str) -> tuple[Slot, ...]:
 
 def router(kernel: str, bias: str | None = None, correction: str | None = None
            ) -> tuple[Slot, ...]:
-    """The router's kernel [R, D], which disk keeps as we do, its bias and correction [R]."""
+    """The router's kernel [R, D], stored in the same layout, its bias and correction [R]."""
     leaves = (('kernel', kernel), ('bias', bias), ('correction', correction))
     return tuple(Slot(f'layer_{{l}}/moe/router/{ours}', theirs)
                  for ours, theirs in leaves if theirs is not None)
@@ -83,7 +83,7 @@ def decoder_config(f: Fields, *, experts: tuple[int, ...], hidden: int, theta: f
     """The Config of a pre-norm decoder with RMS norm and SwiGLU; `own` has what the family adds.
 
     experts: per layer; hidden: of an expert. theta, eps and default_head_dim (0: width / heads) are
-    what transformers takes for the family where config.json says nothing.
+    the defaults of transformers for the family, used if config.json has no value.
     """
     f.only('hidden_act', 'silu', 'swish')
     f.integer(*EXPERTS, least=1)  # with none, all layers would pass for dense ones
@@ -142,7 +142,7 @@ def everywhere(f: Fields, count: int) -> tuple[int, ...]:
 
 
 def layer_count(f: Fields) -> int:
-    """num_hidden_layers, refused where no machine could hold that many."""
+    """The value of num_hidden_layers; ValueError if no machine could hold that many layers."""
     layers = f.integer('num_hidden_layers')
     if not 0 < layers <= 4096:
         raise ValueError(f'{f.where}: num_hidden_layers={layers}: must be 1 to 4096')
@@ -153,7 +153,7 @@ def sigmoid_groups(f: Fields, *, renormalised: bool, scale: float, groups: int, 
                    ) -> dict[str, Any]:
     """The routing of DeepSeek-V3 and those after it: sigmoids, correction, groups, a scale.
 
-    The arguments are what transformers takes where config.json says nothing.
+    The arguments are the defaults of transformers, used if config.json has no value.
     """
     renormalised = f.flag('norm_topk_prob', renormalised)
     return {
@@ -165,5 +165,5 @@ def sigmoid_groups(f: Fields, *, renormalised: bool, scale: float, groups: int, 
 
 
 def softmax_gate(f: Fields) -> str:
-    """Softmax over all experts, the chosen ones renormalised if norm_topk_prob says so."""
+    """Softmax over all experts; the chosen ones are renormalised if norm_topk_prob is true."""
     return 'softmax_topk_renorm' if f.flag('norm_topk_prob', False) else 'softmax_topk'

@@ -9,7 +9,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config; norm_topk_prob is refused, since transformers never reads it."""
+    """The Config of a config.json; norm_topk_prob is rejected, as transformers never reads it."""
     f.only('norm_topk_prob', False)
     f.only('mlp_bias', False)
     f.only('scoring_func', 'softmax')

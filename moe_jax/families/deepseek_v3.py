@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     f.only('scoring_func', 'sigmoid')
     f.only('topk_method', 'noaux_tc')
     hidden = f.integer('moe_intermediate_size')

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     hidden = f.integer('moe_intermediate_size')
     experts = common.dense_first(f, f.integer(*EXPERTS))
     return common.decoder_config(
@@ -19,7 +19,7 @@ def read(f: Fields) -> Config:
 
 
 def _windows(f: Fields, layers: int) -> tuple[int, ...]:
-    """Layers from max_window_layers on look back over sliding_window tokens, where one is given."""
+    """Window of each layer: sliding_window, if given, in layers from max_window_layers on."""
     window = f.integer('sliding_window', default=0)
     first = f.integer('max_window_layers', default=62)
     return tuple(window if i >= first else 0 for i in range(layers))

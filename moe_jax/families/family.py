@@ -1,6 +1,6 @@
-"""What a model family is: how its config.json reads, and where each of our leaves lies on disk.
+"""The description of a model family: how to read its config.json and where each leaf is on disk.
 
-A family is one `Family` table, used in both directions: to load a folder and to write one. E
+A family is one `Family` table, used to load a checkpoint and to write one. E
 experts, D model width, F hidden width; {l} in a name is the layer, {e} the expert.
 """
 
@@ -20,7 +20,7 @@ ROTARY_BUFFER = r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq'
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Which share of a tensor on disk a leaf is: the `index`-th of `count` along `axis`.
+    """The share of a tensor on disk that a leaf is: the `index`-th of `count` along `axis`.
 
     strided: every count-th row, beginning with row `index`; otherwise the index-th block of rows.
     """
@@ -42,10 +42,10 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where a leaf lies: our path, the tensor's name, and how one becomes the other.
+    """The place of a leaf on disk: our path, the tensor's name, and the conversion between them.
 
     A name with {e} is one tensor per expert, stacked to the leaf's axis 0. transposed: the last two
-    axes change places (disk keeps [out, in], we keep [in, out]). part: the leaf is a share of the
+    axes are swapped (disk stores [out, in], we store [in, out]). part: the leaf is a share of the
     tensor, taken before the transposition.
     """
 
@@ -92,9 +92,9 @@ class Family:
 
     read: config.json to Config. slots: in order of preference; of the slots with one path, the
     first whose tensor the folder has is used, and the first of all in a new folder. expert_field:
-    where config.json says the number of experts (the name that is written if none stands there).
+    the field of config.json with the number of experts (the name written if it has none).
     predicts_ahead: layers after the last are modules for multi-token prediction, which are no part
-    of the decoder and are left out. released: the config of a well-known model, from which the
+    of the decoder and are not loaded. released: the config of a well-known model, from which the
     table of families is computed; models and notes are for people.
     """
 
@@ -109,7 +109,7 @@ class Family:
     predicts_ahead: bool = False
 
     def config(self, raw: Mapping[str, Any], where: str = 'config.json') -> Config:
-        """The Config of a config.json; ValueError naming the field that cannot be."""
+        """The Config of a config.json; ValueError naming a field whose value is impossible."""
         return self.read(Fields(raw, where))
 
     def candidates(self, path: str) -> list[Slot]:
@@ -120,7 +120,7 @@ class Family:
         return found
 
     def is_ignored(self, name: str, layers: int) -> bool:
-        """Whether a tensor is known to be no part of a decoder of so many layers."""
+        """Whether a tensor is known not to belong to a decoder of so many layers."""
         if re.fullmatch(ROTARY_BUFFER, name):
             return True
         match = re.match(r'model\.layers\.(\d+)\.', name)

@@ -1,4 +1,4 @@
-"""Reading config.json, whatever version of transformers wrote it.
+"""A reader of config.json for every version of transformers.
 
 Versions 4 and 5 name some fields differently; a file may hold both names as long as they agree.
 """
@@ -29,7 +29,7 @@ class Fields:
     def get(self, *names: str, default: Any = NEEDED) -> Any:
         """The value under any of these names; None counts as absent.
 
-        Raises ValueError where two of them disagree, naming both, or where none is given and there
+        Raises ValueError that names both if two of them disagree, and if none is given and there
         is no default.
         """
         given = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
@@ -61,7 +61,7 @@ class Fields:
         return value
 
     def only(self, name: str, *valid: Any) -> None:
-        """Refuse any value but these; absent is one of them."""
+        """Raise ValueError for any value but these; an absent value is allowed."""
         value = self.raw.get(name)
         if value is not None and value not in valid:
             raise ValueError(f'{self.where}: {name}={value!r} is not supported for this family '
@@ -73,7 +73,7 @@ class Fields:
         return choice(f'{self.where}: dtype', value, DTYPES)
 
     def windows(self, layers: int, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-        """How far each layer looks back (0: all), from layer_types where it is given."""
+        """The tokens each layer looks back over (0: all), from layer_types if it is given."""
         kinds = self.get('layer_types', default=None)
         if kinds is None:
             return otherwise if any(otherwise) else ()
@@ -91,7 +91,7 @@ class Fields:
              interleaved: bool = False) -> Rope:
         """The rotary positions, from rope_parameters (5) or rope_theta and rope_scaling (4).
 
-        theta and fraction (the share of a head's channels that turn) are the family's defaults.
+        theta and fraction (the share of rotary channels of a head) are the family's defaults.
         """
         rope = self._rope_fields()
         fraction = rope.number('partial_rotary_factor', default=fraction)
@@ -121,7 +121,7 @@ class Fields:
         return Rope(**own)
 
     def rope_temperature(self) -> float:
-        """What DeepSeek's models multiply the attention scale with: the square of YaRN's factor."""
+        """The multiplier of DeepSeek's attention scale: the square of YaRN's factor."""
         rope = self._rope_fields()
         slope = rope.number('mscale_all_dim', default=0)
         scaled = rope.get('rope_type', default='default') != 'default'
@@ -131,7 +131,7 @@ class Fields:
         return magnitude * magnitude
 
     def _rope_fields(self) -> 'Fields':
-        """Every rope field by its version 5 name; ValueError where two places disagree."""
+        """Every rope field by its version 5 name; ValueError if two places disagree."""
         new, old = (self.get(name, default={}) for name in ('rope_parameters', 'rope_scaling'))
         places = [('rope_parameters.', new), ('rope_scaling.', old),
                   ('', {name: self.raw[name] for name in ('rope_theta', 'partial_rotary_factor')
@@ -155,7 +155,7 @@ class Fields:
 
 
 def _yarn_scale(rope: Fields, factor: float) -> float:
-    """What cos and sin are multiplied with, given or from the factor (Peng et al. 2023, 3.4)."""
+    """The multiplier of cos and sin, given or from the factor (Peng et al. 2023, 3.4)."""
     if rope.get('attention_factor', default=None) is not None:
         return rope.number('attention_factor')
     over, under = (rope.number(name, default=0) for name in ('mscale', 'mscale_all_dim'))

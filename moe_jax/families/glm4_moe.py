@@ -1,4 +1,4 @@
-"""GLM-4.5 and later (Zhipu AI 2025): sigmoid routing with correction, half of each head turning."""
+"""GLM-4.5 and later (Zhipu AI 2025): sigmoid routing with correction, half-rotary heads."""
 
 from moe_jax.config import Config
 from moe_jax.families import common
@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     hidden = f.integer('moe_intermediate_size')
     head_dim = f.integer('head_dim', default=f.integer('hidden_size') // max(
         1, f.integer('num_attention_heads')))

@@ -12,7 +12,7 @@ YARN = {'rope_type': 'yarn', 'factor': 32.0, 'beta_fast': 32.0, 'beta_slow': 1.0
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.everywhere(f, f.integer(*EXPERTS))
     bias = f.flag('attention_bias', True)
     return common.decoder_config(
@@ -25,13 +25,13 @@ def read(f: Fields) -> Config:
 
 
 def _windows(f: Fields, layers: int) -> tuple[int, ...]:
-    """Every other layer, beginning with the first."""
+    """Window of each layer: sliding in every other layer, beginning with the first."""
     window = f.integer('sliding_window', default=128)
     return tuple(window if i % 2 == 0 else 0 for i in range(layers))
 
 
 def _rope(f: Fields) -> Any:
-    """YaRN with the family's own numbers where config.json has none."""
+    """YaRN, with the family's own numbers for those that config.json lacks."""
     given = any(f.raw.get(name) for name in ('rope_parameters', 'rope_scaling'))
     fields = f if given else Fields({**f.raw, 'rope_parameters': YARN}, f.where)
     return fields.rope(f.integer('head_dim', default=64), 150_000.0)
@@ -42,7 +42,7 @@ EXPERT = 'layer_{l}/moe/experts/'
 
 
 def _interleaved(path: str, name: str, axis: int) -> tuple[Slot, ...]:
-    """Gate and up in one tensor, column by column in turn."""
+    """Slots of gate and up in one tensor with alternating columns."""
     return tuple(Slot(f'{EXPERT}{ours}{path}', name, part=Part(axis, i, 2, strided=True))
                  for i, ours in enumerate(common.INPUTS))
 

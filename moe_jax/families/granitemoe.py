@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     scaling = f.number('logits_scaling', default=1.0)
     if not scaling > 0:
         raise ValueError(f'{f.where}: logits_scaling={scaling}: must be above 0')

@@ -1,4 +1,4 @@
-"""What the DeepSeek families share: multi-head latent attention in config.json."""
+"""Multi-head latent attention in the config.json of the DeepSeek families."""
 
 from typing import Any
 

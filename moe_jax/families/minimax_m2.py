@@ -7,8 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config; `rotary_dim` is how the released files say what share of a head turns.
-    """
+    """The Config of a config.json; released files give the rotary channels in `rotary_dim`."""
     head_dim = f.integer('head_dim', default=128)
     fraction = f.integer('rotary_dim', default=head_dim) / max(1, head_dim)
     return common.decoder_config(

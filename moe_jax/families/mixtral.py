@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.everywhere(f, f.integer(*EXPERTS))
     window = f.integer('sliding_window', default=0)
     return common.decoder_config(

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     return common.decoder_config(
         f, experts=common.everywhere(f, f.integer(*EXPERTS)),
         hidden=f.integer('intermediate_size'), eps=1e-5, gate=common.softmax_gate(f),

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.every_step(f, f.integer(*EXPERTS))
     return common.decoder_config(
         f, experts=experts, hidden=f.integer('moe_intermediate_size'),
@@ -18,7 +18,7 @@ def read(f: Fields) -> Config:
 
 
 def _windows(f: Fields, layers: int) -> tuple[int, ...]:
-    """Every other of the first max_window_layers layers, if sliding windows are on at all."""
+    """Window of each layer: every other of the first max_window_layers, if windows are on."""
     if not f.flag('use_sliding_window', False):
         return ()
     window, last = f.integer('sliding_window'), f.integer('max_window_layers', default=28)

@@ -7,7 +7,7 @@ from moe_jax.families.fields import EXPERTS, Fields
 
 
 def read(f: Fields) -> Config:
-    """config.json to Config."""
+    """The Config of a config.json."""
     experts = common.every_step(f, f.integer(*EXPERTS))
     sliding = f.flag('use_sliding_window', False)
     return common.decoder_config(

@@ -1,14 +1,14 @@
 """Pictures of routing, for notebooks: statistics, plans and error curves in, figures out.
 
-    pictures.usage(stats)                     who uses which expert
-    pictures.similarity(stats, 'outputs')     which experts are alike
-    pictures.clusters(plan, stats)            what a plan makes of them
-    pictures.sensitivity(curves)              which layers can spare experts
-    pictures.safe_sparsity(points)            how far it is safe to go
+    pictures.usage(stats)                     share of each data group per expert
+    pictures.similarity(stats, 'outputs')     similarity of experts
+    pictures.clusters(plan, stats)            clusters that a plan merges or drops
+    pictures.sensitivity(curves)              error of each layer by experts kept
+    pictures.safe_sparsity(points)            quality and the recommended stop
 
-Every function returns a matplotlib Figure and touches no setting of matplotlib. Where there is a
-panel per MoE layer, `layers` chooses layers, or how many, evenly spaced. They need the extra
-`plot`.
+Every function returns a matplotlib Figure and changes no setting of matplotlib. In pictures with a
+panel per MoE layer, `layers` selects layers, or a number of layers, evenly spaced. The functions
+need the extra `plot`.
 """
 
 try:

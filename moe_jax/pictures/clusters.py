@@ -1,4 +1,4 @@
-"""What a plan makes of a layer's experts: a map on which alike ones lie close."""
+"""A map of a layer's experts and of what a plan does with them; similar experts are close."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from moe_jax.pictures.spots import DROPPED, spots
 def clusters(
     plan: Any, stats: Stats, *, group: str | None = None, layers: Layers = None
 ) -> Figure:
-    """One map per layer of a `prune.Plan`: colour and spokes join what is merged, grey is dropped.
+    """One map per layer of a `prune.Plan`: color and spokes join merged experts; grey is dropped.
 
     Area: tokens that chose the expert first. Places: `places`. Titles: the sizes of the clusters,
     or experts left and before.
-    group: of the statistics (default: the one the plan was made from). layers: ids, or how many.
+    group: data group of the statistics (default: the plan's own). layers: ids, or how many.
     """
     drawn = chosen('clusters', tuple(plan.layers), layers)
     _check_same(plan, stats)
@@ -50,7 +50,7 @@ def clusters(
 
 
 def members(layer: Any) -> np.ndarray:
-    """The new expert [E] that each old one goes into; DROPPED for one that leaves nothing."""
+    """The new expert [E] of each old expert; DROPPED for an expert that is dropped."""
     if 'labels' in layer.notes and len(layer.notes['labels']) == layer.before:
         labels = np.asarray(layer.notes['labels'])
         if len(np.unique(labels)) == layer.after:

@@ -1,4 +1,4 @@
-"""Quality against experts kept, by method, and how far it is safe."""
+"""Quality against experts kept, by method, and the recommended stop."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a picture reads of statistics: its layers and sums, checked before anything is drawn."""
+"""The layers and sums of statistics that a picture shows, checked before anything is drawn."""
 
 from collections.abc import Collection, Sequence
 
@@ -13,7 +13,7 @@ Layers = int | Sequence[int] | None
 def chosen(picture: str, there: Sequence[int], layers: Layers) -> tuple[int, ...]:
     """The layers to draw: all (None), those named, or so many, evenly spaced from first to last.
 
-    Raises ValueError for a layer that is not there and for none at all.
+    Raises ValueError for a layer that does not exist and for no layer at all.
     """
     there = tuple(sorted(there))
     if isinstance(layers, int | np.integer):

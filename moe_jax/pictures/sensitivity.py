@@ -1,4 +1,4 @@
-"""Which layers can spare experts: error of a layer's output against experts kept."""
+"""The error of each layer's output against experts kept: which layers can lose experts."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ Curves = Mapping[int, Mapping[int, float]]
 
 @style.look()
 def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
-    """Error against experts kept, a line per layer, and each layer's error with half of them.
+    """Error against experts kept, a line per layer, and each layer's error with half the experts.
 
     curves: {layer: {experts kept: relative error}} as `prune.sensitivity` gives them; 1 is as bad
       as a layer that gives nothing. Half is of the largest count of the layer's curve. A layer
@@ -45,7 +45,7 @@ def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
 
 
 def halved(curve: Mapping[int, float]) -> float:
-    """The error with half of the experts, or the nearest count there is (of two, the lower)."""
+    """The error with half of the experts, or the nearest available count (of two, the lower)."""
     counts = sorted(curve)
     return curve[min(counts, key=lambda c: abs(c - counts[-1] / 2))]
 

@@ -1,4 +1,4 @@
-"""How alike the experts of a layer are, as matrices ordered so that blocks of alike ones show."""
+"""Similarity matrices of a layer's experts, ordered so that similar ones form blocks."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -71,7 +71,7 @@ def similarity(
 
 
 def alike(layer: Mapping[str, np.ndarray], kind: Kind) -> np.ndarray:
-    """Similarity [E, E] of a layer's experts, one on the diagonal, 0 for an expert without tokens.
+    """Similarity [E, E] of a layer's experts, 1 on the diagonal, 0 for an expert without tokens.
 
     'logits': C_ij / √(C_ii C_jj) of C = sum_t z z^T; 'outputs': cosine of the mean outputs, where
     evaluated; 'together': n_ij / √(n_i n_j), n the tokens that chose both, or one.
@@ -89,7 +89,7 @@ def alike(layer: Mapping[str, np.ndarray], kind: Kind) -> np.ndarray:
 
 
 def ordered(matrix: np.ndarray) -> np.ndarray:
-    """Experts in the order of the leaves of an average-linkage tree, alike neighbours together."""
+    """Experts in the order of the leaves of an average-linkage tree: similar ones are adjacent."""
     if len(matrix) < 3:
         return np.arange(len(matrix))
     distance = squareform(1 - (matrix + matrix.T) / 2, checks=False)
@@ -102,7 +102,7 @@ def _between(matrix: np.ndarray) -> np.ndarray:
 
 
 def _limits(matrices) -> tuple[float, float]:
-    """Colour limits of the values off the diagonal; even about 0 where some are negative."""
+    """Color limits of the values off the diagonal; symmetric about 0 if some are negative."""
     values = np.concatenate([_between(m) for m in matrices])
     low, high = float(values.min(initial=0)), float(values.max(initial=0)) or 1.0
     return (0.0, high) if low >= 0 else (-max(high, -low), max(high, -low))

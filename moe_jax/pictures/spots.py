@@ -1,4 +1,4 @@
-"""Clusters of experts on a map: colour and spokes join what belongs together."""
+"""Clusters of experts on a map; color and spokes join the experts of a cluster."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ def spots(
     size = scale * (25 + 260 * count / max(float(count.max()), 1.0))
     gone = labels == DROPPED
     if len(np.unique(labels[~gone])) == (~gone).sum():
-        # Where nothing is joined, a colour for each would mean nothing.
+        # If no experts are joined, a color for each would have no meaning.
         _scatter(ax, points[~gone], size[~gone], style.HUES[0], 'o')
     else:
         for n, label in enumerate(np.unique(labels[~gone])):

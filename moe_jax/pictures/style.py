@@ -1,4 +1,4 @@
-"""One look for every figure: palette, type, axes, and labels that do not collide."""
+"""The common style of all figures: palette, type, axes, and labels that do not collide."""
 
 import contextlib
 import io
@@ -54,7 +54,7 @@ RC = {
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-    """This style, whatever a user's matplotlibrc says, and the user's settings again afterwards."""
+    """A context with this style instead of the user's matplotlibrc, whose settings then return."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(RC)
@@ -74,7 +74,7 @@ class Picture(Figure):
 
 
 def ramp(count: int) -> list[str]:
-    """Colours for an ordered quantity, light to dark, told apart by lightness alone."""
+    """Colors for an ordered quantity, light to dark, distinguishable by lightness alone."""
     colours = matplotlib.colormaps['viridis'](
         np.linspace(0.72, 0.08, count) if count > 1 else [0.4] * count
     )
@@ -199,14 +199,14 @@ def quiet_grid(ax: Axes, along: str = 'y') -> None:
 
 
 def frame(ax: Axes) -> None:
-    """A quiet line around a panel without axes of its own."""
+    """A thin line around a panel without its own axes."""
     ax.tick_params(which='both', length=0)
     ax.spines[:].set_visible(True)
     ax.spines[:].set_color(LINE)
 
 
 def cells(ax: Axes, rows: int, columns: int) -> None:
-    """Quiet lines between the cells of a heat map."""
+    """Thin lines between the cells of a heat map."""
     ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     ax.grid(which='minor', color=LINE, linewidth=0.6)
@@ -214,7 +214,7 @@ def cells(ax: Axes, rows: int, columns: int) -> None:
 
 
 def ids(axis: Axis, names: Sequence[int], cell: float) -> None:
-    """Names the cells of an axis, each `cell` inches wide; none where they would not fit."""
+    """Labels the cells of an axis, each `cell` inches wide; no labels if they would not fit."""
     shown = names if cell > 0.13 else []
     axis.set_ticks(range(len(shown)), [str(n) for n in shown], fontsize=9 if cell > 0.25 else 7)
 

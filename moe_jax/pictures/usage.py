@@ -1,4 +1,4 @@
-"""Which experts each group of tokens uses, as heat maps."""
+"""Heat maps of the experts that each data group uses."""
 
 import math
 from collections.abc import Sequence

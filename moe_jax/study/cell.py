@@ -16,7 +16,7 @@ SCORED = 0.35  # work of a scored token in units of a trained one, for the time 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """`inputs` decide the result and hence the id; `about` is for people and records."""
+    """One computation: `inputs` determine its result and id; `about` is for people and records."""
 
     kind: str
     inputs: Mapping[str, Any]
@@ -43,15 +43,15 @@ class Cell:
 
     @property
     def parent(self) -> str | None:
-        """The id of the pretrain cell whose model this one reads, if it does."""
+        """The id of the pretrain cell whose model this cell reads; None if it reads none."""
         model = self.inputs['model']
         return model if isinstance(model, str) else None
 
 
 def deciding(options: TrainOptions) -> dict[str, Any]:
-    """What decides the result of a run: how often it logs or saves does not."""
+    """The options that determine the result of a run, without how often it logs or saves."""
     fields = dataclasses.asdict(options)
-    if options.keep_zeros is None:  # runs from before there was such an option stay what they are
+    if options.keep_zeros is None:  # ids of runs from before this option stay the same
         del fields['keep_zeros']
     return {name: value for name, value in fields.items() if name not in FREE}
 
@@ -70,5 +70,5 @@ def pretrain_cell(study: Any, material: Material, experts: int, seed: int) -> Ce
 
 
 def tokens(options: TrainOptions) -> float:
-    """How many tokens a run of training takes."""
+    """The number of tokens of a training run."""
     return float(options.steps * options.accumulate * options.batch * options.length)

@@ -1,4 +1,4 @@
-"""What a study is refused for before anything is fetched, trained or written."""
+"""Checks of a study before anything is fetched, trained or written."""
 
 import os
 from pathlib import Path
@@ -20,14 +20,14 @@ def _check_sparse(shrink: Sparsify, study: RecoveryStudy) -> None:
                    pattern=shrink.pattern, **dict(shrink.options))
 
 
-# What refuses a method, option or pattern that a way of shrinking does not know.
+# The checks of methods, options and patterns, by way of shrinking.
 CHECKS = {Drop: _check_drop, Sparsify: _check_sparse}
 
 
 def check(study: Study, data_dir: str | os.PathLike[str] | None = None) -> None:
     """Raise for a method, option, task, data folder or vocabulary that the study cannot use.
 
-    A name that is not known is answered with the nearest one that is.
+    The error for an unknown name gives the nearest known one.
     """
     for method in study.methods():
         try:
@@ -61,7 +61,7 @@ def check_data(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | 
 
 
 def _check_task(name: str, given: Path | None) -> None:
-    """Refuse a task that `tasks.load` would refuse, from names alone."""
+    """Raise for a task that `tasks.load` would reject, from names alone."""
     known = tasks.names()
     if given is not None:
         domains = () if any(given.glob('*.whl')) else folder.domains(given)

@@ -1,4 +1,4 @@
-"""How long a forward pass takes."""
+"""The time of a forward pass."""
 
 import time
 from collections.abc import Sequence

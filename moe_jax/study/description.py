@@ -1,4 +1,4 @@
-"""The record that tells a report what a study is; its 'cells' are the ids that belong to it."""
+"""The record that describes a study to a report; its 'cells' are the ids that belong to it."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def recovery(study: RecoveryStudy, stuff: Material, todo: list[Cell]) -> dict[st
 
 def common(study: Study | RecoveryStudy, stuff: Material, todo: list[Cell],
            stages: dict[str, TrainOptions], own: dict[str, Any]) -> dict[str, Any]:
-    """The record of any study; `own` is what its kind alone has, or says in another way."""
+    """The record of any study; `own` holds the fields that are specific to its kind."""
     return {'id': 'study', 'kind': 'study', 'outputs': {
         'name': study.name,
         'description': study.description,
@@ -70,6 +70,6 @@ def common(study: Study | RecoveryStudy, stuff: Material, todo: list[Cell],
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from, without names of hosts or users."""
+    """The machine that the numbers come from, without names of hosts or users."""
     return {'devices': [d.device_kind for d in jax.devices()], 'cores': os.cpu_count(),
             'processor': platform.machine(), 'python': platform.python_version()}

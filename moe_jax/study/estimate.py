@@ -1,4 +1,4 @@
-"""What a study costs, from shapes alone, before it starts."""
+"""The cost of a study, computed from shapes alone before it starts."""
 
 from typing import NamedTuple
 
@@ -41,8 +41,8 @@ def table(study: Study) -> Table:
 def recovery_table(study: RecoveryStudy) -> Table:
     """Parameters, training state and FLOPs of every part of a recovery study.
 
-    A recipe with a teacher costs a forward pass of it more; none is counted as cheaper for training
-    less.
+    A recipe with a teacher adds a forward pass of the teacher; no recipe counts as cheaper for
+    training less.
     """
     seeds, tasks = len(study.seeds), len(study.tasks)
     each = tokens(study.recover)

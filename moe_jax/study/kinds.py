@@ -1,4 +1,4 @@
-"""The kinds of study: what each is checked by, made of, computed with and described as."""
+"""The kinds of study, each with its checks, cells, computations and description."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from moe_jax.study.recovery.spec import RecoveryStudy
 
 
 class Kind(NamedTuple):
-    """What the runner and the command ask of a kind of study; each takes the study first."""
+    """The functions of a kind of study that the runner and the command call, the study first."""
 
     check: Callable[..., None]
     cells: Callable[..., list[Cell]]

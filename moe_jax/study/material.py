@@ -22,7 +22,7 @@ Packed = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """Everything a study reads: pretraining rows and held-out texts by domain, and the tasks.
+    """All inputs of a study: pretraining rows and held-out texts by domain, and the tasks.
 
     `mixed` holds the pretraining text again in rows as long as the tasks' (the same arrays where
     the lengths agree), for stages that mix both.
@@ -41,7 +41,7 @@ def prepare(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | Non
             ) -> Material:
     """Fetch what is missing and encode everything; a repeat reads the cache."""
     text = corpus.load(data_dir, cap=study.corpus_characters)
-    # All tasks are read before any text is encoded: what one lacks is told early.
+    # All tasks are read before any text is encoded, so that missing data raises early.
     sources = {name: task_sources.load(name, corpus=text, data_dir=data_dir, limit=study.task_limit)
                for name in study.tasks}
     path = tokenizer.of_corpus(text, study.model.vocab)

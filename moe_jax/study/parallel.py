@@ -2,8 +2,8 @@
 
     python -m moe_jax.study.parallel < question.json > answer.json
 
-On CPU this process makes the devices it is asked for, which share the machine's cores: what more
-devices cost can be read, not what they save. On an accelerator it takes those there are.
+On CPU this process simulates the devices, which share the machine's cores: the cost of more
+devices can be read, not their gain. On an accelerator it uses the available devices.
 """
 
 import json
@@ -21,9 +21,9 @@ def measured(
 ) -> list[dict[str, list[float]]]:
     """Milliseconds of each round by degree ('1', '2', ...), of each model (a Config as JSON).
 
-    On an accelerator, which one process holds, it is measured here, as is a degree of 1 alone; a
-    degree of more devices than there are is left out. Raises RuntimeError with what the process
-    said if it fails.
+    On an accelerator, which one process holds, the measurement runs in this process, as does a
+    degree of 1 alone. Degrees beyond the number of devices are left out. Raises RuntimeError with
+    the output of the process if it fails.
     """
     import jax
 
@@ -41,7 +41,7 @@ def measured(
 
 
 def answer(asked: dict[str, Any]) -> list[dict[str, list[float]]]:
-    """What `measured` gives, on the devices of this process."""
+    """The result of `measured`, on the devices of this process."""
     import jax
 
     from moe_jax.base.sharding import make_mesh

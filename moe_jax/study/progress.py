@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: one bar with an ETA, and a line for each finished cell."""
+"""The display of a running study: one bar with an ETA, and a line for each finished cell."""
 
 import time
 from typing import Any, Self
@@ -6,7 +6,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-QUIET_SECONDS = 60  # without a terminal, a long cell says how it is doing this often
+QUIET_SECONDS = 60  # without a terminal, a long cell reports its progress this often
 
 
 class Display:

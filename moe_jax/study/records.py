@@ -15,7 +15,7 @@ LOCK = '.lock'
 
 
 class Busy(RuntimeError):
-    """Another process is running the study in this folder."""
+    """Another process that runs the study in this folder."""
 
 
 def read(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ def read(folder: str | Path) -> dict[str, dict[str, Any]]:
 def append(folder: str | Path, record: Mapping[str, Any]) -> None:
     """Add one record and wait until it is on disk; first drops a torn last line.
 
-    Raises DiskFull, or ValueError for numbers that are not finite; a torn line is all it leaves.
+    Raises DiskFull, or ValueError for numbers that are not finite; at most a torn line remains.
     """
     path = Path(folder) / FILE
     try:

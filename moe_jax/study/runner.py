@@ -1,4 +1,4 @@
-"""Run a study, or go on with it: finished cells are kept, the others computed in order."""
+"""Run or resume a study: finished cells are kept, the others are computed in order."""
 
 import contextlib
 import json
@@ -20,12 +20,12 @@ from moe_jax.study.recovery.spec import RecoveryStudy
 from moe_jax.study.workshop import Workshop
 
 # Compiled programs are memory maps, of which a process may have 65,530 on Linux; about 150 cells of
-# different models filled them. What took long to compile comes back from the cache on disk.
+# different models filled them. Slow compilations come back from the cache on disk.
 PROGRAMS_OF = 32
 
 
 class OtherStudy(ValueError):
-    """The output folder holds something else."""
+    """The output folder that holds something else."""
 
 
 def run(
@@ -75,7 +75,7 @@ def run(
 
 
 def unfinished(shop: Workshop, todo: list[Cell], done: Mapping[str, Any]) -> set[str]:
-    """Ids of the cells to compute: those without a record, and models they need that are gone."""
+    """Ids of the cells to compute: those without a record, and missing models that they need."""
     left = {cell.id for cell in todo if cell.id not in done}
     needed = {cell.parent for cell in todo if cell.id in left}
     return left | {cell.id for cell in shop.pretrained.values()
@@ -104,7 +104,7 @@ def _refuse_other(folder: Path, done: Mapping[str, Any], name: str) -> None:
 
 @contextlib.contextmanager
 def _stoppable(display: Display) -> Iterator[Callable[[], None]]:
-    """Stop at once on a signal, saying what is kept.
+    """Stop at once on a signal, with a message about what is kept.
 
     The training loop handles signals itself. Between two loops nothing is half done, so there
     SIGTERM and Ctrl-C raise at once.

@@ -1,4 +1,4 @@
-"""What every kind of study is refused for, from its values alone."""
+"""Checks of every kind of study, from its values alone."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

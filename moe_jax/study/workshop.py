@@ -21,7 +21,7 @@ from moe_jax.study.cell import Cell
 from moe_jax.study.material import Material
 from train.loop.options import TrainOptions
 
-# What runs, work done, work found done by an earlier process, metrics.
+# Name of the running cell, work done, work done by an earlier process, metrics.
 Progress = Callable[[str, float, float, dict[str, Any]], None]
 Outputs = dict[str, Any]
 
@@ -107,7 +107,7 @@ def domain_losses(shop: Workshop, cfg: Config, params: Params) -> dict[str, floa
 
 
 def reporting(shop: Workshop, title: str, options: TrainOptions):
-    """What a training loop calls after each step: it moves the study's progress."""
+    """A callback of the training loop that advances the study's progress after each step."""
     per_step = options.accumulate * options.batch * options.length
     seen: int | None = None
 

@@ -1,4 +1,4 @@
-"""Which domain of the corpus a passage is from: a sanity task that every model should solve."""
+"""A sanity task that every model should solve: the domain of the corpus that a passage is from."""
 
 from collections.abc import Sequence
 

@@ -27,7 +27,7 @@ class Prompt(NamedTuple):
 
 
 def end_id(tokenizer: Tokenizer) -> int:
-    """The id of <|end|>, or an error that says to give another token's."""
+    """The id of <|end|>; an error asks for another token's id if there is none."""
     id = tokenizer.token_to_id(SPECIALS[END])
     if id is None:
         raise ValueError(f'the tokenizer has no {SPECIALS[END]!r}; pass end=, the id that opens '
@@ -37,7 +37,7 @@ def end_id(tokenizer: Tokenizer) -> int:
 
 def seam(context: str, tokens: Sequence[tuple[int, int, int]], places: range, otherwise: int,
          ) -> int:
-    """The first of the places whose token opens a word, or at least a character."""
+    """The first position whose token opens a word, or at least a character."""
     for place in places[:WORD_TOKENS]:
         start = tokens[place][1]
         if context[start].isspace() or context[start - 1].isspace():
@@ -48,7 +48,7 @@ def seam(context: str, tokens: Sequence[tuple[int, int, int]], places: range, ot
 def fit(example: Example, encoding: Encoding, budget: int) -> list[int]:
     """The token ids of a context, whole tokens taken out of its clips until `budget` suffices.
 
-    Clips are shortened in their order, each at the end it need not keep, between words where it
+    Clips are shortened in their order, each at the end it need not keep, between words if they
     can be and never inside a character; everything else stays. Raises ValueError where that is
     not enough.
     """
@@ -108,14 +108,14 @@ def encode_train(examples: Sequence[Example], tokenizer: Tokenizer, length: int,
         sizes.append(1 + len(context) + len(answer))
     offsets = np.cumsum(sizes)
     rows = pack(Encoded(np.array(ids), offsets), length)
-    # The same sizes pack the same way, so the answers' marks land where their tokens did.
+    # Equal sizes are packed alike, so the marks of the answers land with their tokens.
     marks = pack(Encoded(np.array(answered), offsets), length)['tokens']
     return {**rows, 'weights': marks.astype(np.float32)}
 
 
 def encode_score(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
                  end: int | None = None) -> list[Prompt]:
-    """What to score, in the examples' order: context and any option in at most `length` tokens."""
+    """Prompts to score, in order of examples; context and any option take up to `length` tokens."""
     end = end_id(tokenizer) if end is None else end
     return [Prompt([end, *context], options)
             for context, options in tokenized(examples, tokenizer, length)]

@@ -75,9 +75,9 @@ class TextTask:
 
 
 def majority(task: Task) -> float:
-    """The validation accuracy of the best constant answer: the share of the commonest label.
+    """The validation accuracy of the best constant answer: the share of the most common label.
 
-    Where the choices differ from example to example this is the commonest position.
+    If the choices differ between examples, the label is the most common position.
     """
     labels = collections.Counter(example.label for example in task.examples_validation)
     return labels.most_common(1)[0][1] / labels.total()

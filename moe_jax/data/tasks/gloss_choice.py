@@ -1,4 +1,4 @@
-"""Which of four definitions belongs to a headword of the dictionary.
+"""A task of choosing the definition of a headword among four definitions of the dictionary.
 
 Shaped like COPA (pick the text that goes with a short premise) but made from a dictionary; a
 substitute for it, not comparable with it.
@@ -66,7 +66,7 @@ def questions(entries: Sequence[Entry], count: int) -> Iterable[Example]:
 
 
 def distractors(item: Entry, pool: Sequence[Entry]) -> list[str]:
-    """Three other glosses from the pool, walking on from a place that the headword's hash names."""
+    """Three other glosses of the pool, from the position that the headword's hash gives onwards."""
     start, found = int.from_bytes(order('walk' + item.id)[:8], 'big'), [item.gloss]
     for step in range(len(pool)):
         other = pool[(start + step) % len(pool)]

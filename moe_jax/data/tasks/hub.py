@@ -16,7 +16,7 @@ SECONDS = 3.0
 
 
 def problem(url: str, seconds: float = SECONDS) -> str:
-    """Why an HTTP server does not answer within some seconds; '' where it does, in any way."""
+    """The reason why an HTTP server does not answer within some seconds; '' if it answers."""
     answers = []
 
     def ask():

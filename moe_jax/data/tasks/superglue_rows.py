@@ -1,6 +1,6 @@
-"""From a raw row of a published data set to an Example: one mapping, whatever file it came in.
+"""Mappings from a raw row of a published data set to an Example, for every file format.
 
-Understood are the columns of the Hugging Face copies (super_glue, glue, winogrande), of the
+The mappings accept the columns of the Hugging Face copies (super_glue, glue, winogrande), of the
 original SuperGLUE v2 JSON lines (nested passages, labels as words or booleans), and a generic
 layout {context, choices, label, group?}. Errors name the file, the row and the column.
 """
@@ -18,13 +18,13 @@ NO_YES = (' no', ' yes')
 
 
 class Row(NamedTuple):
-    """One record and where it stands, for errors."""
+    """One record and its place in its file, for errors."""
 
     values: Mapping[str, Any]
     where: str
 
     def column(self, *names: str) -> Any:
-        """The value of the first of these columns that is there."""
+        """The value of the first of these columns that the row has."""
         for name in names:
             if name in self.values:
                 return self.values[name]
@@ -53,7 +53,7 @@ class Row(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What a row says, before the prompt: fields of the template, choices, label, group."""
+    """The contents of a row before the prompt: fields of the template, choices, label, group."""
 
     fields: dict[str, str]
     choices: tuple[str, ...]
@@ -62,7 +62,7 @@ class Item(NamedTuple):
 
 
 def statement(text: str) -> str:
-    """A sentence without its full stop, to stand inside a question."""
+    """A sentence without its period, for use inside a question."""
     return text.rstrip(' .?!')
 
 
@@ -143,7 +143,7 @@ def multirc(row: Row) -> Item:
 def record(row: Row) -> Item | None:
     """ReCoRD with one right entity: further right ones are no options, for accuracy needs one.
 
-    None where every entity is right: nothing is left to choose.
+    None if every entity is right, because there is nothing to choose.
     """
     answers = list(row.column('answers'))
     if not answers:
@@ -211,7 +211,7 @@ def generic(row: Row, id: str) -> Example:
 
 
 def shaped(name: str, row: Row, id: str) -> Example | None:
-    """A row of a known layout in the prompt of its task; None where there is nothing to choose."""
+    """A row of a known layout in the prompt of its task; None if there is nothing to choose."""
     item = ROWS[name](row)
     if item is None:
         return None

@@ -1,4 +1,4 @@
-"""The cells of an expert-count study: models, what they cost, and every pair on every task."""
+"""The cells of an expert-count study: models, their cost, and every pair on every task."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from moe_jax.study.material import Material
 from train.loop.options import TrainOptions
 
 ROUTER_ONLY = 0.8  # work of a token that trains routers alone, for the time estimate only
-# How often latency over devices is measured, and of which devices it is modelled.
+# The rounds of latency over devices, and the devices it is modelled for.
 PARALLEL_ROUNDS, MODELLED = 9, ('h100', 'v5e')
 
 
 def cells(study: Study, material: Material) -> list[Cell]:
-    """Every cell of a study, in the order to run them: what others need comes first."""
+    """All cells of a study, in the order to run them: cells that others need come first."""
     found = []
     for seed in study.seeds:
         models = {z: pretrain_cell(study, material, z, seed) for z in study.experts}

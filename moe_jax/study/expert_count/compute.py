@@ -1,4 +1,4 @@
-"""What each kind of cell of an expert-count study computes: from a cell to JSON outputs.
+"""The computation of each kind of cell of an expert-count study, from a cell to JSON outputs.
 
 Letters: Z experts pretrained with, G experts left, E experts of a layer.
 """
@@ -99,7 +99,7 @@ def latency(shop: Workshop, cell: Cell) -> Outputs:
 
 
 def parallel(shop: Workshop, cell: Cell) -> Outputs:
-    """Milliseconds of a forward pass by expert count and over how many devices experts lie."""
+    """Milliseconds of a forward pass by number of experts and of devices they are spread over."""
     study, asked = shop.study, cell.inputs
     shape = (study.score_rows, study.pretrain.length)
     configs = {n: study.model_with(n).replace(capacity_train=None, capacity_eval=None)

@@ -1,4 +1,4 @@
-"""What a study asks, as one frozen value; a config file is a function that returns one.
+"""The specification of a study, one frozen value; a config file is a function that returns one.
 
 Letters: Z experts pretrained with, G experts left.
 """
@@ -28,7 +28,7 @@ COUNTS = (
 class Method:
     """A pruning method of `prune.methods()` with its options, under the name the report uses.
 
-    label: that name, which records have ('': the method's title, such as 'M-SMoE').
+    label: that name, which records use ('': the method's title, such as 'M-SMoE').
     """
 
     label: str = ''
@@ -42,7 +42,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """The steps every model gets after shrinking, and the unshrunk ones too (UNCURL, section 4).
+    """The training steps of every model after shrinking, shrunk or not (UNCURL, section 4).
 
     `warm` trains routers alone; `prefinetune` trains everything on a mixture of the other tasks and
     of pretraining text (share `text_share` of the rows); `finetune` trains on the task.
@@ -56,7 +56,7 @@ class Recovery:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """An expert-count study: which models to pretrain, how to shrink them, and on what to compare.
+    """An expert-count study: the models to pretrain, the ways to shrink, the tasks to compare on.
 
     `model` is the model with any expert count; `experts` the counts Z to pretrain; `main` the
     method of the question, run on every pair of `pairs` (Z, G), and `rivals` those run on
@@ -154,7 +154,7 @@ def _stages(recovery: Recovery) -> Mapping[str, TrainOptions]:
     return {name: getattr(recovery, name) for name in ('warm', 'prefinetune', 'finetune')}
 
 
-# What a config is made of, so that a misspelt field can be answered with the nearest one.
+# The classes of a config, so that the error for a misspelled field names the nearest one.
 KINDS = (Study, Recovery, Method, RecoveryStudy, Drop, Sparsify, Recipe, Distill, Trainable, Config,
          TrainOptions)
 

@@ -1,1 +1,1 @@
-"""Recovery studies: what each way of training wins back of what shrinking a model lost."""
+"""Recovery studies: the share of the lost quality that each training recipe wins back."""

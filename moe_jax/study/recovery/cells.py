@@ -14,14 +14,14 @@ from moe_jax.study.recovery.spec import Drop, Recipe, RecoveryStudy, Shrink, Spa
 
 NONE = 'none'  # no shrinking, or no recovery
 DISTILLED = 1.6  # work of a token that a teacher reads too, for the time estimate only
-# The options that a way of shrinking knows, and their defaults.
+# The options of each way of shrinking, and their defaults.
 OPTIONS: dict[type[Shrink], Callable[[str], dict[str, Any]]] = {
     Drop: prune.options, Sparsify: prune.weight_options,
 }
 
 
 def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
-    """Every cell of a study, in the order to run them; ValueError for a task with too few rows."""
+    """All cells of a study, in the order to run them; ValueError for a task with too few rows."""
     _check_rows(study, material)
     found, searched = [], {}
     for seed in study.seeds:
@@ -38,7 +38,7 @@ def cells(study: RecoveryStudy, material: Material) -> list[Cell]:
 
 
 def recovered(study: RecoveryStudy) -> list[tuple[Shrink | None, Recipe | None]]:
-    """What is scored: the unshrunk model as it is and recovered, and each shrunk one likewise."""
+    """The scored models: the unshrunk model and each shrunk one, before and after recovery."""
     ceiling = study.recipe(study.ceiling)
     return [(None, None), (None, ceiling),
             *((shrink, recipe) for shrink in study.shrinks for recipe in (None, *study.recipes))]

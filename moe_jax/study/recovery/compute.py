@@ -1,4 +1,4 @@
-"""What the cells of a recovery study compute: from a cell to JSON outputs.
+"""The computation of the cells of a recovery study, from a cell to JSON outputs.
 
 Letters: N rows, T tokens of a row.
 """
@@ -39,7 +39,7 @@ Rows = Mapping[str, np.ndarray]
 
 
 class Run(NamedTuple):
-    """A model as a recipe left it, at which rate, in how many seconds, and how much it trained."""
+    """A trained model, its learning rate, its seconds, and the number of trained parameters."""
 
     params: Params
     rate: float | None = None
@@ -57,7 +57,7 @@ class Shrunk:
 
 
 def recover(shop: Workshop, cell: Cell) -> Outputs:
-    """Shrink (or not), train by the recipe (or not), and score."""
+    """Shrink (or not), train with the recipe (or not), and score."""
     study, about = shop.study, cell.about
     shrunk = _shrunk(shop, cell)
     run, losses = _recovered(shop, cell, shrunk)
@@ -139,7 +139,7 @@ def _search(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions
             ) -> tuple[Run, list[float | None]]:
     """Train once at every rate: the run with the lowest loss on the rows kept back, and all losses.
 
-    A rate at which training diverges has none. Raises ValueError where all do.
+    A rate at which training diverges has no loss. Raises ValueError if all rates diverge.
     """
     study, kept = shop.study, _tuning_rows(shop, cell.about['task'])
     best, least, losses = None, math.inf, []
@@ -174,7 +174,7 @@ def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions) ->
 
 
 def _options(shop: Workshop, cell: Cell, shrunk: Shrunk) -> TrainOptions:
-    """What a cell's recipe trains, and that it leaves zeros where a plan put them; any rate."""
+    """The options of a cell's recipe at any rate: trained parameters, and zeros of a plan kept."""
     recipe = shop.study.recipe(cell.about['recipe'])
     trains = recipe.trains
     if recipe.select is not None:

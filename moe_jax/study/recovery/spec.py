@@ -1,4 +1,4 @@
-"""What a recovery study asks, as one frozen value: which recipe wins back what shrinking lost.
+"""The specification of a recovery study, which compares recipes that win back lost quality.
 
 Letters: Z experts pretrained with, G experts left.
 """
@@ -50,7 +50,7 @@ Shrink = Drop | Sparsify
 class Recipe:
     """One way to train a shrunk model.
 
-    distill: what it learns from the unshrunk model (None: cross-entropy on the task alone).
+    distill: the terms learned from the unshrunk model (None: cross-entropy on the task alone).
     trains: as `TrainOptions.trainable` (None: everything). select: train only the experts that get
     this share of the task's choices in the shrunk model (`prune.select_experts` by tokens).
     """
@@ -114,7 +114,7 @@ class RecoveryStudy:
         return self.model.with_experts(experts)
 
     def methods(self) -> tuple[Shrink, ...]:
-        """What statistics are taken for."""
+        """The methods that statistics are collected for."""
         return self.shrinks
 
     @property

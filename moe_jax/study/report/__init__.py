@@ -1,4 +1,4 @@
-"""Everything a reader sees of a study, made from its records alone: words, tables, figures, page.
+"""Reports of studies, made from records alone: words, tables, figures, page.
 
 `write` makes files, `show` prints; half a study reports too, with '–' for what is missing. The
 records say which kind of study they are of: expert counts or recovery.

@@ -1,4 +1,4 @@
-"""A report as a value: what html.py, markdown.py and console.py each print in their way.
+"""A report as a value, which html.py, markdown.py and console.py print.
 
 Text here is raw, straight from records; each printer escapes it in its own way.
 """
@@ -44,7 +44,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawn picture: `name` is its file stem, `caption` says what is seen and how to read it."""
+    """A drawn picture: `name` is its file stem, `caption` explains it."""
 
     name: str
     caption: str

@@ -18,7 +18,7 @@ NO_PLOT = "Figures were not drawn: matplotlib is not installed (pip install 'moe
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What is written and printed: the document, and of it the main tables and the words.
+    """The written document, and the main tables and words of it that are printed.
 
     wide: titles of main tables that are printed only where all their numbers fit.
     """
@@ -33,7 +33,7 @@ class Page:
 
 
 def drawn(draw: Callable[[], tuple[Figure, ...]]) -> tuple[tuple[Figure, ...], str]:
-    """What `draw` draws, or why nothing is: matplotlib is an extra, words must do without it."""
+    """The figures of `draw`, or the reason for none: matplotlib is an extra."""
     try:
         return draw(), ''
     except ModuleNotFoundError as error:
@@ -43,7 +43,7 @@ def drawn(draw: Callable[[], tuple[Figure, ...]]) -> tuple[tuple[Figure, ...], s
 
 
 def setup(parts: dict[str, dict[str, Any]]) -> list[Block]:
-    """What a study says about its model, data, stages and machine."""
+    """The facts of a study: its model, data, stages and machine."""
     items = []
     for part, values in sorted(parts.items()):
         listed = ', '.join(f'{key} {values[key]}' for key in sorted(values))
@@ -73,7 +73,7 @@ def write(page: Page, folder: Path) -> None:
 
 
 def show(page: Page, console: Console, folder: Path | None = None) -> None:
-    """Prints the main tables, the words, and where the report lies."""
+    """Prints the main tables, the words, and the path of the report."""
     for table in page.main:
         # Half-printed numbers of many columns say less than the words below.
         if table.title not in page.wide or terminal.fits(table, console.width):

@@ -53,7 +53,7 @@ class Estimate:
 
 
 def generator(name: str) -> np.random.Generator:
-    """A stream of its own for each name: no comparison moves when another task or seed is added."""
+    """A separate stream for each name: no comparison changes when another task or seed is added."""
     return np.random.default_rng([SEED, zlib.crc32(name.encode())])
 
 
@@ -73,7 +73,7 @@ def resampled_means(
         picks = rng.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
         counts = np.bincount(picks.ravel(), minlength=size * groups).reshape(size, groups)
         counts = counts.astype(np.float64)
-        # A draw made only of groups without weight says nothing; NaN would spread to all tasks.
+        # A draw of groups without weight has no mean; NaN would spread to all tasks.
         weights = counts @ weights_GM
         means[start : start + size] = np.where(
             weights > 0, (counts @ sums_GM) / np.where(weights > 0, weights, 1), np.nan
@@ -95,7 +95,7 @@ def expansion(groups: int) -> float:
 
 
 def units(members: Sequence[tuple[Score, np.ndarray]]) -> list[tuple[str, ...]]:
-    """For each score the labels [N] of what is drawn: groups, or examples if all share one."""
+    """The labels [N] of the drawn units of each score: groups, or examples of one group."""
     groups = {g for s, mask in members for g, m in zip(s.examples.groups, mask, strict=True) if m}
     if len(groups) > 1:
         return [s.examples.groups for s, _ in members]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 EXPERT_COUNT = 'expert count'
-# By kind of record: how it is read, and what tells its cells apart.
+# By kind of record: its reader, and the key that distinguishes its cells.
 Kinds = dict[str, tuple[Callable[[dict[str, Any]], Any], Callable[[Any], tuple]]]
 
 
@@ -16,7 +16,7 @@ def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def about(records: Iterable[dict[str, Any]]) -> str:
-    """The kind of study that raw records are of; the last that says so counts."""
+    """The kind of study of raw records, by the last record that names one."""
     found = [r['outputs'].get('about') for r in records
              if r['kind'] == 'study' and isinstance(r.get('outputs'), dict)]
     return str(found[-1] or EXPERT_COUNT) if found else EXPERT_COUNT
@@ -47,7 +47,7 @@ def sort_out(
 ) -> tuple[Any, dict[str, tuple], tuple[str, ...]]:
     """Sorts raw records by kind; a later record of the same id, or of the same cell, wins.
 
-    Returns what the study says of itself (None: nothing), the values of each other kind in the
+    Returns the study's record of itself (None: it has none), the values of each other kind in the
     order of their cells, and sentences on what was left out: a record that cannot be used is named,
     records that do not belong to the study's plan are counted; kinds not in `kinds` are passed
     over.

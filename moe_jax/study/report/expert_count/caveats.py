@@ -1,4 +1,4 @@
-"""How far the numbers can be trusted, said from the numbers themselves."""
+"""Cautions about the numbers, derived from the numbers themselves."""
 
 import statistics
 
@@ -67,7 +67,7 @@ def _noise(verdict: Verdict) -> str | None:
 
 
 def caveats(verdict: Verdict, records: Records) -> tuple[str, ...]:
-    """What a reader must know before believing a verdict: seeds, splits, training, cost, noise."""
+    """Cautions for a reader before a verdict: seeds, splits, training, cost, noise."""
     told = [*verdict.contrasts, *(c for r in verdict.rivals for c in r.pairs)]
     for lineup in verdict.lineups:
         told += [s.final for s in lineup.standings if s.final] + list(lineup.behind)

@@ -1,4 +1,4 @@
-"""Many methods at one size: nats lost right after shrinking, and what is left after recovery.
+"""Many methods at one size: nats lost right after shrinking and after recovery.
 
 Letters: G experts left, M methods, Z experts pretrained.
 """
@@ -33,10 +33,10 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """One method at one Z -> G; whatever is not recorded is None.
+    """One method at one Z -> G; values that are not recorded are None.
 
     `final` is its quality after the full budget minus from scratch at equal size. Ranks start at 1;
-    a number that stands on other tasks or seeds than most methods' has none.
+    a number from other tasks or seeds than most methods' has no rank.
     """
 
     model: Model
@@ -112,19 +112,19 @@ def _loss(losses: Mapping[Key, float], model: Model, tasks: Sequence[str]) -> Lo
 
 
 def shared(cells: Mapping[str, Cells]) -> set[str]:
-    """Names on the very cells that most names stand on (ties: the larger set, then the first)."""
+    """Names with the same cells as most names (ties: the larger set, then the first)."""
     votes = Counter(cells.values())
     most = min(votes, key=lambda c: (-votes[c], -len(c), sorted(c)), default=None)
     return {name for name, own in cells.items() if own == most}
 
 
 def covered(found: Contrast) -> Cells:
-    """The seeds and tasks that a contrast stands on."""
+    """The seeds and tasks of a contrast."""
     return frozenset((seed, task) for seed in found.seeds for task in found.tasks)
 
 
 def _ranks(values: Mapping[str, float], cells: Mapping[str, Cells]) -> dict[str, int]:
-    """1 for the highest value among names on the same cells; none where nobody shares any."""
+    """Ranks, 1 for the highest value, among names with the same cells; none if no cells agree."""
     ranked = sorted(shared(cells))
     if len(ranked) < 2:
         return {}
@@ -200,7 +200,7 @@ def _lineup(table: Table, found: dict[str, Standing], kind: str) -> Lineup:
 
 
 def _place(standing: Standing) -> tuple[int, float]:
-    """Sorts the best after recovery first, then scores without a rank, then what has no score."""
+    """Sort key: the best after recovery first, then scores without a rank, then no score."""
     if standing.final is None:
         return (2, 0.0)
     return (int(standing.final_rank is None), -standing.final.estimate.value)

@@ -1,4 +1,4 @@
-"""Read the records of a study into values, leaving out what cannot be used and saying so."""
+"""The records of a study read into values; unusable records are left out and reported."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,7 +48,7 @@ def losses_of(domains: dict[str, Any]) -> dict[str, float]:
 
 
 def notes_of(out: dict[str, Any]) -> dict[str, TaskNote]:
-    """What a study says about each of its tasks."""
+    """The notes of a study on each of its tasks."""
     return {
         str(task): TaskNote(
             split_note=str(note.get('split_note') or ''),
@@ -61,7 +61,7 @@ def notes_of(out: dict[str, Any]) -> dict[str, TaskNote]:
 
 
 def setup_of(out: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a study says about its model, data, stages and machine."""
+    """The facts of a study: its model, data, stages and machine."""
     return {key: dict(out[key]) for key in SETUP if out.get(key)}
 
 
@@ -230,7 +230,7 @@ def gather(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()) -> R
 
 
 def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score, ...]) -> Study:
-    """The plan plus whatever was measured outside it, so that no record is invisible."""
+    """The plan plus all cells measured outside it, so that no record is invisible."""
     shrunk = [s.model for s in scores if s.model.method != SCRATCH]
     experts = {p.experts for p in pretrains} | {s.model.experts for s in scores}
     keep = {z: set(ds) for z, ds in study.keep.items()}

@@ -1,4 +1,4 @@
-"""How methods compare, in words: each rival of the headline method, or a line-up of many."""
+"""Sentences that compare methods: each rival of the headline method, or a line-up of many."""
 
 from moe_jax.base.text import listed
 from moe_jax.study.report.expert_count import names
@@ -69,7 +69,7 @@ def _name(standing: Standing) -> str:
 
 
 def _at_once(lineup: Lineup) -> str:
-    """Who loses least and most before any training."""
+    """The methods that lose least and most before any training."""
     ranked = lineup.by_loss()
     if not ranked:
         return 'what each method loses right after shrinking is not recorded for enough of them.'
@@ -86,7 +86,7 @@ def _at_once(lineup: Lineup) -> str:
 
 
 def _recovered(lineup: Lineup) -> str:
-    """Who is best and last after recovery, and how many are not measurably worse than the best."""
+    """The best and last method after recovery, and how many are not measurably worse."""
     ranked = lineup.by_final()
     if not ranked:
         return 'After recovery too few methods can be compared.'

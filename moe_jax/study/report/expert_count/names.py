@@ -1,4 +1,4 @@
-"""How models, methods and numbers are written in every table, sentence and figure."""
+"""The spelling of models, methods and numbers in every table, sentence and figure."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from moe_jax.study.report.expert_count.values import SCRATCH, Model
 from moe_jax.study.report.paired import Estimate
 
 MISSING = '–'
-# The words for names that records in docs/results have in place of words, which no rule could make
-# of them. New records have words: a method without a label in its study is called by its title.
+# The titles of method names in the records of docs/results, which no rule could derive. New records
+# have titles: a method without a label in its study is recorded by its title.
 RECORDED = {
     'aimer': 'AIMER',
     'ean': 'EAN',

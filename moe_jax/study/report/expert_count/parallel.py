@@ -1,4 +1,4 @@
-"""What experts buy and what they cost: quality beside latency, by count and over devices."""
+"""Quality beside latency, by number of experts and of devices."""
 
 import numpy as np
 

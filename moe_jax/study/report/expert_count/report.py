@@ -18,7 +18,7 @@ from moe_jax.study.report.page import Page
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A finished report and where it lies (None: not written)."""
+    """A finished report and its folder (None: not written)."""
 
     records: Records
     verdict: Verdict
@@ -100,7 +100,7 @@ def _main(report: Report) -> list[str]:
 
 
 def page_of(report: Report) -> Page:
-    """What is written and printed of the report of an expert-count study."""
+    """The written and printed parts of the report of an expert-count study."""
     return Page(
         title=report.records.study.name,
         document=blocks(report),
@@ -113,5 +113,5 @@ def page_of(report: Report) -> Page:
 
 
 def from_records(records: Iterable[dict[str, Any]], problems: Iterable[str]) -> Report:
-    """The report of raw records, and of what was wrong with some of them."""
+    """The report of raw records and of the problems with some of them."""
     return build(gather(records, problems))

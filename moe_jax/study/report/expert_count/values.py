@@ -1,4 +1,4 @@
-"""What a study measured, as plain values: the only things the rest of a report looks at.
+"""The measurements of a study as plain values, the only inputs of the rest of a report.
 
 Letters: N examples, E experts of the pretrained model (Z in the paper), G experts left (D there).
 """
@@ -12,7 +12,7 @@ SCRATCH = 'none'
 
 
 class Model(NamedTuple):
-    """What is compared: pretrained with `experts` per layer, `keep` left, shrunk by `method`
+    """A compared model: pretrained with `experts` per layer, `keep` left, shrunk by `method`
     ('none': not shrunk).
     """
 
@@ -159,7 +159,7 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Records:
-    """Everything a report looks at; `problems` are sentences about records left out."""
+    """All inputs of a report; `problems` are sentences about records left out."""
 
     study: Study
     pretrains: tuple[Pretrain, ...]

@@ -36,11 +36,11 @@ class Rival:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """Everything a reader is told: built from records alone, and the same for any order of them.
+    """All findings of a report, built from records alone and independent of their order.
 
     `choice` and `text` are the contrasts over one kind of task; tasks in `single` have one example,
-    so nothing is compared on them; `uninformative` tasks are at the level of the commonest answer.
-    `lineups` set many methods side by side.
+    so nothing is compared on them; `uninformative` tasks are at the level of the most common
+    answer. `lineups` set many methods side by side.
     """
 
     method: str | None
@@ -73,7 +73,7 @@ def _rival(
 
 
 def _uninformative(records: Records, accuracy: Table) -> tuple[str, ...]:
-    """Choice tasks on which no model is measurably above always giving the commonest answer.
+    """Choice tasks on which no model measurably beats always giving the most common answer.
 
     The bar rises with the number of models (Bonferroni): the best of many is above by luck alone.
     """

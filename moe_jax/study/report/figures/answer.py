@@ -28,7 +28,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
         own = sorted(
             (c for c in verdict.contrasts if c.model.experts == experts), key=lambda c: c.factor
         )
-        # Whiskers of equal factors stand side by side.
+        # Whiskers of equal factors are side by side.
         x = [c.factor * (1 + 0.02 * (n - (len(sizes) - 1) / 2)) for c in own]
         _line(ax, own, x, colour, 0.4 / (2 + len(sizes)))
         end = (x[-1], own[-1].estimate.value, f'from {experts}', colour)

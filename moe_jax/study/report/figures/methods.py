@@ -1,4 +1,4 @@
-"""Methods side by side: what each loses at once, and where it stands after recovery."""
+"""Methods side by side: the nats each loses at once, and its place after recovery."""
 
 import math
 

@@ -84,7 +84,7 @@ def _caption(grouped: bool) -> str:
 
 
 def _looks(records: Records, verdict: Verdict) -> dict[str, dict[str, object]]:
-    """How each method is drawn: all told apart while there are colours, else those that stand out.
+    """The look of each method: one color each while there are enough, else for some methods alone.
 
     Of many, these are the headline method and, at the smallest size, the first two and the last of
     both orders, and random choice as the floor; the rest is grey and goes to the back.

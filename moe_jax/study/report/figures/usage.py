@@ -1,4 +1,4 @@
-"""Which experts each domain uses, layer by layer."""
+"""The experts that each domain uses, layer by layer."""
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -13,12 +13,12 @@ from moe_jax.study.report.recovery.standings import Finding, finding
 from moe_jax.study.report.recovery.values import Records
 from moe_jax.study.report.recovery.words import words
 
-ABOUT = 'recovery'  # what the study's record says it is about
+ABOUT = 'recovery'  # the kind of study in the study's record
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A finished report and where it lies (None: not written)."""
+    """A finished report and its folder (None: not written)."""
 
     records: Records
     finding: Finding
@@ -47,7 +47,7 @@ def from_records(records: Iterable[dict[str, Any]], problems: Iterable[str] = ()
 
 
 def page_of(report: Report) -> Page:
-    """What is written and printed: answer, picture, tables, caveats, background."""
+    """The written and printed parts: answer, picture, tables, caveats, background."""
     study = report.records.study
     answer, *rest = report.sections
     document: list[Block] = [Heading(1, study.name)]

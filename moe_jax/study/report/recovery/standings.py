@@ -1,4 +1,4 @@
-"""How each recipe stands: nats won back of those that shrinking lost, with paired intervals.
+"""The standing of each recipe: the share of the lost nats it wins back, with paired intervals.
 
 Letters: B resamples.
 """
@@ -42,7 +42,7 @@ class Ranking:
     """One way of shrinking: nats lost, and its recipes by what they win back, the most first.
 
     behind: the best recipe minus each other one, in the same order. ceiling: the unshrunk model
-    with the ceiling's recipe, measured as if it were a recipe (None: not there yet).
+    with the ceiling's recipe, measured as if it were a recipe (None: not measured yet).
     """
 
     shrink: str
@@ -55,7 +55,7 @@ class Ranking:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """Everything a report says about a study."""
+    """All findings of a report on a study."""
 
     unshrunk: float | None
     rankings: tuple[Ranking, ...]
@@ -96,7 +96,7 @@ def _ranking(records: Records, table: dict[Key, Estimate], shrink: str) -> Ranki
 
 def _standing(records: Records, table: dict[Key, Estimate], model: Outcome, bare: Outcome
               ) -> Standing | None:
-    """How a model stands against the one that was just shrunk; None where nothing is shared."""
+    """The standing of a model against the one just shrunk; None if they share nothing."""
     pairs = _pairs(table, model, bare, UNSHRUNK)
     if not pairs:
         return None
@@ -141,7 +141,7 @@ def _share(table: dict[Key, Estimate], model: Outcome, bare: Outcome,
     lost = _difference(table, UNSHRUNK, bare, pairs)
     if won is None or lost is None or lost.status != 'better':
         return None
-    # The loss of a replicate may be at or below zero although hardly any is: it says nothing there.
+    # A few replicates may have a loss at or below zero, where the share has no meaning.
     draws = np.where(lost.draws > 0, won.draws / np.where(lost.draws > 0, lost.draws, 1), np.nan)
     value = won.value / lost.value
     return Estimate(value, np.where(np.isnan(draws), value, draws))

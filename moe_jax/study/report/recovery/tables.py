@@ -26,7 +26,7 @@ def nats(estimate: Estimate | None) -> Cell:
 
 
 def answer(ranking: Ranking, found: Finding, records: Records) -> Table:
-    """One way of shrinking: every recipe with what it wins back and what it takes."""
+    """One way of shrinking: every recipe with the share it wins back and its cost."""
     size = next((p.parameters for p in records.pretrains if p.parameters), None)
     rows = [(Cell('unshrunk'), _loss(found.unshrunk), Cell('100%'), _before(ranking),
              Cell('+0.000'), GAP, GAP)]
@@ -63,7 +63,7 @@ def by_task(ranking: Ranking, records: Records) -> Table | None:
 
 
 def rates(records: Records) -> Table | None:
-    """What each rate left on the rows kept back, and which was chosen."""
+    """The loss of each rate on the rows kept back, and the chosen rate."""
     tried = [r for r in records.recovered if r.search]
     if not tried:
         return None
@@ -101,7 +101,7 @@ def _row(label: str, s: Standing, size: int | None) -> tuple[Cell, ...]:
 
 
 def _before(ranking: Ranking) -> Cell:
-    """The unshrunk model as it was against the one trained equally."""
+    """The unshrunk model before training, against the one trained equally."""
     return nats(None if ranking.ceiling is None else ranking.lost - ranking.ceiling.won)
 
 

@@ -1,4 +1,4 @@
-"""What a recovery study measured, as plain values: the only things its report looks at."""
+"""The measurements of a recovery study as plain values, the only inputs of its report."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ NONE = 'none'  # not shrunk, or not recovered
 
 
 class Outcome(NamedTuple):
-    """What is compared: the model after a way of shrinking, trained by a recipe ('none': not)."""
+    """A compared model: shrunk in one way and trained by a recipe ('none': not trained)."""
 
     shrink: str
     recipe: str
@@ -69,7 +69,7 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Records:
-    """Everything the report looks at; `problems` are sentences about records left out."""
+    """All inputs of the report; `problems` are sentences about records left out."""
 
     study: Plan
     pretrains: tuple[Pretrain, ...]

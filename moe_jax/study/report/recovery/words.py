@@ -20,7 +20,7 @@ def tied(ranking: Ranking) -> list[Standing]:
 
 
 def headline(found: Finding) -> str:
-    """One sentence: which recipe wins back most after each way of shrinking."""
+    """One sentence that names the recipe that wins back most after each way of shrinking."""
     ranked = [r for r in found.rankings if r.recipes]
     if not ranked:
         return 'No answer yet: no shrunk model was recovered'
@@ -31,7 +31,7 @@ def headline(found: Finding) -> str:
 
 
 def _first(ranking: Ranking) -> str:
-    """The best recipe and those level with it, or that none is measurably better than none."""
+    """The best recipe and those within noise of it, or the fact that no recipe helps measurably."""
     if ranking.recipes[0].won.status != 'better':
         return 'nothing measurable'
     level = [s.model.recipe for s in tied(ranking)]
@@ -40,7 +40,7 @@ def _first(ranking: Ranking) -> str:
 
 
 def words(found: Finding, records: Records) -> tuple[Section, ...]:
-    """The answer, then how far it can be trusted."""
+    """The answer, then the cautions."""
     paragraphs = [f'{headline(found)}.']
     for ranking in found.rankings:
         paragraphs += _shrink_words(ranking, records)
@@ -104,7 +104,7 @@ def _ceiling_words(ranking: Ranking, records: Records) -> list[str]:
 
 
 def _elsewhere_words(ranking: Ranking) -> list[str]:
-    """What the recipes do to the text of other domains."""
+    """The effect of the recipes on the text of other domains."""
     known = [s for s in ranking.recipes if s.elsewhere is not None]
     if not known or ranking.shrunk.elsewhere is None:
         return []
@@ -144,7 +144,7 @@ def _caveats(found: Finding, records: Records) -> list[str]:
 
 
 def _edges(records: Records) -> list[str]:
-    """Says where the search ended at the lowest or the highest rate."""
+    """The searches that ended at the lowest or the highest rate."""
     searches = [r for r in records.recovered if r.search]
     low = sum(r.rate == min(r.search) for r in searches if len(r.search) > 1)
     high = sum(r.rate == max(r.search) for r in searches if len(r.search) > 1)
@@ -155,7 +155,7 @@ def _edges(records: Records) -> list[str]:
 
 
 def _zeros(found: Finding, records: Records) -> list[str]:
-    """Whether what was set to zero was still zero after recovery."""
+    """Whether the zeroed weights were still zero after recovery."""
     ways = {w.label: w for w in records.study.ways if w.sparsity is not None}
     out = []
     for ranking in found.rankings:

@@ -10,7 +10,7 @@ AMOUNTS = ('experts', 'ratio', 'mass', 'parameters', 'memory')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """How much stays, exactly one of AMOUNTS, and how it is spread over layers.
+    """How much stays, by exactly one of the amounts, and how it is spread over layers.
 
     Attributes:
         experts: experts to leave in every MoE layer, one number or one for each layer.

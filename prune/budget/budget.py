@@ -33,8 +33,8 @@ class Budget(Amounts):
     layers, 'mass' is NLLB pruning, and 'error' makes the sum over layers of relative reconstruction
     error least, exactly (`prune.budget.allocate`). A model with `cfg.clamp` clamps already.
 
-    keep_first: the first MoE layer keeps all. constants: dropped experts leave a constant and their
-    router row behind.
+    keep_first: the first MoE layer keeps all.
+    constants: dropped experts leave a constant and their router row behind.
     """
 
     spread: Spread = 'layer'

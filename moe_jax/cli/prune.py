@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 import prune
 from moe_jax.cli import prune_checks
+from moe_jax.cli.shared import Positional
 from moe_jax.cli.shrink import Command, Flat, Job, given, shrink
 from moe_jax.config import Config
 from moe_jax.model.cost import count
@@ -44,6 +46,8 @@ class Sizes(Amounts):
 
 
 def prune_model(
+    model: Positional[Path],
+    /,
     job: Flat[Job],
     amounts: Flat[Sizes],
     common: Flat[Common],
@@ -53,7 +57,8 @@ def prune_model(
     """The command; `main.py` says what it is for.
 
     Args:
-        job: the model, the method, what the method reads, and the folder to write.
+        model: a model's folder, native or a Hugging Face checkpoint.
+        job: the method, what it reads, and the folder to write.
         amounts: how much stays.
         common: what serves every method.
         targets: with --layerwise: layers are to give what they gave in the original model.
@@ -69,8 +74,8 @@ def prune_model(
     text = {name: value for name, value in (('targets', targets), ('reservoir', reservoir))
             if value not in (None, False)}
     check = functools.partial(prune_checks.check, job, keywords, targets)
-    shrink(job, Command(prune.plan, prune.plan_layerwise, keywords, text, check, _show),
-           {'budget': budget})
+    command = Command(prune.plan, prune.plan_layerwise, keywords, text, check, _show)
+    shrink(model, job, command, {'budget': budget})
 
 
 def _size(name: str, text: str) -> int:

@@ -21,26 +21,27 @@ from moe_jax.hf import load as hf_load
 from moe_jax.hf.expressible import Kind, Outcome, faults, summary
 from moe_jax.hf.folder import is_hf
 from moe_jax.model.decoder import shapes
-from moe_jax.storage import native
+from moe_jax.storage import folder, native
 from prune.budget import budget as budgets
 from prune.experts.layerwise import layerwise_request
 from prune.experts.request import Request, request
 from prune.inputs.original import check_original
 
 
-def check(job: Job, keywords: Mapping[str, Any], targets: bool, cfg: Config, stats: Stats | None
-          ) -> None:
+def check(job: Job, keywords: Mapping[str, Any], targets: bool, model: Path,
+          stats: Stats | None) -> None:
     """Raise ValueError for what `prune.plan`, with these keywords, or the export would refuse.
 
     targets: of `prune.plan_layerwise`.
     """
+    cfg = folder.config_of(model)
     check_original(cfg, shapes(cfg), None)
     if job.layerwise:
         asked = layerwise_request(job.method, cfg, group=job.group, targets=targets, **keywords)
     else:
         asked = request(job.method, cfg, group=job.group, **keywords)
     budget = asked.budget
-    params = shapes(cfg) if budget.memory is None else stored(job.model, cfg, job.dtype)
+    params = shapes(cfg) if budget.memory is None else stored(model, cfg, job.dtype)
     counts = _counts(cfg, params, asked)
     if job.to == 'hf':
         _check_export(asked, cfg, counts)

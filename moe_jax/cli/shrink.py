@@ -14,7 +14,6 @@ import prune
 from moe_jax.calibration.stats import Stats
 from moe_jax.cli.shared import (
     Dtype,
-    Positional,
     absent,
     batches,
     finish,
@@ -33,10 +32,9 @@ Flat = Annotated[T, tyro.conf.arg(name='')]  # the fields of a dataclass as flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model, a method, what the method reads, and the folder to write.
+    """A method, what it reads, and the folder to write.
 
     Attributes:
-        model: a model's folder, native or a Hugging Face checkpoint.
         method: one of `moe-jax methods`; `moe-jax methods NAME` says what it takes.
         out: the folder to write.
         stats: what `moe-jax observe` wrote.
@@ -52,7 +50,6 @@ class Job:
         dtype: cast the weights.
     """
 
-    model: Positional[Path]
     method: str
     out: Path
     stats: Path | None = None
@@ -74,15 +71,15 @@ class Command(NamedTuple):
     """One of the two commands, and what is asked of it.
 
     keywords: of both functions. text: with --layerwise, keywords of that function alone. check
-    raises ValueError for what they would refuse, from a config and statistics (None: none, or layer
-    by layer) alone.
+    raises ValueError for what they would refuse, from a model's config and headers, and statistics
+    (None: none, or layer by layer), alone.
     """
 
     at_once: Callable[..., prune.Plan]
     layerwise: Callable[..., prune.Layerwise]
     keywords: Mapping[str, Any]
     text: Mapping[str, Any]
-    check: Callable[[Config, Stats | None], None]
+    check: Callable[[Path, Stats | None], None]
     show: Callable[[prune.Plan, Config], None]
 
 
@@ -95,24 +92,23 @@ def given(asked: Any, *names: str) -> dict[str, Any]:
             if value != default and value not in ((), [])}
 
 
-def shrink(job: Job, command: Command, lineage: Mapping[str, Any]) -> None:
+def shrink(model: Path, job: Job, command: Command, lineage: Mapping[str, Any]) -> None:
     """Check, plan, carry the plan out and save; lineage: what to record beside the options."""
     absent(job.out)
     text = {**given(job, 'tasks', 'tokens', 'data'), **command.text}
-    origin = folder.origin(job.model)
+    origin = folder.origin(model)
     if job.to == 'hf' and origin is None:
-        raise ValueError(f'{job.model}: did not come from a Hugging Face checkpoint; use '
-                         '--to native')
+        raise ValueError(f'{model}: did not come from a Hugging Face checkpoint; use --to native')
     _check_sources(job, text)
     stats = None if job.stats is None else Stats.load(job.stats)
-    command.check(folder.config_of(job.model), stats)
+    command.check(model, stats)
     if job.layerwise:
         _check_tasks(job)
-    plan, params, cfg = (_by_layer if job.layerwise else _at_once)(job, command, stats)
+    plan, params, cfg = (_by_layer if job.layerwise else _at_once)(model, job, command, stats)
     read = {name: str(value) if name == 'data' else value for name, value in text.items()}
     finish(job.out, cfg, params, job.to, origin, {
-        'method': job.method, **lineage, 'options': dict(plan.options), 'of': str(job.model),
-        **({'layerwise': read} if job.layerwise else {})}, plan, job.model)
+        'method': job.method, **lineage, 'options': dict(plan.options), 'of': str(model),
+        **({'layerwise': read} if job.layerwise else {})}, plan, model)
 
 
 def _check_sources(job: Job, text: Mapping[str, Any]) -> None:
@@ -132,21 +128,23 @@ def _check_tasks(job: Job) -> None:
         raise ValueError(f'--group {job.group}: is not among --tasks {" ".join(job.tasks)}')
 
 
-def _at_once(job: Job, command: Command, stats: Stats | None) -> tuple[prune.Plan, Any, Config]:
+def _at_once(model: Path, job: Job, command: Command, stats: Stats | None
+             ) -> tuple[prune.Plan, Any, Config]:
     """The plan from statistics, and what it makes."""
-    cfg, params = load_with_progress(job.model, job.dtype)
+    cfg, params = load_with_progress(model, job.dtype)
     plan = command.at_once(job.method, stats, params, cfg, group=job.group, **command.keywords)
     command.show(plan, cfg)
     return plan, *prune.apply(params, cfg, plan, donate=True)
 
 
-def _by_layer(job: Job, command: Command, stats: None) -> tuple[prune.Plan, Any, Config]:
+def _by_layer(model: Path, job: Job, command: Command, stats: None
+              ) -> tuple[prune.Plan, Any, Config]:
     """The plan from text, layer by layer, and what it makes."""
-    cfg, params, encoded = model_and_tasks(job.model, job.tasks, job.data, dtype=job.dtype)
+    cfg, params, encoded = model_and_tasks(model, job.tasks, job.data, dtype=job.dtype)
     found = command.layerwise(
         job.method, params, cfg,
         batches(encoded, cfg.positions, TOKENS if job.tokens is None else job.tokens),
-        group=job.group, tokenizer=tokenizer_digest(job.model),
+        group=job.group, tokenizer=tokenizer_digest(model),
         progress=lambda done, layers: print(f'layer {done} of {layers}', flush=True),
         **command.text, **command.keywords)
     command.show(found.plan, cfg)

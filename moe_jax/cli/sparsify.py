@@ -7,13 +7,16 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import prune
 from moe_jax.calibration.stats import Stats
+from moe_jax.cli.shared import Positional
 from moe_jax.cli.shrink import Command, Flat, Job, given, shrink
 from moe_jax.config import Config
 from moe_jax.hf.expressible import Outcome, faults
+from moe_jax.storage import folder
 from prune.weights.layerwise import layerwise_weight_request
 from prune.weights.request import Zeros, weight_request
 
@@ -31,17 +34,19 @@ class Shares(Zeros):
         return found | ({} if self.pattern is None else {'pattern': _pattern(self.pattern)})
 
 
-def sparsify_model(job: Flat[Job], zeros: Flat[Shares]) -> None:
+def sparsify_model(model: Positional[Path], /, job: Flat[Job], zeros: Flat[Shares]) -> None:
     """The command; `main.py` says what it is for.
 
     Args:
-        job: the model, the method, what the method reads, and the folder to write.
+        model: a model's folder, native or a Hugging Face checkpoint.
+        job: the method, what it reads, and the folder to write.
         zeros: how many weights go, and from where.
     """
     own = prune.check_weight_options(job.method, job.own())
     keywords = {**zeros.keywords(), **own}
-    shrink(job, Command(prune.sparsify, prune.sparsify_layerwise, keywords, {},
-                        functools.partial(_check, job, keywords), _show), {})
+    check = functools.partial(_check, job, keywords)
+    command = Command(prune.sparsify, prune.sparsify_layerwise, keywords, {}, check, _show)
+    shrink(model, job, command, {})
 
 
 def _pattern(text: str) -> tuple[int, int]:
@@ -52,8 +57,9 @@ def _pattern(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check(job: Job, keywords: Mapping[str, Any], cfg: Config, stats: Stats | None) -> None:
+def _check(job: Job, keywords: Mapping[str, Any], model: Path, stats: Stats | None) -> None:
     """Raise ValueError for what `prune.sparsify` or the export would refuse later."""
+    cfg = folder.config_of(model)
     if job.layerwise:
         layerwise_weight_request(job.method, cfg, group=job.group, **keywords)
     else:

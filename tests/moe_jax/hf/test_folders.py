@@ -158,15 +158,14 @@ def test_the_recipe_on_the_command_line(source, tmp_path, capsys):
     cfg, params = moe_jax.load(source)
     moe_jax.observe(cfg, params, [{'tokens': tiny.TOKENS, 'mask': tiny.MASK > 0}]).save(
         tmp_path / 'stats.npz')
-    job = Job(model=source, method='frequency', out=tmp_path / 'small',
-              stats=tmp_path / 'stats.npz', to='hf')
-    prune_model(job, Sizes(experts=2), Common())
+    job = Job(method='frequency', out=tmp_path / 'small', stats=tmp_path / 'stats.npz', to='hf')
+    prune_model(source, job, Sizes(experts=2), Common())
     assert 'equal to the model in memory' in capsys.readouterr().out
     assert moe_jax.load(tmp_path / 'small')[0].experts == (2, 2)
     assert json.loads((tmp_path / 'small/config.json').read_text())['num_experts'] == 2
     with pytest.raises(ValueError, match='cannot keep 1 experts'):
-        prune_model(dataclasses.replace(job, out=tmp_path / 'none', stats=None), Sizes(experts=1),
-                    Common())
+        prune_model(source, dataclasses.replace(job, out=tmp_path / 'none', stats=None),
+                    Sizes(experts=1), Common())
 
 
 def test_info_reads_headers_alone_and_says_what_does_not_fit(source, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The commands about folders of transformers: convert, families, lm-eval; `cli.py` registers them.
+"""The commands of Hugging Face checkpoints: convert, families, lm-eval; `main.py` registers them.
 
 Modules are imported inside the commands, so that --help and a wrong argument answer at once.
 """
@@ -21,11 +21,11 @@ def convert(
     """Write a model folder in the other format, or in the same one with another dtype.
 
     Args:
-        source: a folder of transformers, or a native one.
+        source: a Hugging Face checkpoint, or a native one.
         target: the folder to write.
         to: native (orbax), or hf (safetensors, for transformers, vLLM and others).
         dtype: cast the weights (the routers keep theirs).
-        like: the folder of transformers a native source came from, where it does not know itself.
+        like: the Hugging Face checkpoint a native source came from, where it does not know itself.
         shard_gb: size of a safetensors file at most.
     """
     from moe_jax.storage import folder
@@ -33,7 +33,7 @@ def convert(
     absent(target)
     origin = like or folder.origin(source)
     if to == 'hf' and origin is None:
-        raise ValueError(f'{source}: did not come from a folder of transformers, so it cannot '
+        raise ValueError(f'{source}: did not come from a Hugging Face checkpoint, so it cannot '
                          'become one; give --like if it did')
     cfg, params = load_with_progress(source, dtype)
     write(target, cfg, params, to, origin, {'of': source.name, 'dtype': dtype}, shard_gb)

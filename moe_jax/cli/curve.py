@@ -1,4 +1,4 @@
-"""The command that measures how far a model can be shrunk; `cli.py` registers it.
+"""The command that measures how far a model can be shrunk; `main.py` registers it.
 
 Modules are imported inside the command, so that --help and a wrong argument answer at once.
 """
@@ -34,7 +34,7 @@ def curve(
     Stopped, the same command goes on.
 
     Args:
-        model: a model's folder, native or of transformers, with its tokenizer.json.
+        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json.
         tasks: names such as boolq or lm-code; the last rows of their training sides are read, at
             most half, and `moe-jax observe` reads the first.
         methods: some of `moe-jax methods`.

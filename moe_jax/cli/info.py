@@ -26,7 +26,7 @@ def config_of(model: str, experts: int | None = None) -> Config:
 
 
 def weights_note(model: str) -> str | None:
-    """What the headers of a folder of transformers say, if it is one; no weights are read."""
+    """What the headers of a Hugging Face checkpoint say, if it is one; no weights are read."""
     path = Path(model)
     if model in PRESETS or not path.is_dir() or not is_hf(path):
         return None

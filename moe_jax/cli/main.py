@@ -5,6 +5,7 @@ Modules are imported inside the commands, so that --help and a wrong argument an
 
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from moe_jax.cli import build_kernels, convert, curve, latency, observe, prune, sparsify, train
+from moe_jax.cli import build_kernels, convert, curve, latency, observe, train
 from moe_jax.cli.evaluate import evaluate
 from moe_jax.cli.families import families
 from moe_jax.cli.lm_eval import lm_eval
@@ -24,13 +25,25 @@ TRACEBACK = 'MOE_JAX_TRACEBACK'
 FAILED, INTERRUPTED = 1, 130
 LOGS = 'moe_jax', 'prune', 'train'
 
+# Commands whose flags are dataclasses of `prune`, which takes a second to import: their functions
+# in `moe_jax.cli`, imported when the command is named, and what --help says of them.
+LATE = {
+    'prune': ('prune.prune_model',
+              'Plan a smaller model, carry the plan out and save it, with its plan and tokenizer.'
+              '\n\nHow much stays is said by exactly one of --experts, --ratio, --mass, '
+              '--parameters and --memory.'),
+    'sparsify': ('sparsify.sparsify_model',
+                 'Set a share of the weights inside the experts to zero, and save the model, plan, '
+                 'tokenizer.'),
+}
+
 app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
 
 app.command(name='train')(train.train_model)
 app.command(name='observe')(observe.observe)
-app.command(name='prune')(prune.prune_model)
-app.command(name='sparsify')(sparsify.sparsify_model)
+for name, (_, text) in LATE.items():
+    app.command(name=name, help=text)(lambda: None)  # in the place of the one that is named
 app.command(name='curve')(curve.curve)
 app.command(name='eval')(evaluate)
 app.command(name='latency')(latency.latency)
@@ -164,7 +177,8 @@ def main() -> None:
     130 stopped by Ctrl-C at once.
     """
     try:
-        with _told_on_stderr():
+        with _logs_on_stderr():
+            _register(sys.argv[1:])
             app.cli(prog='moe-jax', description=_HELP)
     except KeyboardInterrupt:
         print('moe-jax: interrupted', file=sys.stderr)
@@ -179,8 +193,18 @@ def main() -> None:
         sys.exit(FAILED)
 
 
+def _register(arguments: list[str]) -> None:
+    """The commands of LATE that the arguments name; all of them for a shell's completion."""
+    complete = any(argument.startswith('--tyro-') for argument in arguments)
+    for name, (place, text) in LATE.items():
+        if complete or name in arguments:
+            module, function = place.split('.')
+            found = getattr(importlib.import_module(f'moe_jax.cli.{module}'), function)
+            app.command(name=name, help=text)(found)
+
+
 @contextlib.contextmanager
-def _told_on_stderr() -> Iterator[None]:
+def _logs_on_stderr() -> Iterator[None]:
     """What the library logs (how experts are multiplied, what a file lacks) is for people here."""
     handler, logs = logging.StreamHandler(), [logging.getLogger(n) for n in LOGS]
     before = [(log.level, log.propagate) for log in logs]

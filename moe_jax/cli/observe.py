@@ -26,7 +26,7 @@ def observe(
     """Collect routing statistics on tasks, once for every method and size; each task is a group.
 
     Args:
-        model: a model's folder, native or of transformers, with its tokenizer.json.
+        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json.
         tasks: names such as boolq or lm-code (their training sides are read).
         out: the statistics file to write (.npz).
         tokens: about how many tokens of each task to read.
@@ -38,10 +38,10 @@ def observe(
     import prune
 
     absent(out)
-    wish = prune.observe_options(*methods, reservoir=reservoir)
+    needed = prune.observe_options(*methods, reservoir=reservoir)
     cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
 
     moe_jax.observe(cfg, params, batches(encoded, cfg.positions, tokens),
-                    tokenizer=tokenizer_digest(model), **wish).save(out)
+                    tokenizer=tokenizer_digest(model), **needed).save(out)
     print(f'{out}: statistics of {", ".join(tasks)}')

@@ -32,7 +32,7 @@ def write(target: Path, cfg, params, to: str, like: Path | None, lineage: dict,
 
 
 def load_with_progress(path: Path, dtype: str | None = None):
-    """Config and parameters; for folders of transformers the need of memory and a bar."""
+    """Config and parameters; for Hugging Face checkpoints the need of memory and a bar."""
     from moe_jax.hf import load as hf_load
     from moe_jax.hf.folder import is_hf
     from moe_jax.storage import folder
@@ -52,7 +52,7 @@ def load_with_progress(path: Path, dtype: str | None = None):
 def absent(path: Path) -> None:
     """Refuse to write where something is."""
     if path.exists():
-        raise FileExistsError(f'{path} exists already; give another, or remove it')
+        raise FileExistsError(f'{path} exists already; choose another path, or remove it')
 
 
 def _bar():

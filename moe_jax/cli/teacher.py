@@ -50,13 +50,13 @@ def objective(
 
     if plan is not None and plan.model and fingerprint.differs(
             plan.model, teacher[1], teacher[0], 'the plan of the start'):
-        say(f'{run.teacher} is not the very model that {run.start} was made from; its experts are '
+        say(f'{run.teacher} is not the model {run.start} was pruned from; its experts are '
             'taken for those of that model')
     return train.towards(cfg, params, teacher, first, run.options, run.recipe,
                          stands_for=plan and prune.stands_for(plan))
 
 
-def burden(run: 'Run') -> str:
+def addition(run: 'Run') -> str:
     """What the teacher adds to a forecast of the run, in words."""
     from moe_jax.base.tree import leaves_with_paths
     from moe_jax.model import cost, decoder
@@ -74,7 +74,7 @@ def burden(run: 'Run') -> str:
         said.append(f'{amount(flops, "")} FLOPs in every step')
     if run.recipe.experts:
         said.append('the work of the expert term, which is not counted here')
-    return f'The teacher comes on top: {", ".join(said)}.'
+    return f'The teacher adds: {", ".join(said)}.'
 
 
 def _check_tokens(run: 'Run', ours: int, theirs: int) -> None:

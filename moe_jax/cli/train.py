@@ -1,4 +1,4 @@
-"""The command that trains one model, or says what that takes; `cli.py` registers it.
+"""The command that trains one model, or says what that takes; `main.py` registers it.
 
 Modules are imported inside the command, so that --help and a wrong argument answer at once.
 """
@@ -101,7 +101,7 @@ def _print_plan(run: 'Run', peak: str, efficiency: float) -> None:
     found = train.forecast(cfg, run.options, run.axes, peak, efficiency=efficiency)
     Console().print(found.table())
     if run.teacher is not None:
-        print(commands_distill.burden(run))
+        print(commands_distill.addition(run))
 
 
 def _train(run: 'Run', out: Path, data: Path | None) -> None:
@@ -109,7 +109,7 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
     from moe_jax.cli import teacher as commands_distill
     from moe_jax.cli.shared import use_compilation_cache
     from moe_jax.storage import folder
-    from train.recipes import reading
+    from train.recipes.reading import prepare
     from train.recipes.run import check_length
 
     processes.start()
@@ -124,13 +124,13 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
     plan = None if run.teacher is None else commands_distill.checked(run)
     use_compilation_cache()
     # The first process fetches, the others then read what it cached.
-    stuff = processes.first(lambda: reading.prepare(run, data)) or reading.prepare(run, data)
+    reading = processes.first(lambda: prepare(run, data)) or prepare(run, data)
     say = _printer(processes.is_first())
-    say(f'{run.name}: {sum(len(rows["tokens"]) for rows, _ in stuff.sets):,} rows of '
+    say(f'{run.name}: {sum(len(rows["tokens"]) for rows, _ in reading.sets):,} rows of '
         f'{run.options.length} tokens; in {out}')
-    history = _fit(run, stuff, out, mesh, plan, say)
+    history = _fit(run, reading, out, mesh, plan, say)
     if processes.is_first():
-        _keep_side_files(run, stuff, out / 'model')
+        _keep_side_files(run, reading, out / 'model')
     losses = {name.removeprefix('eval_'): value for name, value in history[-1].items()
               if name.startswith('eval_')}
     by_name = ', '.join(f'{name} {value:.4f}' for name, value in losses.items())
@@ -138,7 +138,7 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
         f'model is in {out / "model"}')
 
 
-def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, plan: 'Plan | None',
+def _fit(run: 'Run', reading: 'Reading', out: Path, mesh: Any, plan: 'Plan | None',
          say: Callable[[str], None]):
     """Train, with fresh weights or from a folder, alone or towards a teacher; the history."""
     import train
@@ -147,31 +147,31 @@ def _fit(run: 'Run', stuff: 'Reading', out: Path, mesh: Any, plan: 'Plan | None'
     from moe_jax.storage import folder
     from train.loop import feed
 
-    options, told = run.options, _progress(say)
+    options, progress = run.options, _progress(say)
     if run.start is None:
-        return train.pretrain(run.model, stuff.sets, options, out=out, mesh=mesh, progress=told,
-                              evaluate=_evaluation(run, run.model, stuff))[1]
+        return train.pretrain(run.model, reading.sets, options, out=out, mesh=mesh,
+                              evaluate=_evaluation(run, run.model, reading), progress=progress)[1]
     cfg, params = folder.load(run.start, mesh=mesh)
-    stream = functools.partial(batches.mixture, stuff.sets, options.batch, options.seed,
+    stream = functools.partial(batches.mixture, reading.sets, options.batch, options.seed,
                                rows=feed.own_rows(mesh, options.batch))
-    evaluate, goal = _evaluation(run, cfg, stuff), None
+    evaluate, goal = _evaluation(run, cfg, reading), None
     if run.teacher is not None:
         teacher = folder.load(run.teacher, mesh=mesh)
-        both = evaluate(params), _evaluation(run, teacher[0], stuff)(teacher[1])
+        both = evaluate(params), _evaluation(run, teacher[0], reading)(teacher[1])
         say('held-out loss {:.4f} before training, the teacher\'s {:.4f}'.format(*map(_mean, both)))
-        first = next(batches.mixture(stuff.sets, options.batch, options.seed))
+        first = next(batches.mixture(reading.sets, options.batch, options.seed))
         goal = commands_distill.objective(run, cfg, params, teacher, first, plan, say)
         del teacher  # the objective keeps what it needs of it
-    return train.fit(cfg, params, stream, options, out=out, progress=told, objective=goal,
+    return train.fit(cfg, params, stream, options, out=out, progress=progress, objective=goal,
                      evaluate=evaluate)[1]
 
 
-def _evaluation(run: 'Run', cfg: Any, stuff: 'Reading') -> Callable[[Any], Mapping[str, float]]:
+def _evaluation(run: 'Run', cfg: Any, reading: 'Reading') -> Callable[[Any], Mapping[str, float]]:
     """Held-out loss in nats of every domain and task, as `train.fit` asks for it."""
     from moe_jax.evals.tasks import evaluate
 
     return lambda params: {name: -evaluate(cfg, params, side, run.score_rows).mean
-                           for name, side in stuff.heldout.items()}
+                           for name, side in reading.heldout.items()}
 
 
 def _mean(losses: Mapping[str, float]) -> float:
@@ -209,7 +209,7 @@ def _progress(say: Callable[[str], None]):
     return report
 
 
-def _keep_side_files(run: 'Run', stuff: 'Reading', model: Path) -> None:
+def _keep_side_files(run: 'Run', reading: 'Reading', model: Path) -> None:
     """Tokenizer and plan beside the weights, and of a model of transformers what exporting needs.
 
     What the experts of a shrunk model stand for is the same after training.
@@ -230,4 +230,4 @@ def _keep_side_files(run: 'Run', stuff: 'Reading', model: Path) -> None:
         shutil.copyfile(side.folder / layout.CONFIG, model / SUBFOLDER / layout.CONFIG)
         return
     with replacing(model / 'tokenizer.json') as temporary:
-        shutil.copyfile(stuff.tokenizer, temporary)
+        shutil.copyfile(reading.tokenizer, temporary)

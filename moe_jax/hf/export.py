@@ -46,11 +46,11 @@ def export_hf(
 ) -> None:
     """Write a folder of the family, names and layout of `like`, and compare it before it appears.
 
-    like: the folder of transformers the model came from, or a native one that was converted from
+    like: the Hugging Face checkpoint the model came from, or a native one that was converted from
     such a folder. Tensors keep the dtype they have in `params`, files hold at most `shard_bytes`
     each, tokenizer and generation config are copied, and moe_jax.json says where the model came
     from (`lineage`, anything JSON can hold) with the SHA-256 of every file. progress is called with
-    'write' or 'compare' and a number of bytes. Raises ValueError where a folder of transformers
+    'write' or 'compare' and a number of bytes. Raises ValueError where a Hugging Face checkpoint
     cannot say what the config says, FileExistsError for a path that exists.
     """
     path, side = Path(path).absolute(), SideFiles.of(like)

@@ -57,7 +57,7 @@ def faults(outcome: Outcome) -> dict[Kind, str]:
     return found
 
 
-def told(found: Mapping[Kind, str], advice: Mapping[Kind, str]) -> str:
+def summary(found: Mapping[Kind, str], advice: Mapping[Kind, str]) -> str:
     """Faults as one text, each with how to avoid it in the reader's own words."""
     return '; '.join(f'{text} ({advice[kind]})' for kind, text in found.items())
 
@@ -77,7 +77,7 @@ def check(cfg: Config, base: Config) -> None:
         'shared': "avoid it with another router_init than 'alias'",
     }
     raise ValueError(
-        f'no config of transformers can say what this model has: {told(found, advice)}. Plan it '
+        f'no config of transformers can say what this model has: {summary(found, advice)}. Plan it '
         'otherwise, or keep the native format (moe_jax.save), which stores this one')
 
 

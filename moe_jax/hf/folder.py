@@ -1,6 +1,6 @@
 """The files beside the weights: tokenizer, generation config, provenance, and their keeping.
 
-A native model that was converted from a folder of transformers carries these in its subfolder `hf`,
+A native model converted from a Hugging Face checkpoint carries these in its subfolder `hf`,
 config.json included, so that it can be exported again.
 """
 
@@ -30,7 +30,7 @@ class SideFiles:
 
     @classmethod
     def of(cls, path: str | Path) -> 'SideFiles':
-        """Those of a folder of transformers, or of a native model that came from one."""
+        """Those of a Hugging Face checkpoint, or of a native model that came from one."""
         path = Path(path)
         if (path / SUBFOLDER / CONFIG).is_file():
             return cls(path / SUBFOLDER, None)

@@ -1,4 +1,4 @@
-"""A folder of transformers as parameters, read one tensor at a time straight to where it belongs.
+"""A Hugging Face checkpoint as parameters, read one tensor at a time straight to where it belongs.
 
 Peak memory is the model plus one leaf, told before anything is allocated.
 """

@@ -1,4 +1,4 @@
-"""Any model folder, native or of transformers, by its path alone."""
+"""Any model folder, native or a Hugging Face checkpoint, by its path alone."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -11,7 +11,7 @@ from train.loop.options import TrainOptions
 def check_common(study: Any, counts: Iterable[str]) -> None:
     """Raise ValueError for a name, count, seed, task list or capacity that no study can have."""
     if not study.name or study.name != Path(study.name).name:
-        raise ValueError(f'study name {study.name!r}: must do as the name of a folder')
+        raise ValueError(f'study name {study.name!r}: must be a valid folder name')
     for name in counts:
         integer(f'study {study.name}: {name}', getattr(study, name), 1)
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):

@@ -6,7 +6,7 @@ Letters: E experts a layer has, G it keeps.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,45 +15,29 @@ from moe_jax.base.tree import count_bytes, count_params
 from moe_jax.config import Config
 from prune.budget import spread as spreads
 from prune.budget.allocate import allocate
+from prune.budget.amounts import AMOUNTS, Amounts, Spread
 from prune.subsets.curve import relative_curve
 from prune.subsets.error import NEEDS as SAMPLE_NEEDS
 from prune.subsets.error import sample_of
 
-Spread = Literal['layer', 'global', 'share', 'mass', 'error']
 # Statistics that a spread reads beside the scores.
 NEEDS = dict.fromkeys(('layer', 'global', 'share', 'mass'), ()) | {'error': SAMPLE_NEEDS}
-AMOUNTS = ('experts', 'ratio', 'mass', 'parameters', 'memory')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What may stay. Exactly one of the amounts:
+class Budget(Amounts):
+    """What may stay: `Amounts`, with a spread that is decided.
 
-    experts: how many to keep, one number or one per MoE layer.
-    ratio: the share to remove, 0 <= ratio < 1, one number or one per MoE layer;
-      G = E - floor(ratio * E).
-    mass: every layer keeps the fewest experts that hold this share of its score.
-    parameters, memory: of the whole model, in numbers or in bytes.
+    A ratio leaves G = E - floor(ratio * E). With the spread 'layer' an amount in parameters or
+    memory gives all layers the same G. Of the others, which read experts and ratio as the sum over
+    layers, 'mass' is NLLB pruning, and 'error' makes the sum over layers of relative reconstruction
+    error least, exactly (`prune.budget.allocate`). A model with `cfg.clamp` clamps already.
 
-    spread: 'layer' gives every layer its own G (an amount in parameters or memory: the same G);
-    otherwise the layers' sum is spent where the method's scores say: 'global' compares scores as
-    they are, 'share' as shares of their layer, 'mass' keeps about the same share of every layer's
-    score (NLLB pruning), 'error' makes the sum over layers of relative reconstruction error least,
-    exactly (`prune.budget.allocate`; needs a reservoir). experts= and ratio= then say the sum over
-    layers.
-    floor: the fewest experts of any layer (default topk, with `clamp` 1); clamp: allow fewer than a
-    token uses (a model with `cfg.clamp` does already). keep_first: the first MoE layer keeps all.
+    keep_first: the first MoE layer keeps all.
     constants: dropped experts leave a constant and their router row behind.
     """
 
-    experts: int | Sequence[int] | None = None
-    ratio: float | Sequence[float] | None = None
-    mass: float | None = None
-    parameters: int | None = None
-    memory: int | None = None
     spread: Spread = 'layer'
-    floor: int | None = None
-    clamp: bool = False
     keep_first: bool = False
     constants: bool = False
 

@@ -18,6 +18,7 @@ from prune.catalog import registry
 from prune.catalog.describe_weights import weight_markdown, weight_section
 from prune.catalog.docstrings import (
     code_list,
+    fields_text,
     markdown_table,
     observing,
     one_line,
@@ -152,7 +153,6 @@ def _common() -> str:
              for form, text in FORM.items()]
     names = [p.name for p in inspect.signature(planner.plan).parameters.values()
              if p.kind is p.KEYWORD_ONLY]
-    fields = list(budget.Budget.__dataclass_fields__)
     pooled = [f"- `'{how}'`: {one_line(f)}" for how, f in spread.POOLED.items()]
     kinds = [f"- `'{kind}'`{reads(routers.ROUTER_NEEDS[kind])}: {one_line(f, 1)}"
              for kind, f in routers.ROUTERS.items()]
@@ -161,7 +161,8 @@ def _common() -> str:
         markdown_table(('a method that', 'amounts', 'spreads', 'takes'), forms).rstrip(),
         f'All take {code_list(EVERY)}.',
         'What these options read beside the method:\n\n' + '\n'.join(_option_needs()),
-        '## Budgets and spreads', prose(budget.__doc__), prose(budget.Budget.__doc__, fields),
+        '## Budgets and spreads', prose(budget.__doc__), fields_text(budget.Amounts),
+        prose(budget.Budget.__doc__, list(budget.Budget.__dataclass_fields__)),
         'By what a spread compares two layers, and what an amount in `mass` keeps:',
         '\n'.join([*pooled, f'- `mass=`: {one_line(spread.covering)}']), '## Gates and replacement',
         prose(keep.__doc__), prose(keep.drop.__doc__),

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
@@ -30,6 +31,12 @@ def prose(doc: str, names: Collection[str] = (), label: Callable[[str], str] | N
             out += ['', line] if item and line else [line]
         item = found is not None
     return '\n'.join(out)
+
+
+def fields_text(kind: type) -> str:
+    """A dataclass's docstring as markdown, its section of attributes as a list."""
+    text, _, attributes = inspect.cleandoc(kind.__doc__).partition('\n\nAttributes:\n')
+    return prose(f'{text}\n\n{textwrap.dedent(attributes)}', list(kind.__dataclass_fields__))
 
 
 def documented(doc: str, names: Collection[str]) -> set[str]:

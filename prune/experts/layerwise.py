@@ -58,7 +58,7 @@ def plan_layerwise(
     def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
         seeded = {'seed': own['seed'] + i} if 'seed' in own else {}
         return plan(name, stats, layer, one, experts=counts[i], clamp=clamp, spread='layer',
-                    group=asked.call.group, **asked.common._asdict(), **own | seeded)
+                    group=asked.call.group, **vars(asked.common), **own | seeded)
 
     return layer_by_layer(
         params, cfg, of_group(batches, asked.call.group), plan_one, method=name, clamp=clamp,

@@ -12,7 +12,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
 from prune.budget import budget
-from prune.budget.budget import Spread
+from prune.budget.amounts import Spread
 from prune.experts.keep import Gates, drop, keep
 from prune.experts.protect import super_experts
 from prune.experts.request import Common, FirstLayer, Protect, Request, request

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from moe_jax.base.checks import nearest
 from moe_jax.calibration.table import STATISTICS, statistic
-from prune.budget.budget import Spread
+from prune.budget.amounts import Spread
 from prune.inputs.options import options_of
 
 Kind = Literal['drop', 'merge', 'weights']

@@ -1,5 +1,6 @@
 """The options of a function: its keyword-only parameters, checked by their types."""
 
+import dataclasses
 import inspect
 import operator
 import typing
@@ -39,6 +40,16 @@ def checked_options(
             raise ValueError(f'method {name!r} has no option {key!r}; {known}')
         options[key] = _typed(f'{name}: {key}', value, hints[key])
     return options
+
+
+def divided(options: Mapping[str, Any], *kinds: type) -> tuple[Any, ...]:
+    """An instance of each dataclass from the options that are its fields, and a dict of the rest.
+    """
+    rest, made = dict(options), []
+    for kind in kinds:
+        names = [f.name for f in dataclasses.fields(kind) if f.name in rest]
+        made.append(kind(**{name: rest.pop(name) for name in names}))
+    return *made, rest
 
 
 def check_words(name: str, hints: Mapping[str, Any], **words: Any) -> None:

@@ -17,7 +17,7 @@ from moe_jax.layers import ffn
 from prune.inputs import statistics
 from prune.inputs.catalogue import find
 from prune.inputs.method import Method, Params, Scope
-from prune.inputs.options import checked_options
+from prune.inputs.options import checked_options, divided
 from prune.inputs.request import Call
 from prune.plans.masks import LEAVES, matrix
 from prune.weights.cut import WITHIN, Pattern, per_pattern
@@ -26,6 +26,25 @@ from prune.weights.stack import TRAFFIC, Stack, by_expert
 
 SPARSITY = 0.5
 WHAT = 'method for weights'  # in messages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Zeros:
+    """How many weights go and from where, as it is asked for: what `prune.sparsify` takes.
+
+    Attributes:
+        sparsity: the share of weights that become zero, from 0 to below 1 (default: 0.5).
+        scope: within what weights are compared, and that share is exact: every output of a matrix,
+            every expert's matrix, all of a layer, or all (global) (default: the method's own).
+        pattern: N:M, such as 2:4: of every M consecutive inputs of an output, N stay; instead of
+            sparsity and scope.
+        leaves: some of gate, up and down (default: all).
+    """
+
+    sparsity: float | None = None
+    scope: Scope | None = None
+    pattern: Pattern | None = None
+    leaves: Collection[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +132,7 @@ class WeightRequest:
 
 
 def weight_request(
-    name: str,
-    cfg: Config,
-    *,
-    sparsity: float | None = None,
-    scope: Scope | None = None,
-    pattern: Pattern | None = None,
-    leaves: Collection[str] | None = None,
-    group: str | None = None,
-    **options: Any,
+    name: str, cfg: Config, *, group: str | None = None, **options: Any
 ) -> WeightRequest:
     """The keywords of `prune.sparsify` as a request.
 
@@ -131,12 +142,12 @@ def weight_request(
     method = find(WEIGHT_METHODS, name, WHAT)
     if not cfg.moe_layers:
         raise ValueError('no layer of this model has experts; there is nothing to sparsify')
-    own = checked_options(name, method.function, options)
-    scope = _scope(method, scope, pattern)
-    leaves = _leaves(name, cfg, leaves)
-    if pattern is not None:
-        pattern = _pattern(name, cfg, pattern, leaves)
-    return WeightRequest(Call(method, own, group, leaves), _sparsity(name, sparsity, pattern),
+    zeros, given = divided(options, Zeros)
+    own = checked_options(name, method.function, given)
+    scope = _scope(method, zeros.scope, zeros.pattern)
+    leaves = _leaves(name, cfg, zeros.leaves)
+    pattern = None if zeros.pattern is None else _pattern(name, cfg, zeros.pattern, leaves)
+    return WeightRequest(Call(method, own, group, leaves), _sparsity(name, zeros.sparsity, pattern),
                          scope, pattern, leaves)
 
 

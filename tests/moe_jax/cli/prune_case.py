@@ -1,4 +1,4 @@
-"""A tiny folder of transformers with a tokenizer, statistics of it, and the command run on it."""
+"""A tiny Hugging Face checkpoint with a tokenizer, statistics of it, and the command run on it."""
 
 import json
 import sys

@@ -11,9 +11,10 @@ import moe_jax
 import prune
 from moe_jax.base.tree import count_bytes, count_params
 from moe_jax.calibration.stats import Stats
-from moe_jax.cli import prune as commands_prune
 from moe_jax.cli.shared import model_and_tasks
 from moe_jax.storage import native
+from prune.budget.amounts import Amounts
+from prune.experts.request import Common
 from prune.plans.arrays import ARRAYS
 from tests.moe_jax.cli.prune_case import HIDDEN, LAYERS, WIDTH
 
@@ -134,17 +135,19 @@ def test_layerwise_is_plan_layerwise_on_the_tasks(
     assert native.load_lineage(out)['layerwise']['tasks'] == list(tasks)
 
 
-def test_the_choices_are_those_of_plan():
-    def choices(function):
-        hints = typing.get_type_hints(function)
-        return {name: {v for part in (hints[name], *typing.get_args(hints[name]))
-                       for v in typing.get_args(part) if isinstance(v, str)}
-                for name in ('spread', 'gates', 'replace', 'protect', 'first_layer')}
+def test_the_flags_and_choices_are_those_of_plan(command, capsys):
+    hints = typing.get_type_hints(prune.plan)
+    keywords = {p.name: hints[p.name] for p in inspect.signature(prune.plan).parameters.values()
+                if p.kind is p.KEYWORD_ONLY}
+    ours = typing.get_type_hints(Amounts) | typing.get_type_hints(Common)
+    assert ours == {name: hint for name, hint in keywords.items() if name != 'group'}
+    assert command('prune', '--help') == 0
+    said = capsys.readouterr().out
+    assert not [name for name in keywords if f'--{name.replace("_", "-")} ' not in said
+                and f'--{name}, ' not in said]
+    assert 'exactly one of --experts' in said and 'super never drops' in said
 
-    assert choices(commands_prune.prune_model) == choices(prune.plan)
-    ours = inspect.signature(commands_prune.prune_model).parameters
-    keywords = [p.name for p in inspect.signature(prune.plan).parameters.values()
-                if p.kind is p.KEYWORD_ONLY]
-    assert set(keywords) <= set(ours)
-    doc = inspect.getdoc(commands_prune.prune_model)
-    assert not [name for name in ours if f'    {name}: ' not in doc]
+
+def test_the_command_is_in_the_list_of_all(command, capsys):
+    assert command('--help') == 0
+    assert 'Plan a smaller model' in capsys.readouterr().out

@@ -94,7 +94,7 @@ def test_a_native_model_in_another_dtype_and_a_merged_one(
     refused(folder / 'model', '--method', 'reap', '--stats', stats, '--dtype', 'bfloat16',
             '--memory', str(least // 4), says=(f'the least is {least // 2 + rest:,}',))
     refused(folder / 'model', '--method', 'reap', '--stats', stats, '--experts', '3', '--to', 'hf',
-            says=('did not come from a folder of transformers',))
+            says=('did not come from a Hugging Face checkpoint',))
     merged = prune.apply(params, cfg, prune.plan(
         'm_smoe', Stats.load(stats), params, cfg, experts=3, router_init='alias'))
     moe_jax.save(folder / 'merged', *merged[::-1])

@@ -10,10 +10,10 @@ import pytest
 import moe_jax
 import prune
 from moe_jax.calibration.stats import Stats
-from moe_jax.cli import sparsify
 from moe_jax.cli.shared import model_and_tasks
 from moe_jax.hf.folder import is_hf
 from moe_jax.storage import native
+from prune.weights.request import Zeros
 from tests.moe_jax.cli import prune_case
 
 PLANS = {
@@ -136,7 +136,7 @@ def test_statistics_that_are_not_there_and_models_with_no_other_form(
     folder = tmp_path_factory.mktemp('native')
     moe_jax.save(folder / 'model', cfg, params)
     refused(folder / 'model', '--method', 'magnitude', '--to', 'hf',
-            says=('did not come from a folder of transformers',))
+            says=('did not come from a Hugging Face checkpoint',))
     merged = prune.apply(params, cfg, prune.plan(
         'm_smoe', Stats.load(stats), params, cfg, experts=3, router_init='alias'))
     moe_jax.save(folder / 'merged', *merged[::-1], like=source)
@@ -144,13 +144,12 @@ def test_statistics_that_are_not_there_and_models_with_no_other_form(
             says=('share experts', '--to native'))
 
 
-def test_the_flags_and_choices_are_those_of_sparsify():
-    ours = inspect.signature(sparsify.sparsify_model).parameters
-    keywords = [p.name for p in inspect.signature(prune.sparsify).parameters.values()
-                if p.kind is p.KEYWORD_ONLY]
-    assert set(keywords) <= set(ours)
-    hints = [typing.get_type_hints(f)['scope'] for f in (sparsify.sparsify_model,
-                                                        prune.sparsify)]
-    assert hints[0] == hints[1]
-    doc = inspect.getdoc(sparsify.sparsify_model)
-    assert not [name for name in ours if f'    {name}: ' not in doc]
+def test_the_flags_and_choices_are_those_of_sparsify(command, capsys):
+    hints = typing.get_type_hints(prune.sparsify)
+    keywords = {p.name: hints[p.name] for p in inspect.signature(prune.sparsify).parameters.values()
+                if p.kind is p.KEYWORD_ONLY}
+    assert typing.get_type_hints(Zeros) | {'group': hints['group']} == keywords
+    assert command('sparsify', '--help') == 0
+    said = capsys.readouterr().out
+    assert not [name for name in keywords if f'--{name} ' not in said]
+    assert 'Set a share of the weights' in said and 'some of gate, up and down' in said

@@ -303,5 +303,5 @@ def test_a_plan_of_a_run_says_what_its_teacher_takes(command, config, models, ca
     assert command('train', path, '--variant', 'hidden', '--plan-only') == 0
     said = ' '.join(capsys.readouterr().out.split())
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(moe_jax.load(models[0])[1]))
-    assert f'The teacher comes on top: {size / 1e3:.3g} kB of parameters on each device' in said
+    assert f'The teacher adds: {size / 1e3:.3g} kB of parameters on each device' in said
     assert 'FLOPs in every step' in said and 'expert term' in said

@@ -1,5 +1,6 @@
 """Exports that are refused, interrupted or exported again; commands; documents made of tables."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,11 +15,13 @@ import moe_jax
 import prune
 from moe_jax.cli import convert
 from moe_jax.cli.main import main
-from moe_jax.cli.prune import prune_model
+from moe_jax.cli.prune import Sizes, prune_model
+from moe_jax.cli.shrink import Job
 from moe_jax.families import describe
 from moe_jax.hf import writer
 from moe_jax.storage import folder as storage
 from prune.experts.keep import keep
+from prune.experts.request import Common
 from prune.plans.plan import Plan
 from tests.moe_jax.hf import lexicon, tiny
 
@@ -155,13 +158,14 @@ def test_the_recipe_on_the_command_line(source, tmp_path, capsys):
     cfg, params = moe_jax.load(source)
     moe_jax.observe(cfg, params, [{'tokens': tiny.TOKENS, 'mask': tiny.MASK > 0}]).save(
         tmp_path / 'stats.npz')
-    prune_model(source, method='frequency', experts=2, out=tmp_path / 'small',
-                stats=tmp_path / 'stats.npz', to='hf')
+    job = Job(method='frequency', out=tmp_path / 'small', stats=tmp_path / 'stats.npz', to='hf')
+    prune_model(source, job, Sizes(experts=2), Common())
     assert 'equal to the model in memory' in capsys.readouterr().out
     assert moe_jax.load(tmp_path / 'small')[0].experts == (2, 2)
     assert json.loads((tmp_path / 'small/config.json').read_text())['num_experts'] == 2
     with pytest.raises(ValueError, match='cannot keep 1 experts'):
-        prune_model(source, method='frequency', experts=1, out=tmp_path / 'none', to='hf')
+        prune_model(source, dataclasses.replace(job, out=tmp_path / 'none', stats=None),
+                    Sizes(experts=1), Common())
 
 
 def test_info_reads_headers_alone_and_says_what_does_not_fit(source, capsys, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import moe_jax
-from moe_jax.cli import main, prune
+from moe_jax.cli import main, shrink
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def test_refused_by_the_options_before_weights_are_read(
     def closed(*_, **__):
         raise AssertionError('too late: this reads weights')
 
-    monkeypatch.setattr(prune, 'load_with_progress', closed)
+    monkeypatch.setattr(shrink, 'load_with_progress', closed)
     assert pruned(flags, 'hf') == 1
     said = capsys.readouterr().err
     assert 'transformers has no config' in said and '--to native' in said

@@ -157,7 +157,7 @@ def random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def write(folder: Path, family: str, variant: str, *, seed: int = 0, dtype: str = 'float32',
           shards: int = 1) -> Path:
-    """A folder of transformers, in one file or several with an index."""
+    """A Hugging Face checkpoint, in one file or several with an index."""
     raw = config(family, variant)
     if dtype != 'float32':
         raw = {**raw, **{key: dtype for key in ('dtype', 'torch_dtype') if key in raw}}

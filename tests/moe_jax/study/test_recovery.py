@@ -58,7 +58,7 @@ def found(folder):
     ({'rates': (1e-2, 1e-3)}, 'in ascending order'),
     ({'rates': ()}, 'rates'),
     ({'tuning_rows': 0}, 'tuning_rows=0: must be an integer, at least 1'),
-    ({'name': 'a/b'}, 'must do as the name of a folder'),
+    ({'name': 'a/b'}, 'must be a valid folder name'),
     ({'seeds': (1, 1)}, 'seeds'),
 ])
 def test_a_study_that_cannot_be_is_refused(fields, message):

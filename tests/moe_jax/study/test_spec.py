@@ -39,7 +39,7 @@ REFUSED = {
     'no rows': ({'score_rows': 0}, 'score_rows=0: must be an integer, at least 1'),
     'half a token': ({'heldout_tokens': 0.5}, 'heldout_tokens=0.5'),
     'capacity': ({'capacity': 0.0}, 'capacity=0.0: positive'),
-    'name': ({'name': '../x'}, 'must do as the name of a folder'),
+    'name': ({'name': '../x'}, 'must be a valid folder name'),
     'lengths': ({'pretrain': LONG}, "'pretrain': 64, 'warm': 32.* one length"),
     'field': ({'expert': (2, 4)}, "unexpected keyword argument 'expert'"),
 }

@@ -40,7 +40,7 @@ Not read: quantised weights (8-bit, MXFP4; dequantise them with transformers fir
 
 To add a family, put a file with one `Family` table beside the others and its name into
 `moe_jax/families/__init__.py`; the tests of parity and round trips need a tiny variant of it in
-`tests/hf/tiny.py`.
+`tests/moe_jax/hf/tiny.py`.
 """
 
 

@@ -220,7 +220,7 @@ def made_md(out) -> str:
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, raw, monkeypatch):
     path = synthetic.write(tmp_path / 'records.jsonl', raw)
-    monkeypatch.setattr(report, '_figures', lambda *_: ((), ''))
+    monkeypatch.setattr(expert_count, '_figures', lambda *_: ((), ''))
     report.write(path, tmp_path)
     old = made_md(tmp_path)
 

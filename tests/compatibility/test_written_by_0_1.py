@@ -144,7 +144,10 @@ def test_the_command_reads_models_and_statistics(command, tmp_path):
     shutil.copytree(DATA / 'models/base', tmp_path / 'models/base')
     (tmp_path / 'plans').mkdir()
     shutil.copy(out / 'plan.npz', tmp_path / 'plans/drop.npz')
-    agrees('plans/drop', opened.plan(tmp_path, 'drop'))
+    made = opened.plan(tmp_path, 'drop')
+    # The fingerprint is of all weights now, and ends with that of the routers, which was the old.
+    assert made['model'].startswith('model:v2-')
+    agrees('plans/drop', made | {'model': f'model:{made["model"].rpartition("-")[2]}'})
 
 
 # Training.
@@ -209,11 +212,20 @@ def test_a_finished_study_has_nothing_left_to_compute(name, command, copied, mon
     assert set(described['outputs']['cells']) == {identity for _, identity in cells}
 
 
-def test_a_finished_curve_has_nothing_left_to_compute(command, copied, monkeypatch, capsys):
+def test_a_finished_curve_opens_and_its_points_are_computed_once_more(
+        command, copied, monkeypatch, capsys):
+    """What a point is made from is named by all weights now, so points of 0.1 are not reused."""
     root = copied('asked', 'hf', 'curve')
     monkeypatch.chdir(root)
     before = records_of(root / 'curve')
-    command('curve', 'hf/native', '--tasks', 'lm-harbour', '--methods', 'expert_norm',
+    call = ('curve', 'hf/native', '--tasks', 'lm-harbour', '--methods', 'expert_norm',
             'router_norm', '--experts', 2, '--data', 'asked/texts', '--out', 'curve')
-    assert records_of(root / 'curve') == before and len(before) == 2
-    assert '2 points are there already' in capsys.readouterr().out
+    command(*call)
+    after = records_of(root / 'curve')
+    assert after[:2] == before and len(after) == 4
+    for old, new in zip(*(map(json.loads, part) for part in (before, after[2:])), strict=True):
+        same({name: value for name, value in new.items() if name != 'id'},
+             {name: value for name, value in old.items() if name != 'id'}, old['method'])
+    command(*call)
+    assert records_of(root / 'curve') == after
+    assert '4 points are there already' in capsys.readouterr().out

@@ -61,7 +61,7 @@ CONFIGS = {
         rope=Rope(dim=2, interleaved=True, kind='yarn', factor=4.0, trained=6),
         latent=Latent(kv=4, query=6, plain=4, rotary=2, value=3)),
 }
-# A folder of transformers, with a vocabulary that has room for a tokenizer of bytes.
+# A Hugging Face checkpoint, with a vocabulary that has room for a tokenizer of bytes.
 RAW = {
     'model_type': 'mixtral', 'architectures': ['MixtralForCausalLM'], 'vocab_size': 280,
     'hidden_size': 8, 'intermediate_size': 8, 'num_hidden_layers': 1, 'num_attention_heads': 2,
@@ -132,7 +132,7 @@ def runs(out: Path) -> dict[str, Any]:
 
 
 def transformers(out: Path) -> dict[str, Any]:
-    """A folder of transformers, made smaller into a native one, exported, and its curve."""
+    """A Hugging Face checkpoint, made smaller into a native one, exported, and its curve."""
     hf_source(out / 'hf/source')
     command('prune', 'hf/source', '--method', 'expert_norm', '--experts', 3, '--out', 'hf/native')
     command('convert', 'hf/native', 'hf/export', '--to', 'hf')
@@ -233,7 +233,7 @@ def foreign_files(out: Path) -> None:
 
 
 def hf_source(folder: Path) -> None:
-    """A folder of transformers with random weights and a tokenizer."""
+    """A Hugging Face checkpoint with random weights and a tokenizer."""
     rng, family = np.random.default_rng(4), FAMILIES[RAW['model_type']]
     folder.mkdir(parents=True)
     tensors = {name: ('norm' in name) + rng.normal(0, 0.4, leaf.slot.disk_shape(leaf.shape))

@@ -1,7 +1,9 @@
 """`moe-jax lm-eval`: the standard harness on a model."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from moe_jax.cli.shared import Dtype, Positional, absent
 
@@ -45,7 +47,8 @@ def lm_eval(
         absent(out)
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
-    results = harness.simple_evaluate(
+    # lm_eval's decorator hides the signature.
+    results = cast(Callable[..., dict[str, Any]], harness.simple_evaluate)(
         model=HarnessLM(str(model), batch=batch, dtype=dtype), tasks=list(tasks),
         task_manager=manager, num_fewshot=num_fewshot, limit=limit)
     print(make_table(results))

@@ -40,7 +40,7 @@ class _Places(NamedTuple):
     rounds: jax.Array  # until all devices are served
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0, 1))
 def exchanged_apply(
     function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
 ) -> jax.Array:
@@ -140,7 +140,7 @@ class _Arrived(NamedTuple):
     """Rows that arrived, n*C of them, by their experts of this device [E/n]."""
 
     by: Sorted
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, how: Exchange, weights: Tree, expert: jax.Array) -> '_Arrived':

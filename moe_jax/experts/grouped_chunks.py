@@ -8,7 +8,7 @@ that `Ffn.hidden` asks for are kept, [S, F] each, and nothing else, as in `group
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
 Part = Callable[[jax.Array, Tree], tuple[Tree, Pairs]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0,))
 def apply(function: Ffn, weights: Weights, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D], row s by expert e where it lies in group e; arguments as `loop.apply`."""
     return _evaluate(function, weights, rows, sizes)[0]
@@ -80,7 +80,7 @@ def _backward(
         hidden, pull = jax.vjp(partial(hidden_of, function), products)
         by_transposed = partial(native.matmul, sizes=mine, transposed=True)
         by_products, = pull(by_transposed(dy, cast['down']))
-        dx = sum(by_transposed(du, cast[name]).astype(jnp.float32)
+        dx: Any = sum(by_transposed(du, cast[name]).astype(jnp.float32)
                  for name, du in by_products.items())
         pairs = {name: (rows, du) for name, du in by_products.items()} | {'down': (hidden, dy)}
         ones = jnp.ones((rows.shape[0], 1), rows.dtype)

@@ -14,7 +14,7 @@ def take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode='fill', fill_value=0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(3, 4))
 def gather_rows(
     x: jax.Array, index: jax.Array, inverse: jax.Array, forth: Take = take, back: Take = take
 ) -> jax.Array:

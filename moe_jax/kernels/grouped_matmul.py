@@ -32,7 +32,8 @@ def grouped_matmul(
     group give zeros. Gradients come back in the dtypes of lhs and rhs. names: of the backends to
     choose among, by default those that work here.
     """
-    choice = trial.choose(lhs.shape[0], *rhs.shape, lhs.dtype, names)
+    experts, d, f = rhs.shape
+    choice = trial.choose(lhs.shape[0], experts, d, f, lhs.dtype, names)
     if choice.block == 1:
         return product(choice, lhs, rhs, sizes)
     to = align(sizes, lhs.shape[0], choice.block)
@@ -40,7 +41,7 @@ def grouped_matmul(
     return gather_rows(product(choice, lhs, rhs, to.sizes), to.place, to.source[:, None])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0,))
 def product(choice: Choice, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array) -> jax.Array:
     """As `grouped_matmul` by the chosen backend, for sizes that are multiples of its block."""
     return backend(choice.name).matmul(lhs, rhs.astype(lhs.dtype), sizes, choice.block,

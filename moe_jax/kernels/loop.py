@@ -34,7 +34,7 @@ Pull = Callable[[Tree, jax.Array, int, jax.Array, jax.Array], tuple[Tree, jax.Ar
 Saved = tuple[Tree, jax.Array, jax.Array]  # weights, rows, sizes
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0,))
 def apply(function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D'] with y[s] = function(weights[e], rows)[s], where row s lies in group e.
 

@@ -26,7 +26,7 @@ Sums = tuple[jax.Array, jax.Array]  # gradients by keys [J, S, C] and values [J,
 Tree = TypeVar('Tree')
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(4,))
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, scale: float,
     sinks: jax.Array | None = None,

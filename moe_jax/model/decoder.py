@@ -6,7 +6,7 @@ config has experts.
 """
 
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def init(cfg: Config, key: jax.Array) -> Params:
 @partial(jax.jit, static_argnums=0)
 def _init(cfg: Config, key: jax.Array) -> Params:
     one = jnp.ones((1, 1), jnp.int32)
-    return MoeLM(cfg).init(key, one, one)['params']
+    return cast(Params, MoeLM(cfg).init(key, one, one)['params'])
 
 
 def shapes(cfg: Config) -> Params:

@@ -83,5 +83,5 @@ def _over(mesh: Mesh | None, run: Callable[..., Any], given: str, gives: str) ->
     specs = {'r': P(axes), 'w': P()}
     into, out = (tuple(specs[kind] for kind in kinds) for kinds in (given, gives))
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=into, axis_names=set(axes),
-                                 out_specs=out if len(out) > 1 else out[0],
+                                 out_specs=out if len(gives) > 1 else out[0],
                                  check_vma=False))

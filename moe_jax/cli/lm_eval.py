@@ -47,11 +47,11 @@ def lm_eval(
         absent(out)
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
-    # lm_eval's decorator hides the signature.
+    # lm_eval's decorators hide the signatures.
     results = cast(Callable[..., dict[str, Any]], harness.simple_evaluate)(
         model=HarnessLM(str(model), batch=batch, dtype=dtype), tasks=list(tasks),
         task_manager=manager, num_fewshot=num_fewshot, limit=limit)
-    print(make_table(results))
+    print(cast(Callable[..., str], make_table)(results))
     if out is not None:
         results.pop('samples', None)
         out.write_text(json.dumps(results, indent=1, default=handle_non_serializable))

@@ -126,7 +126,7 @@ class HarnessLM(TemplateLM):
         return found
 
     def _texts(self, contexts: list[str], options: dict[str, Any]) -> list[str]:
-        chosen = normalize_gen_kwargs(dict(options), MAX_NEW)
+        chosen = cast(dict[str, Any], normalize_gen_kwargs(dict(options), MAX_NEW))
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
         until = handle_stop_sequences(chosen.get('until'), eos=eos)
         room = self.max_length - chosen['max_gen_toks']

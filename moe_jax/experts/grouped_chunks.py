@@ -8,7 +8,7 @@ that `Ffn.hidden` asks for are kept, [S, F] each, and nothing else, as in `group
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ def over_chunks(
     cut = _Cut.of(count, wide)
     if cut.count == 1:
         outputs, pairs = part(sizes, inputs)
-        return outputs, {name: native.outer(*pair, sizes, dtypes.get(name, jnp.float32))
+        return outputs, {name: native.outer(*pair, sizes, cast(DTypeLike, dtypes.get(name, jnp.float32)))
                          for name, pair in pairs.items()}
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((cut.size, *a.shape[1:]), a.dtype), inputs)
     like, pairs = jax.eval_shape(part, sizes, one)

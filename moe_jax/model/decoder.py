@@ -211,7 +211,7 @@ class MoeLM(nn.Module):
             past = None if cache is None else cache[name]
             block = Block(cfg, i, self.train, self.watch, self.observer, name=name)
             x, past = block(x, rows, past, start)
-            new = None if cache is None else new | {name: past}
+            new = None if new is None else new | {name: past}
         if not cfg.tied:
             Head(cfg, name='head')()
         return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new

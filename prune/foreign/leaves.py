@@ -111,7 +111,7 @@ def without(tree: Any, gone: Collection[str], at: str = '') -> Any:
     if not named:
         return cast(Any, type(tree))(kept.values())
     return tree.__class__(tree.default_factory, kept) if isinstance(tree, defaultdict) else (
-        type(tree)(kept))
+        cast(Any, type(tree))(kept))
 
 
 def _found(leaves: Leaves, path: str) -> Any:

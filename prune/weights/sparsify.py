@@ -6,7 +6,7 @@ time is held beside the masks, for scope 'layer' the scores of one layer.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,8 @@ def _by_layer(
     plans = {}
     for i in cfg.moe_layers:
         parts = [(s.leaf, asked.scores(s)) for s in asked.stacks(stats, params, cfg, i)]
-        plans[i] = _layer(asked, stats, cfg, i, pooled(lambda parts=parts: parts, asked.sparsity))
+        masks = cast(Arrays, pooled(lambda parts=parts: parts, asked.sparsity))  # by leaf
+        plans[i] = _layer(asked, stats, cfg, i, masks)
     return plans
 
 

@@ -60,7 +60,7 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
 
 
 def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
-           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Digest]]:
+           reads: tuple[str, ...] = ()) -> Generator[tuple[Batch, Digest], None, None]:
     """One batch [A, B, T] per step from step `start` on, and a function that names its content.
 
     `batches` yields all rows of a batch, or those of `own_rows` alone. On a resume the last batch
@@ -72,7 +72,7 @@ def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: in
     with contextlib.ExitStack() as stack:
         source = iter(batches(first * options.accumulate))
         if hasattr(source, 'close'):  # a generator may hold a prefetching thread
-            stack.callback(cast(Generator[Batch], source).close)
+            stack.callback(cast(Generator[Batch, None, None], source).close)
         for step in range(first, options.steps):
             parts = [_checked(source, options, len(rows), step, reads)
                      for _ in range(options.accumulate)]

@@ -6,13 +6,13 @@ device to every other, and the rounds go on until all are served, so that any im
 buffers hold n*C rows and not the n*S of the worst case.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.experts.grouped import grouped_apply, grouped_gradients
 from moe_jax.experts.sorting import Sorted, by_expert
 from moe_jax.kernels.loop import Expert
@@ -40,7 +40,7 @@ class _Places(NamedTuple):
     rounds: jax.Array  # until all devices are served
 
 
-@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def exchanged_apply(
     function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
 ) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.experts.grouped_loop import Products, Saved, hidden_of, products_of
 from moe_jax.kernels import native
 from moe_jax.kernels.bits import as_bits, from_bits
@@ -31,7 +32,7 @@ Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
 Part = Callable[[jax.Array, Tree], tuple[Tree, Pairs]]
 
 
-@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0,))
+@custom_vjp(0)
 def apply(function: Ffn, weights: Weights, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D], row s by expert e where it lies in group e; arguments as `loop.apply`."""
     return _evaluate(function, weights, rows, sizes)[0]
@@ -110,8 +111,9 @@ def over_chunks(
     cut = _Cut.of(count, wide)
     if cut.count == 1:
         outputs, pairs = part(sizes, inputs)
-        return outputs, {name: native.outer(*pair, sizes, cast(DTypeLike, dtypes.get(name, jnp.float32)))
-                         for name, pair in pairs.items()}
+        return outputs, {
+            name: native.outer(*pair, sizes, cast(DTypeLike, dtypes.get(name, jnp.float32)))
+            for name, pair in pairs.items()}
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((cut.size, *a.shape[1:]), a.dtype), inputs)
     like, pairs = jax.eval_shape(part, sizes, one)
     raw = jax.tree.map(as_bits, inputs)

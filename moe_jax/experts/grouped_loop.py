@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels import loop
 from moe_jax.kernels.bits import as_bits, from_bits, is_half
 from moe_jax.kernels.linear import linear
@@ -30,7 +31,7 @@ Products = dict[str, jax.Array]  # what `Ffn.hidden` asks for, by the name of th
 Saved = tuple[Weights, jax.Array, jax.Array, Products]  # weights, rows, sizes, products [S, F]
 
 
-@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(0,))
+@custom_vjp(0)
 def apply(function: Ffn, weights: Weights, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D], row s by expert e where it lies in group e; arguments as `loop.apply`."""
     return loop.apply(function, weights, rows, sizes)

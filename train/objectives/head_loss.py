@@ -4,12 +4,12 @@ B rows, T tokens, D width, V vocabulary. The gradient of a block's logits is at 
 both gradients are formed in the forward pass and no logits are kept or computed again.
 """
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.config import Config
 from moe_jax.kernels.outer import summed_outer
 from moe_jax.model.decoder import Params, unembed
@@ -36,7 +36,7 @@ def cross_entropy(
     return nats, jnp.sum(weights)
 
 
-@partial(jax.custom_vjp[jax.Array], nondiff_argnums=(4,))
+@custom_vjp(4)
 def _summed(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, scale: float
             ) -> jax.Array:
     """Summed weighted nats of x [N, D] against targets [N]; table [V, D]."""

@@ -15,7 +15,7 @@ class WithGradient(Protocol[Given, Gives_co]):
 
     def __call__(self, *args: Given.args, **kwargs: Given.kwargs) -> Gives_co: ...
 
-    def defvjp(self, fwd: Callable[..., tuple[Gives_co, Any]], bwd: Callable[..., Any]) -> None:
+    def defvjp(self, fwd: Callable[..., tuple[Any, Any]], bwd: Callable[..., Any]) -> None:
         """Set what is computed forward, with what the gradient needs, and the gradient."""
         ...
 

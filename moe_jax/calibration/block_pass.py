@@ -6,7 +6,7 @@ B rows, T tokens, N = B*T, D width, C tokens picked for the reservoir.
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 from jax.sharding import Mesh
@@ -17,7 +17,7 @@ from moe_jax.calibration.layer_sums import layer_sums, sampled
 from moe_jax.calibration.table import reduction
 from moe_jax.config import Config
 from moe_jax.model.block import Block
-from moe_jax.model.choices import Observer
+from moe_jax.model.choices import Observer, Record
 from moe_jax.model.decoder import Embed, Params, rows_in
 
 
@@ -32,7 +32,8 @@ def layer_config(cfg: Config, layer: int) -> Config:
 @partial(sharding.jit, static_argnums=0)
 def embed(cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """The residual stream before the first block, [B, T, D]."""
-    return Embed(cfg).apply({'params': params['embed']}, tokens, rows_in(cfg, segments)[1])
+    return cast(jax.Array, Embed(cfg).apply(
+        {'params': params['embed']}, tokens, rows_in(cfg, segments)[1]))
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +61,8 @@ def watched(one: Config, observer: Observer, mesh: Mesh | None = None) -> Callab
         rows = rows_in(one, segments, tokens=tokens)[0]
         (x, _), state = Block(one, 0, False, (), observer).apply(
             {'params': layer}, x, rows, None, None, mutable=['routing'])
-        record, cosine = state['routing']['moe']['record'][0], state['routing']['cosine'][0]
+        record = cast(Record, state['routing']['moe']['record'][0])
+        cosine = cast(jax.Array, state['routing']['cosine'][0])
         sums = layer_sums(record, cosine, segments.ravel() > 0)
         if parts > 1:
             sums = {name: reduction(name, jax.lax.psum, jax.lax.pmax)(value, axes)
@@ -79,7 +81,7 @@ def _over(mesh: Mesh | None, run: Callable[..., Any], given: str, gives: str) ->
     if mesh is None or not (axes := sharding.row_axes(mesh)):
         return sharding.jit(run)
     specs = {'r': P(axes), 'w': P()}
-    given, gives = (tuple(specs[kind] for kind in kinds) for kinds in (given, gives))
-    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=given, axis_names=set(axes),
-                                 out_specs=gives if len(gives) > 1 else gives[0],
+    into, out = (tuple(specs[kind] for kind in kinds) for kinds in (given, gives))
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=into, axis_names=set(axes),
+                                 out_specs=out if len(gives) > 1 else out[0],
                                  check_vma=False))

@@ -7,7 +7,7 @@ models whose own forward pass is somebody else's. N tokens of a batch, D width.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from moe_jax.calibration.observe import check
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import Sums
 from moe_jax.config import Config
+from moe_jax.model.choices import Record
 from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.model.moe import SparseMoe
@@ -51,18 +52,18 @@ def observe_inputs(
 
     Raises ValueError for a layer without inputs, shapes that do not fit, and as `observe` does.
     """
-    options = Options(**options)
+    chosen = Options(**options)
     cfg = cfg.replace(skip=None)
-    check(cfg, options)
-    if options.gradients:
+    check(cfg, chosen)
+    if chosen.gradients:
         raise ValueError('observe_inputs: gradients need the whole model and its loss; for a model '
                          'of this package use moe_jax.observe, else a method that needs none')
-    items = ((raw.get('group') or 'all', batch, _pass(cfg, params, options, inputs))
+    items = ((raw.get('group') or 'all', batch, _pass(cfg, params, chosen, inputs))
              for raw in batches for inputs, batch in (_rows(cfg, raw),))
-    groups, data = collected(options, items)
-    seen = {group: {i: _finished(cfg, params, i, sums, options) for i, sums in layers.items()}
+    groups, data = collected(chosen, items)
+    seen = {group: {i: _finished(cfg, params, i, sums, chosen) for i, sums in layers.items()}
             for group, layers in groups.items()}
-    return Stats(fingerprint(params, cfg), seen, tokenizer, data, options.reservoir)
+    return Stats(fingerprint(params, cfg), seen, tokenizer, data, chosen.reservoir)
 
 
 def _finished(
@@ -102,7 +103,7 @@ def _watched(one: Config, observer: ExpertSums) -> Callable[..., Any]:
         rows = rows_in(one, segments, tokens=tokens)[0]
         _, state = SparseMoe(one, 0, False, observer).apply(
             {'params': moe}, x.astype(one.dtype), rows, mutable=['routing'])
-        record, valid = state['routing']['record'][0], segments.ravel() > 0
+        record, valid = cast(Record, state['routing']['record'][0]), segments.ravel() > 0
         sums = layer_sums(record, jnp.zeros(valid.shape, jnp.float32), valid)
         first = {'top1': record.ids[:, 0]}
         return sums, first | (sampled(record, pick[0]) if pick.shape[1] else {})

@@ -31,7 +31,7 @@ def write(path: str | Path, groups: Groups, fields: Mapping[str, Any]) -> None:
         for layer, sums in groups[name].items():
             arrays |= {f'{g}/{layer}/{key}': value for key, value in sums.items()}
     with replacing(path) as temporary, temporary.open('wb') as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] (no array is so named)
 
 
 def read(path: str | Path) -> tuple[Groups, dict[str, Any]]:

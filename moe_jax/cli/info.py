@@ -60,6 +60,7 @@ def table(cfg: Config, name: str, tokens: int | None = None) -> Table:
         if not experts:
             out.add_row(key, 'dense' if index is not None else '', '', f'{total:,}', f'{total:,}')
             continue
+        assert index is not None  # what is no layer has no experts
         active = total - idle(cfg, tree['moe'])
         out.add_row(key, str(experts), str(cfg.router_rows(index)), f'{total:,}', f'{active:,}')
     out.caption = (

@@ -1,7 +1,9 @@
 """`moe-jax lm-eval`: the standard harness on a model."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from moe_jax.cli.shared import Dtype, Positional, absent
 
@@ -45,10 +47,12 @@ def lm_eval(
         absent(out)
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
-    results = harness.simple_evaluate(
-        model=HarnessLM(str(model), batch=batch, dtype=dtype), tasks=list(tasks),
-        task_manager=manager, num_fewshot=num_fewshot, limit=limit)
-    print(make_table(results))
+    # lm_eval's decorators hide the signatures.
+    results = cast(Callable[..., dict[str, Any]], harness.simple_evaluate)(
+        model=HarnessLM(  # pyright: ignore[reportCallIssue] (so does its registry)
+            str(model), batch=batch, dtype=dtype),
+        tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit)
+    print(cast(Callable[..., str], make_table)(results))
     if out is not None:
         results.pop('samples', None)
         out.write_text(json.dumps(results, indent=1, default=handle_non_serializable))

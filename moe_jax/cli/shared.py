@@ -22,6 +22,7 @@ def write(target: Path, cfg, params, to: str, like: Path | None, lineage: dict,
         return
     from moe_jax.base.tree import count_bytes
 
+    assert like is not None  # who writes in this format has the folder that the model came from
     size = count_bytes(params)
     with _bar() as bar:
         tasks = {step: bar.add_task(step, total=size) for step in ('write', 'compare')}
@@ -87,7 +88,9 @@ def tokenizer_digest(model: Path) -> str:
     from moe_jax.data import tokenizer
     from moe_jax.storage import folder
 
-    return tokenizer.digest(folder.side_file(model, 'tokenizer.json'))[:16]
+    path = folder.side_file(model, 'tokenizer.json')
+    assert path is not None  # the text of the tasks was encoded with it
+    return tokenizer.digest(path)[:16]
 
 
 def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
@@ -119,7 +122,8 @@ def use_compilation_cache() -> None:
 
     from moe_jax.base import cache
 
-    if jax.config.jax_compilation_cache_dir is None:  # else the user's own choice stands
+    # A flag that jax adds when it is imported; where it is set, the user's own choice stands.
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update('jax_compilation_cache_dir', str(cache.root() / 'xla'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

@@ -3,7 +3,7 @@
 Modules are imported inside the functions, as in `commands_train.py`, which calls these.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ def checked(run: 'Run') -> 'Plan | None':
     from train.recipes.distill import check_teacher
     from train.recipes.run import check_length
 
+    assert run.start is not None and run.teacher is not None and run.recipe is not None
     if not Path(run.teacher).exists():
         raise FileNotFoundError(f'run {run.name}: teacher={run.teacher}: no such folder')
     cfg, theirs = folder.config_of(run.start), folder.config_of(run.teacher)
@@ -39,7 +40,7 @@ def checked(run: 'Run') -> 'Plan | None':
 
 
 def objective(
-    run: 'Run', cfg: Any, params: Any, teacher: tuple[Any, Any], first: Mapping[str, Any],
+    run: 'Run', cfg: Any, params: Any, teacher: tuple[Any, Any], first: dict[str, Any],
     plan: 'Plan | None', say: Callable[[str], None],
 ) -> 'Objective':
     """What the student (cfg, params) minimises; first: the run's first batch; plan: of `checked`.
@@ -48,6 +49,7 @@ def objective(
     import train
     from moe_jax.model import fingerprint
 
+    assert run.recipe is not None  # a run with a teacher has one
     if plan is not None and plan.model and fingerprint.differs(
             plan.model, teacher[1], teacher[0], 'the plan of the start'):
         say(f'{run.teacher} is not the model {run.start} was pruned from; its experts are '
@@ -64,6 +66,7 @@ def addition(run: 'Run') -> str:
     from train.forecasting import memory
     from train.forecasting.forecast import amount
 
+    assert run.teacher is not None and run.recipe is not None  # of a run with a teacher
     cfg, options = folder.config_of(run.teacher), run.options
     held = sum(memory.held(run.axes, path, tuple(leaf.shape))
                for path, leaf in leaves_with_paths(decoder.shapes(cfg)))
@@ -85,6 +88,7 @@ def _check_tokens(run: 'Run', ours: int, theirs: int) -> None:
     if ours != theirs:
         raise ValueError(f'the teacher has vocab={theirs} and the student {ours}; both have to '
                          'read the same tokens')
+    assert run.start is not None and run.teacher is not None  # of a run with a teacher
     own, other = (folder.side_file(path, 'tokenizer.json') for path in (run.start, run.teacher))
     if own and other and tokenizer.digest(own) != tokenizer.digest(other):
         raise ValueError(f'{own} and {other} differ, and both models have to read the same tokens; '
@@ -96,6 +100,7 @@ def _plan(run: 'Run', ours: tuple[int, ...], theirs: tuple[int, ...]) -> 'Plan |
     from moe_jax.storage import folder
     from prune import Plan
 
+    assert run.start is not None  # of a run with a teacher
     path = folder.side_file(run.start, PLAN)
     if path is None and ours != theirs:
         raise ValueError(f'{run.start} has {list(ours)} experts by layer and {run.teacher} '

@@ -97,7 +97,10 @@ def _print_plan(run: 'Run', peak: str, efficiency: float) -> None:
     from moe_jax.cli import teacher as commands_distill
     from moe_jax.storage import folder
 
-    cfg = run.model or folder.config_of(run.start)
+    cfg = run.model
+    if cfg is None:
+        assert run.start is not None  # one of the two
+        cfg = folder.config_of(run.start)
     found = train.forecast(cfg, run.options, run.axes, peak, efficiency=efficiency)
     Console().print(found.table())
     if run.teacher is not None:
@@ -149,6 +152,7 @@ def _fit(run: 'Run', reading: 'Reading', out: Path, mesh: Any, plan: 'Plan | Non
 
     options, progress = run.options, _progress(say)
     if run.start is None:
+        assert run.model is not None  # one of the two
         return train.pretrain(run.model, reading.sets, options, out=out, mesh=mesh,
                               evaluate=_evaluation(run, run.model, reading), progress=progress)[1]
     cfg, params = folder.load(run.start, mesh=mesh)

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from moe_jax.base.checks import nearest
 from moe_jax.config.checks import canonical, check
@@ -166,7 +166,7 @@ class Config:
         """
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         names = TOP_K if isinstance(self.router, TopK) else {
-            f.name: f.name for f in dataclasses.fields(self.router)}
+            f.name: f.name for f in dataclasses.fields(cast(Any, self.router))}
         routing = {names[name]: fields.pop(name) for name in list(fields) if name in names
                    and name not in own}
         for name in fields:
@@ -191,7 +191,8 @@ class Config:
         without one a router needs a row for each expert. Raises ValueError naming the layer where
         neither holds.
         """
-        experts, aliases, constants = ([empty] * self.layers for empty in (0, None, 0))
+        experts, constants = [0] * self.layers, [0] * self.layers
+        aliases: list[tuple[int, ...] | None] = [None] * self.layers
         for i in range(self.layers):
             if f'layer_{i}' not in params:
                 raise ValueError(f'params have no layer_{i}; this config has {self.layers} layers')

@@ -16,13 +16,14 @@ import numpy as np
 
 Packed = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
+Rows = Sequence[int] | np.ndarray  # ids of the rows of a batch that a process reads
 T = TypeVar('T')
 
 SLOTS = 4096  # the resolution of mixture weights
 
 
 def stream(packed: Packed, batch: int, seed: int, start: int = 0, *,
-           rows: Sequence[int] | None = None) -> Iterator[Batch]:
+           rows: Rows | None = None) -> Iterator[Batch]:
     """Yields batches start, start+1, ... without end; every epoch is a new seeded permutation.
 
     Each batch is {'tokens', 'segments', 'weights'} [B, T]; a batch may straddle two epochs, so no
@@ -32,7 +33,7 @@ def stream(packed: Packed, batch: int, seed: int, start: int = 0, *,
 
 
 def mixture(sets: Sequence[tuple[Packed, float]], batch: int, seed: int,
-            start: int = 0, *, rows: Sequence[int] | None = None) -> Iterator[Batch]:
+            start: int = 0, *, rows: Rows | None = None) -> Iterator[Batch]:
     """Yields batches whose rows come from several packed sets in proportion to positive weights.
 
     The sets alternate evenly (weights rounded to 1/4096), so every batch is as balanced as its

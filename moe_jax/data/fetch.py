@@ -161,6 +161,7 @@ def _run_pip(command: Sequence[str], missing: Sequence[str]) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, errors='replace')
     lines = []
+    assert process.stdout is not None  # a pipe
     with process:
         for line in process.stdout:
             lines.append(line.strip())

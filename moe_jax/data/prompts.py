@@ -96,7 +96,8 @@ def render(task: str, fields: Mapping[str, str], choices: Sequence[str],
     if task not in TEMPLATES:
         raise KeyError(f'render: no prompt for task {task!r}; there are {sorted(TEMPLATES)}')
     template = TEMPLATES[task]
-    context, spans = '', {}
+    context = ''
+    spans: dict[str, tuple[int, int]] = {}
     for literal, field, _, _ in string.Formatter().parse(template.text):
         context += literal
         if field is None:

@@ -5,8 +5,9 @@ log-likelihoods and greedy generation, with the same truncation as its own wrapp
 A prefix that requests share, such as the context of options, is computed once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 from lm_eval.api.model import TemplateLM
@@ -85,7 +86,7 @@ class HarnessLM(TemplateLM):
         with tqdm(total=len(requests), disable=disable_tqdm, desc='log-likelihoods') as bar:
             found = score_continuations(
                 self.cfg, self.params, [(context, rest) for _, context, rest in requests],
-                batch=self.batch, progress=bar.update)
+                batch=self.batch, progress=cast(Callable[[int], None], bar.update))
         return list(zip(found.log_prob.tolist(), found.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False
@@ -125,10 +126,10 @@ class HarnessLM(TemplateLM):
         return found
 
     def _texts(self, contexts: list[str], options: dict[str, Any]) -> list[str]:
-        options = normalize_gen_kwargs(dict(options), MAX_NEW)
+        chosen = cast(dict[str, Any], normalize_gen_kwargs(dict(options), MAX_NEW))
         eos = self.tokenizer.decode([self.eot_token_id], skip_special_tokens=False)
-        until = handle_stop_sequences(options.get('until'), eos=eos)
-        room = self.max_length - options['max_gen_toks']
+        until = handle_stop_sequences(chosen.get('until'), eos=eos)
+        room = self.max_length - chosen['max_gen_toks']
         if room < 1:
             raise ValueError(f'max_gen_toks={options["max_gen_toks"]}: the model has '
                              f'{self.max_length} positions for context and answer together')

@@ -45,4 +45,4 @@ class Scores:
         if self.correct is None:
             yield 'perplexity', float(np.exp(-self.mean))
         else:
-            yield 'accuracy', self.accuracy
+            yield 'accuracy', float(self.correct.mean())

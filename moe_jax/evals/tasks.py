@@ -67,7 +67,8 @@ def encode_task(
         validation = multiple_choice.Questions.encode(
             task.examples_validation, encoder, length, end=end)
         examples = len(task.examples_validation)
-    scored = validation.packed['weights'].any() if isinstance(task, TextTask) else examples
+    scored = examples if isinstance(validation, multiple_choice.Questions) else (
+        validation.packed['weights'].any())
     if not (train['weights'].any() and scored):
         raise ValueError(f'task {name!r}: no token to train on, or none to score, from '
                          f'{task.source}; give it more text')
@@ -84,8 +85,9 @@ def evaluate(
     cfg: Config, params: Params, validation: Validation, rows: int = 32
 ) -> Scores:
     """Score a task's validation examples, or the held-out text of a text task."""
-    kind = multiple_choice if isinstance(validation, multiple_choice.Questions) else perplexity
-    return kind.evaluate(cfg, params, validation, rows=rows)
+    if isinstance(validation, multiple_choice.Questions):
+        return multiple_choice.evaluate(cfg, params, validation, rows=rows)
+    return perplexity.evaluate(cfg, params, validation, rows=rows)
 
 
 def texts(

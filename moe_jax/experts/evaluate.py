@@ -9,6 +9,7 @@ where ffn evaluates one expert (`layers.ffn`) and every leaf of weights has E on
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def dropless(
     """
     choice = grouped.choose(ffn, weights, ids.size, x.dtype)
     if grouped.at_once(choice):
-        return _dropless_at_once(ffn, choice, weights, x, ids, gates)
+        return _dropless_at_once(cast(Ffn, ffn), choice, weights, x, ids, gates)
     return by_sorted_rows(partial(grouped.grouped_apply, ffn, choice, weights), x, ids, gates,
                           number_of(weights))
 

@@ -6,13 +6,13 @@ device to every other, and the rounds go on until all are served, so that any im
 buffers hold n*C rows and not the n*S of the worst case.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.experts.grouped import grouped_apply, grouped_gradients
 from moe_jax.experts.sorting import Sorted, by_expert
 from moe_jax.kernels.loop import Expert
@@ -40,7 +40,7 @@ class _Places(NamedTuple):
     rounds: jax.Array  # until all devices are served
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@custom_vjp(0, 1)
 def exchanged_apply(
     function: Expert, how: Exchange, weights: Tree, rows: jax.Array, sizes: jax.Array
 ) -> jax.Array:
@@ -140,7 +140,7 @@ class _Arrived(NamedTuple):
     """Rows that arrived, n*C of them, by their experts of this device [E/n]."""
 
     by: Sorted
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
 
     @classmethod
     def of(cls, how: Exchange, weights: Tree, expert: jax.Array) -> '_Arrived':

@@ -8,13 +8,14 @@ that `Ffn.hidden` asks for are kept, [S, F] each, and nothing else, as in `group
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.experts.grouped_loop import Products, Saved, hidden_of, products_of
 from moe_jax.kernels import native
 from moe_jax.kernels.bits import as_bits, from_bits
@@ -31,7 +32,7 @@ Pairs = Mapping[str, tuple[jax.Array, jax.Array]]
 Part = Callable[[jax.Array, Tree], tuple[Tree, Pairs]]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def apply(function: Ffn, weights: Weights, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D], row s by expert e where it lies in group e; arguments as `loop.apply`."""
     return _evaluate(function, weights, rows, sizes)[0]
@@ -80,7 +81,7 @@ def _backward(
         hidden, pull = jax.vjp(partial(hidden_of, function), products)
         by_transposed = partial(native.matmul, sizes=mine, transposed=True)
         by_products, = pull(by_transposed(dy, cast['down']))
-        dx = sum(by_transposed(du, cast[name]).astype(jnp.float32)
+        dx: Any = sum(by_transposed(du, cast[name]).astype(jnp.float32)
                  for name, du in by_products.items())
         pairs = {name: (rows, du) for name, du in by_products.items()} | {'down': (hidden, dy)}
         ones = jnp.ones((rows.shape[0], 1), rows.dtype)
@@ -110,8 +111,9 @@ def over_chunks(
     cut = _Cut.of(count, wide)
     if cut.count == 1:
         outputs, pairs = part(sizes, inputs)
-        return outputs, {name: native.outer(*pair, sizes, dtypes.get(name, jnp.float32))
-                         for name, pair in pairs.items()}
+        return outputs, {
+            name: native.outer(*pair, sizes, cast(DTypeLike, dtypes.get(name, jnp.float32)))
+            for name, pair in pairs.items()}
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((cut.size, *a.shape[1:]), a.dtype), inputs)
     like, pairs = jax.eval_shape(part, sizes, one)
     raw = jax.tree.map(as_bits, inputs)

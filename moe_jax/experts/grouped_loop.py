@@ -6,11 +6,13 @@ with a gate).
 """
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels import loop
 from moe_jax.kernels.bits import as_bits, from_bits, is_half
 from moe_jax.kernels.linear import linear
@@ -29,7 +31,7 @@ Products = dict[str, jax.Array]  # what `Ffn.hidden` asks for, by the name of th
 Saved = tuple[Weights, jax.Array, jax.Array, Products]  # weights, rows, sizes, products [S, F]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def apply(function: Ffn, weights: Weights, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D], row s by expert e where it lies in group e; arguments as `loop.apply`."""
     return loop.apply(function, weights, rows, sizes)
@@ -92,7 +94,7 @@ def _pull(
     products = {name: read(u, row, size, dtype) for name, u in kept.items()}
     hidden, pull = jax.vjp(partial(hidden_of, function), products)
     by_products, = pull(_last_by_last(dy, w['down'].astype(dtype)).astype(dtype))
-    dx = sum(_last_by_last(du, w[name].astype(dtype)) for name, du in by_products.items())
+    dx: Any = sum(_last_by_last(du, w[name].astype(dtype)) for name, du in by_products.items())
     if dy_transposed is None:
         rows = read(x, row, size, dtype)
         dw = {name: _first_by_first(rows, du) for name, du in by_products.items()}
@@ -124,7 +126,7 @@ def hidden_of(function: Ffn, products: Products) -> jax.Array:
     """The hidden layer [M, F] from the products that it asks for."""
     some = next(iter(products.values()))
     return function.hidden({name: name for name in products}, some,
-                           lambda x, name, bias: products[name])
+                           cast(Linear, lambda x, name, bias: products[name]))
 
 
 def _names(function: Ffn, weights: Weights) -> list[str]:

@@ -133,7 +133,7 @@ def _bias_once(
     if not by_hidden or 'down_bias' not in weights:
         return weights
     first = sum(jax.lax.axis_index(a) for a in by_hidden) == 0
-    return weights | {'down_bias': jnp.where(first, weights['down_bias'], 0)}
+    return {**weights, 'down_bias': jnp.where(first, weights['down_bias'], 0)}
 
 
 def _sum(y: jax.Array, axes: tuple[str, ...]) -> jax.Array:

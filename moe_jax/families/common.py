@@ -104,7 +104,9 @@ def decoder_config(f: Fields, *, experts: tuple[int, ...], hidden: int, theta: f
     return Config(
         vocab=f.integer('vocab_size'), positions=f.integer('max_position_embeddings'), width=width,
         heads=heads, mlp_hidden=f.integer('intermediate_size'), expert_hidden=hidden,
-        experts=experts, topk=f.integer(*TOPK), **usual | own,
+        experts=experts,
+        topk=f.integer(*TOPK),  # pyright: ignore[reportCallIssue] (a setting of the router)
+        **usual | own,
     )
 
 

@@ -111,9 +111,11 @@ def _attention(cfg: Config) -> str:
         parts = [f'{cfg.heads} heads of {cfg.head_dim}, {cfg.kv_heads} key heads']
     if cfg.qk_norm != 'none':
         parts.append(f'q and k normed {"head by head" if cfg.qk_norm == "head" else "as a whole"}')
-    if cfg.latent is None and cfg.rope.dim != cfg.head_dim:
-        parts.append(f'{cfg.rope.dim} rotary channels')
+    rope = cfg.rope
+    assert rope is not None  # of every released family
+    if cfg.latent is None and rope.dim != cfg.head_dim:
+        parts.append(f'{rope.dim} rotary channels')
     parts += ['sliding windows'] * any(cfg.windows) + ['sinks'] * cfg.sinks
-    if cfg.rope.kind != 'plain':
-        parts.append(cfg.rope.kind)
+    if rope.kind != 'plain':
+        parts.append(rope.kind)
     return ', '.join(parts)

@@ -197,7 +197,7 @@ def _compare(folder: Path, cfg: Config, params: Params, progress: Progress | Non
 
 def _chunks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
     """Slices that cover a leaf: expert by expert where it has three axes."""
-    rest = tuple(slice(0, n) for n in shape[1:])
+    first, rest = shape[0], tuple(slice(0, n) for n in shape[1:])
     if len(shape) < 3:
-        return [(slice(0, shape[0]), *rest)]
-    return [(slice(e, e + 1), *rest) for e in range(shape[0])]
+        return [(slice(0, first), *rest)]
+    return [(slice(e, e + 1), *rest) for e in range(first)]

@@ -47,11 +47,12 @@ def faults(outcome: Outcome) -> dict[Kind, str]:
         found['few'] = (f'layers where a token can use {outcome.least} at most, and one of the '
                         f'original uses topk={outcome.topk}, a number that an export does not '
                         'change')
-    for kind, layers, what in (
-            ('constants', outcome.constants, 'constants in the places of dropped experts'),
-            ('closed', outcome.closed, 'router rows that keep their share of the softmax and are '
-                                       'never chosen'),
-            ('shared', outcome.shared, 'router rows that share experts, an alias merge')):
+    kinds: tuple[tuple[Kind, Sequence[int], str], ...] = (
+        ('constants', outcome.constants, 'constants in the places of dropped experts'),
+        ('closed', outcome.closed, 'router rows that keep their share of the softmax and are '
+                                   'never chosen'),
+        ('shared', outcome.shared, 'router rows that share experts, an alias merge'))
+    for kind, layers, what in kinds:
         if layers:
             found[kind] = f'{what}, in layers {list(layers)}'
     return found

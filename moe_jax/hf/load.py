@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,7 @@ def load(
     for leaf in source.leaves:
         sharding = device if place is None else place(leaf.path, leaf.shape)
         array = jax.make_array_from_callback(
-            leaf.shape, sharding, lambda index, leaf=leaf: read(source, leaf, index))
+            leaf.shape, sharding, lambda index, leaf=leaf: read(source, leaf, cast(Any, index)))
         # Waited for, so that the memory of the host's copy is back before the next one.
         suspects.append((leaf, np.asarray(_finite(array, leaf.slot.per_expert))))
         _put(params, leaf.path, array)

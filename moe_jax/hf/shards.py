@@ -194,7 +194,7 @@ def _headers(name: str, file: Any, known: Mapping[str, Tensor]
         if dtype not in DTYPES:
             faults.append(f'{key} in {name} is {dtype}: quantised or not a number of a model; '
                           f'dequantise it first ({", ".join(DTYPES)} are read)')
-        found[key] = Tensor(name, DTYPES.get(dtype, dtype), tuple(entry.get_shape()))
+        found[key] = Tensor(name, DTYPES.get(dtype, str(dtype)), tuple(entry.get_shape()))
     return found, faults
 
 

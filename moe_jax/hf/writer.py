@@ -81,4 +81,5 @@ def _bodies(tensors: list[Planned]) -> Iterable[memoryview]:
         if array.shape != tensor.shape or array.dtype != tensor.dtype:
             raise ValueError(f'{tensor.name}: {array.dtype} {array.shape} is not the planned '
                              f'{tensor.dtype} {tensor.shape}')
-        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # a buffer
+        yield memoryview(flat)

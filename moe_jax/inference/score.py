@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe_jax.base import sharding
 from moe_jax.config import Config
@@ -23,7 +24,8 @@ BLOCK = 2**25  # logits that exist at a time: 128 MB of float32
 
 
 def score(
-    cfg: Config, params: Params, tokens: jax.Array, mask: jax.Array | None = None
+    cfg: Config, params: Params, tokens: jax.Array | np.ndarray,
+    mask: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
     """Log-probability [B, T-1] float32 of tokens[:, 1:] given what stands before each.
 

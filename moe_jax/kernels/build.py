@@ -98,7 +98,8 @@ def compiler() -> list[str]:
 
 def place() -> Path:
     """The path of the library for this processor, this jax and these sources, there or not."""
-    made_from = [jax.lib.__version__, *FLAGS, platform.system(), platform.machine(),
+    version = jax.lib.__version__  # pyright: ignore[reportPrivateImportUsage]
+    made_from = [version, *FLAGS, platform.system(), platform.machine(),
                  *platform.libc_ver(), _processor()]
     digest = hashlib.sha256('\n'.join(made_from).encode())
     for source in sorted(SOURCES.glob('*.*')):

@@ -1,10 +1,11 @@
 """Reading rows by index, with a gradient that reads rows by index too."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from moe_jax.base.vjp import custom_vjp
 
 Take = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -14,7 +15,7 @@ def take(x: jax.Array, index: jax.Array) -> jax.Array:
     return x.at[index].get(mode='fill', fill_value=0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@custom_vjp(3, 4)
 def gather_rows(
     x: jax.Array, index: jax.Array, inverse: jax.Array, forth: Take = take, back: Take = take
 ) -> jax.Array:

@@ -4,12 +4,12 @@ S rows sorted by expert, E experts, D and F widths. Inside, rows lie in P places
 each expert begin at a multiple of a block, as the backends of `table` want them.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels import trial
 from moe_jax.kernels.gather import gather_rows
 from moe_jax.kernels.table import Choice, backend
@@ -32,7 +32,8 @@ def grouped_matmul(
     group give zeros. Gradients come back in the dtypes of lhs and rhs. names: of the backends to
     choose among, by default those that work here.
     """
-    choice = trial.choose(lhs.shape[0], *rhs.shape, lhs.dtype, names)
+    experts, d, f = rhs.shape
+    choice = trial.choose(lhs.shape[0], experts, d, f, lhs.dtype, names)
     if choice.block == 1:
         return product(choice, lhs, rhs, sizes)
     to = align(sizes, lhs.shape[0], choice.block)
@@ -40,7 +41,7 @@ def grouped_matmul(
     return gather_rows(product(choice, lhs, rhs, to.sizes), to.place, to.source[:, None])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def product(choice: Choice, lhs: jax.Array, rhs: jax.Array, sizes: jax.Array) -> jax.Array:
     """As `grouped_matmul` by the chosen backend, for sizes that are multiples of its block."""
     return backend(choice.name).matmul(lhs, rhs.astype(lhs.dtype), sizes, choice.block,

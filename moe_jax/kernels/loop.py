@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels.bits import as_bits, from_bits
 from moe_jax.kernels.schedule import (
     Group,
@@ -34,7 +35,7 @@ Pull = Callable[[Tree, jax.Array, int, jax.Array, jax.Array], tuple[Tree, jax.Ar
 Saved = tuple[Tree, jax.Array, jax.Array]  # weights, rows, sizes
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@custom_vjp(0)
 def apply(function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array) -> jax.Array:
     """y [S, D'] with y[s] = function(weights[e], rows)[s], where row s lies in group e.
 

@@ -82,6 +82,7 @@ def matmul(
     """
     (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if transposed else 2]
     tiles = tiles_for(block, f)
+    assert tiles is not None  # `fits` has said so
     bands = partial(_in_bands, rows=p // tiles.rows, columns=f // tiles.columns, band=tiles.band)
     ends = jnp.cumsum(sizes // tiles.rows)
     expert = jnp.searchsorted(ends, jnp.arange(p // tiles.rows, dtype=jnp.int32), side='right',
@@ -108,6 +109,7 @@ def outer(lhs: jax.Array, dy: jax.Array, sizes: jax.Array, dtype: DTypeLike) -> 
     """
     e, d, f = sizes.shape[0], lhs.shape[1], dy.shape[1]
     tiles = tiles_for(d, f)
+    assert tiles is not None  # `fits` has said so
     rows, columns = d // tiles.rows, f // tiles.columns
     bands = partial(_in_bands, rows=rows, columns=columns, band=tiles.band)
     first = (jnp.cumsum(sizes) - sizes) // INNER
@@ -204,7 +206,7 @@ def _accumulate(tiles: Tiles, staged: Any, out: Any, steps: Callable[..., Any]) 
     share = pl.ds(wg * rows, rows) if tiles.by_rows else pl.ds(wg * columns, columns)
     mine = out.at[share] if tiles.by_rows else out.at[:, share]
 
-    @partial(pl.run_scoped, total=gpu.ACC((rows, columns), jnp.float32))
+    @partial(pl.run_scoped, total=gpu.ACC((rows, columns), jnp.float32))  # pyright: ignore[reportPrivateImportUsage]
     def _(total):
         steps(total)
         y = total[...].astype(out.dtype)

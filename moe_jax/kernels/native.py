@@ -8,6 +8,7 @@ tries it (`trial.try_native`); where it did not pass that trial, or is not there
 import ctypes
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def outer_into(
 
 
 def _call(
-    name: str, shape: tuple[int, ...], dtype: DTypeLike, **options: dict[int, int]
+    name: str, shape: tuple[int, ...], dtype: DTypeLike, **options: Any
 ) -> Callable[..., jax.Array]:
     """The function that calls one kernel of the library for an output of this shape."""
     load()

@@ -92,7 +92,7 @@ def _working(platform: str) -> tuple[str, ...]:
         return (*(name for name in tried if thread.submit(_works, name, device).result()), last)
 
 
-def _works(name: str, device: jax.Device) -> bool:
+def _works(name: str, device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
     """Whether a backend is there, is not dense, and gives what it should in a small case."""
     try:
         if name == 'native':
@@ -140,7 +140,7 @@ def trial(tried: Backend, dtype: str = 'bfloat16') -> tuple[float, float]:
 
     compiled = jax.jit(run).lower(lhs, rhs, dy, sizes).compile()
     products = [np.asarray(y, np.float64) for y in compiled(lhs, rhs, dy, sizes)]
-    exact = _by_numpy(*(a.astype(np.float64) for a in (lhs, rhs, dy)), sizes)
+    exact = _by_numpy(lhs.astype(np.float64), rhs.astype(np.float64), dy.astype(np.float64), sizes)
     error = float(np.max([np.linalg.norm(y - y0) / np.linalg.norm(y0)
                           for y, y0 in zip(products, exact, strict=True)]))
     flops = (compiled.cost_analysis() or {}).get('flops', 0.0)

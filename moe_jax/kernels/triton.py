@@ -54,6 +54,7 @@ def matmul(
     """
     (p, d), e, f = lhs.shape, rhs.shape[0], rhs.shape[1 if transposed else 2]
     tiles = tiles_for(block, f, d, lhs.dtype)
+    assert tiles is not None  # `fits` has said so
     tile = jnp.arange(p // tiles.rows, dtype=jnp.int32)
     expert = jnp.searchsorted(jnp.cumsum(sizes // tiles.rows), tile, side='right',
                               method='compare_all').astype(jnp.int32)
@@ -76,6 +77,7 @@ def outer(
     """
     e, d, f = sizes.shape[0], lhs.shape[1], dy.shape[1]
     tiles = tiles_for(d, f, block, lhs.dtype)
+    assert tiles is not None  # `fits` has said so
     return pl.pallas_call(
         partial(_outer, tiles=tiles),
         out_shape=jax.ShapeDtypeStruct((e, d, f), dtype),

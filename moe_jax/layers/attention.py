@@ -49,6 +49,7 @@ def visible(rows: Rows, window: int) -> jax.Array:
         return seen
     seen = seen & along(rows.branches)
     if window:
+        assert rows.positions is not None  # as branches are there
         seen = seen & (rows.positions[:, :, None] - rows.positions[:, None, :] < window)
     return seen
 

@@ -10,12 +10,12 @@ and is never kept.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.layers.attention import MASKED
 
 SCORES = 2**24  # scores that exist at a time: 64 MB of float32
@@ -26,7 +26,7 @@ Sums = tuple[jax.Array, jax.Array]  # gradients by keys [J, S, C] and values [J,
 Tree = TypeVar('Tree')
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@custom_vjp(4)
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array, scale: float,
     sinks: jax.Array | None = None,

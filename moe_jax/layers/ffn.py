@@ -6,9 +6,9 @@ another than `kernels.linear`, weights may be those of many, and each row has it
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,16 @@ import jax.numpy as jnp
 from moe_jax.config import Config
 from moe_jax.kernels.linear import linear
 
-Weights = dict[str, Any]
+Weights = Mapping[str, Any]
 Linear = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
-Hidden = Callable[[Weights, jax.Array, Linear], jax.Array]
+
+
+class Hidden(Protocol):
+    """The first step of a feed-forward function."""
+
+    def __call__(self, weights: Weights, x: jax.Array, linear: Linear = ..., /) -> jax.Array:
+        """The hidden layer [M, F] of one, from x [M, D]."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

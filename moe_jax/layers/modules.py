@@ -31,6 +31,7 @@ class Attention(nn.Module):
         cfg = self.cfg
         q, k, v = self._project(x_BTD)
         if cfg.rope is not None:
+            assert rows.cos is not None and rows.sin is not None
             q, k = (rope.rotate(part, rows.cos, rows.sin, interleaved=cfg.rope.interleaved)
                     for part in (q, k))
         k, v, cache = _remember(cache, start, k, v)
@@ -72,6 +73,8 @@ class LatentAttention(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array, rows: Rows, cache: Cache, start: jax.Array | None):
         cfg, part = self.cfg, self.cfg.latent
+        assert part is not None and cfg.rope is not None  # or `Attention` takes its place
+        assert rows.cos is not None and rows.sin is not None
         q_plain, q_turning = jnp.split(self._queries(x_BTD), [part.plain], axis=-1)
         down = linear(x_BTD, *dense_weights(
             self, cfg, 'kv_down', cfg.width, part.kv + part.rotary, cfg.qkv_bias))
@@ -98,6 +101,7 @@ class LatentAttention(nn.Module):
 
     def _queries(self, x_BTD: jax.Array) -> jax.Array:
         cfg, part = self.cfg, self.cfg.latent
+        assert part is not None
         size = cfg.heads * cfg.key_width
         if part.query:
             low = dense_weights(self, cfg, 'q_down', cfg.width, part.query, cfg.qkv_bias)
@@ -129,6 +133,7 @@ def _remember(cache: Cache, start: jax.Array | None, k: jax.Array, v: jax.Array)
     """Keys and values to look at, and the cache with the new ones written at slot `start`."""
     if cache is None:
         return k, v, None
+    assert start is not None  # with a cache
     cache = {
         name: jax.lax.dynamic_update_slice_in_dim(cache[name], new.astype(cache[name].dtype),
                                                   start, axis=1)

@@ -22,7 +22,8 @@ def has_past(segments: Array) -> Array:
 
     segments [B, T] (0: padding), of numpy or JAX; the first token of a row has no past.
     """
-    return (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])
+    # Of a bool array of either kind, stubs say Any.
+    return (segments[:, 1:] > 0) & (segments[:, 1:] == segments[:, :-1])  # pyright: ignore[reportReturnType]
 
 
 def positions_in_branches(segments: jax.Array, branches: jax.Array) -> jax.Array:

@@ -72,6 +72,7 @@ def evaluated(
     valid [N]: no padding.
     """
     alias, count = cfg.alias(layer), cfg.experts[layer]
+    assert chosen.used is not None  # filled in by `choose`
     ids, gates = to_experts(chosen, chosen.used, alias, count)
     slots, sums = _capacity(cfg, train, ids, count, chosen), {}
     if observer is not None:
@@ -90,7 +91,9 @@ def with_constants(
     cfg: Config, layer: int, y_ND: jax.Array, chosen: Routing, table_JD: jax.Array
 ) -> jax.Array:
     """The output with the constants added that stand in for experts."""
-    part = constant_part(chosen, chosen.used, cfg.aliases[layer], cfg.experts[layer], table_JD)
+    alias = cfg.alias(layer)
+    assert chosen.used is not None and alias is not None  # constants stand in an alias
+    part = constant_part(chosen, chosen.used, alias, cfg.experts[layer], table_JD)
     return (y_ND.astype(jnp.float32) + part).astype(y_ND.dtype)
 
 

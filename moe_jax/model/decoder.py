@@ -6,7 +6,7 @@ config has experts.
 """
 
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def init(cfg: Config, key: jax.Array) -> Params:
 @partial(jax.jit, static_argnums=0)
 def _init(cfg: Config, key: jax.Array) -> Params:
     one = jnp.ones((1, 1), jnp.int32)
-    return MoeLM(cfg).init(key, one, one)['params']
+    return cast(Params, MoeLM(cfg).init(key, one, one)['params'])
 
 
 def shapes(cfg: Config) -> Params:
@@ -211,7 +211,7 @@ class MoeLM(nn.Module):
             past = None if cache is None else cache[name]
             block = Block(cfg, i, self.train, self.watch, self.observer, name=name)
             x, past = block(x, rows, past, start)
-            new = None if cache is None else new | {name: past}
+            new = None if new is None else new | {name: past}
         if not cfg.tied:
             Head(cfg, name='head')()
         return Norm(cfg.norm, cfg.norm_eps, cfg.width, name='norm_final')(x), new

@@ -4,8 +4,10 @@ import contextlib
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
 
 import matplotlib
+import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -13,6 +15,7 @@ from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -57,7 +60,7 @@ def look() -> Iterator[None]:
     """A context with this style instead of the user's matplotlibrc, whose settings then return."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(RC)
+        matplotlib.rcParams.update(cast(Any, RC))
         yield
 
 
@@ -92,8 +95,8 @@ def wrapped(title: str, width: int = 78) -> str:
 
 
 def canvas(
-    height: float, title: str, subtitle: str, rows: int = 1, columns: int = 1, **grid: object
-):
+    height: float, title: str, subtitle: str, rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, np.ndarray]:
     """A figure of README width with a title that states the finding, and its axes."""
     figure = Picture(figsize=(WIDTH, height), layout='constrained')
     FigureCanvasAgg(figure)
@@ -101,7 +104,9 @@ def canvas(
     height += lines
     figure.set_figheight(height)
     top = (0.56 + lines) / height
-    figure.get_layout_engine().set(rect=(0.01, 0.01, 0.98, 0.98 - top), w_pad=0.08, h_pad=0.06)
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(rect=(0.01, 0.01, 0.98, 0.98 - top), w_pad=0.08, h_pad=0.06)
     figure.text(0.012, 1 - 0.1 / height, title, va='top', ha='left', fontsize=13, fontweight='bold')
     figure.text(
         0.012, 1 - (0.39 + lines) / height, subtitle, va='top', ha='left', fontsize=9.5, color=SOFT
@@ -111,7 +116,7 @@ def canvas(
 
 
 def panels(
-    title: str, subtitle: str, count: int, columns: int, height: float, **grid: object
+    title: str, subtitle: str, count: int, columns: int, height: float, **grid: Any
 ) -> tuple[Figure, list[Axes]]:
     """Small multiples: `count` panels in rows of `columns`, each of so many inches in height."""
     rows = -(-count // columns)
@@ -162,6 +167,7 @@ def label_ends(
     `gap` is the least distance between two labels as a share of the axis height.
     """
     low, high = ax.get_ylim()
+    assert isinstance(ax.figure, Figure)
     height = ax.get_position().height * ax.figure.get_figheight() * 72
     shares = [(y - low) / (high - low) for _, y, _, _ in ends]
     align, offset = ('left', 12) if side == 'right' else ('right', -12)
@@ -192,7 +198,7 @@ def log2_axis(ax: Axes, which: str, ticks: Sequence[float], label: str) -> None:
     axis.set_label_text(label)
 
 
-def quiet_grid(ax: Axes, along: str = 'y') -> None:
+def quiet_grid(ax: Axes, along: Literal['both', 'x', 'y'] = 'y') -> None:
     ax.grid(axis=along, color=LINE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(length=0)
@@ -213,7 +219,7 @@ def cells(ax: Axes, rows: int, columns: int) -> None:
     ax.tick_params(which='minor', length=0)
 
 
-def ids(axis: Axis, names: Sequence[int], cell: float) -> None:
+def ids(axis: Axis, names: Sequence[int] | np.ndarray, cell: float) -> None:
     """Labels the cells of an axis, each `cell` inches wide; no labels if they would not fit."""
     shown = names if cell > 0.13 else []
     axis.set_ticks(range(len(shown)), [str(n) for n in shown], fontsize=9 if cell > 0.25 else 7)

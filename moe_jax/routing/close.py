@@ -16,7 +16,7 @@ SHUT = -1e9
 LEAVES = ('bias', 'correction')  # the bias takes a row out of the gates, the correction out of ties
 
 
-def never_chosen(ranked_NR: jax.Array, closed: Sequence[bool]) -> jax.Array:
+def never_chosen(ranked_NR: jax.Array, closed: Sequence[bool] | jax.Array) -> jax.Array:
     """Scores that rank the rows, -inf for those marked in `closed` [R]."""
     # Added, never multiplied: a negative score would change its sign.
     return ranked_NR + jnp.where(jnp.asarray(closed), -jnp.inf, 0.0)[None]

@@ -27,8 +27,8 @@ def load(
 
     dtype: 'float32', 'bfloat16' or 'float16', to cast all but the routers to and to compute in
     (None: as stored). mesh: spread the leaves by `sharding.RULES`; each device's share is read by
-    itself (None: all on the first device). progress is called with the bytes of each leaf of a Hugging
-    Face checkpoint. Peak memory is the model plus one leaf; the log ('moe_jax', INFO) says
+    itself (None: all on the first device). progress is called with the bytes of each leaf of a
+    Hugging Face checkpoint. Peak memory is the model plus one leaf; the log ('moe_jax', INFO) says
     both before anything is allocated. Raises ValueError with everything that is wrong with a
     folder.
     """

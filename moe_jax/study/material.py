@@ -49,8 +49,9 @@ def prepare(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | Non
     tokenizer.check(encoder, study.model.vocab)
     length, tuned = study.pretrain.length, study.tuned_length
     encoded = {d: encode_part(text, d, 'train', path) for d in text.domains}
-    train = {d: pack(found, length) for d, found in encoded.items()}
-    mixed = train if tuned == length else {d: pack(found, tuned) for d, found in encoded.items()}
+    train: dict[str, Packed] = {d: pack(found, length) for d, found in encoded.items()}
+    mixed: dict[str, Packed] = train if tuned == length else {
+        d: pack(found, tuned) for d, found in encoded.items()}
     heldout = {d: texts(text.part(d, 'heldout'), encoder, length, study.heldout_tokens)
                for d in text.domains}
     tasks = {name: encode_task(task, encoder, tuned, validation_limit=study.validation_limit,

@@ -69,7 +69,7 @@ def run(
                 if computed % PROGRAMS_OF == 0:
                     jax.clear_caches()
             else:
-                _append_if_new(folder, done, done[cell.id] | cell.about)  # a label may be new
+                _append_if_new(folder, done, {**done[cell.id], **cell.about})  # a label may be new
                 display.skip(cell.work)
     return folder / records.FILE
 

@@ -228,7 +228,7 @@ def _first_kept(cfg: Config, budget: Budget, sizes: dict[int, int]) -> dict[int,
     return sizes | {first: cfg.experts[first]} if budget.keep_first else sizes
 
 
-def _per_layer(cfg: Config, name: str, value: object) -> dict[int, object]:
+def _per_layer(cfg: Config, name: str, value: Any) -> dict[int, Any]:
     layers = cfg.moe_layers
     if not hasattr(value, '__len__') or isinstance(value, str):
         return dict.fromkeys(layers, value)

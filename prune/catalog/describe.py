@@ -27,7 +27,7 @@ from prune.catalog.docstrings import (
     reads,
 )
 from prune.experts import keep, planner, protect, request, routers
-from prune.inputs.method import Method
+from prune.inputs.method import Method, Replace
 from prune.inputs.statistics import option
 from prune.similarity.cluster import similarity
 
@@ -185,11 +185,13 @@ def _option_needs() -> list[str]:
 def _exact() -> str:
     """What happens to the gates of experts that stay, as plans note it, for every convention."""
     lost, made = np.array([0]), []
+    shown: tuple[tuple[keep.Gates, Replace], ...] = (
+        ('slice', 'none'), ('preserve_mass', 'none'), ('slice', 'mean'))
     for gate in GATE:
         cfg = Config(vocab=8, positions=8, width=8, heads=1, mlp_hidden=8, expert_hidden=8,
-                     experts=(2,), gate=gate)
-        made.append((gate, *(keep.effect(lost, {}, cfg, gates, replace) for gates, replace in (
-            ('slice', 'none'), ('preserve_mass', 'none'), ('slice', 'mean')))))
+                     experts=(2,), gate=gate)  # pyright: ignore[reportCallIssue] (of its router)
+        made.append((gate, *(keep.effect(lost, {}, cfg, gates, replace)
+                             for gates, replace in shown)))
     text = 'What a plan notes about the gates of the experts that stay, by convention of the model:'
     columns = ('gate', "gates='slice'", "gates='preserve_mass'", "replace='mean'")
     return f'{text}\n\n{markdown_table(columns, made).rstrip()}'

@@ -57,7 +57,7 @@ def weight_section(method: Method) -> str:
 
 def weight_markdown() -> str:
     """The whole section."""
-    rows = [(f'[{m.name}](#{m.name})', m.scope, m.cost.value,
+    rows = [(f'[{m.name}](#{m.name})', m.scope or '', m.cost.value,
              ', '.join(m.reads(m.options)) or '–', m.paper) for m in WEIGHT_METHODS.values()]
     names = [p.name for p in inspect.signature(sparsify).parameters.values()
              if p.kind is p.KEYWORD_ONLY]

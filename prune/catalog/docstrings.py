@@ -11,12 +11,15 @@ from prune.inputs.method import Method
 from prune.inputs.statistics import option, options_for
 
 
-def prose(doc: str, names: Collection[str] = (), label: Callable[[str], str] | None = None) -> str:
+def prose(
+    doc: str | None, names: Collection[str] = (), label: Callable[[str], str] | None = None
+) -> str:
     """A docstring as markdown: lines 'name: meaning' of the `names` become a list.
 
     label(name): what stands for a name in the list; by default the name as code. An item ends with
     its paragraph, or where a line that is not indented follows a full stop.
     """
+    assert doc is not None  # python -OO alone leaves docstrings out
     out, item = [], False
     for line in _items_by_line(doc, names):
         found = _item(line, names)
@@ -54,6 +57,7 @@ def options_text(function: Callable[..., Any], chosen: Mapping[str, Any]) -> str
         others = ', '.join(f'`{v!r}`' for v in valid if v != chosen[option])
         return f'`{option}` = `{chosen[option]!r}`' + (f' (or {others})' if others else '')
 
+    assert function.__doc__ is not None  # as in `prose`
     mentioned = documented(function.__doc__, chosen)
     rest = '\n'.join(f'- {label(option)}' for option in chosen if option not in mentioned)
     return '\n\n'.join(filter(None, [prose(function.__doc__, chosen, label), rest]))
@@ -94,6 +98,7 @@ def observing(method: Method) -> list[str]:
 
 def one_line(function: Callable[..., Any], most: int | None = None) -> str:
     """The first paragraphs of a docstring (default: all) in one line."""
+    assert function.__doc__ is not None  # as in `prose`
     paragraphs = inspect.cleandoc(function.__doc__).split('\n\n')[:most]
     return ' '.join(' '.join(paragraphs).split())
 

@@ -47,7 +47,7 @@ def methods() -> tuple[MethodRow, ...]:
 
 def weight_methods() -> tuple[WeightMethodRow, ...]:
     """One row per criterion, with the statistics it needs under its default options."""
-    return tuple(WeightMethodRow(m.name, m.paper, m.scope, m.reads(m.options), m.cost.value)
+    return tuple(WeightMethodRow(m.name, m.paper, m.scope or '', m.reads(m.options), m.cost.value)
                  for m in WEIGHT_METHODS.values())
 
 

@@ -6,7 +6,7 @@ Letters: E experts of a layer.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from prune.surgery.apply import apply
 
 TOLERANCE = 0.05  # 0.05 nats are 5% of perplexity; of rejected tokens one in twenty
 SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
-Named = Mapping[str, tuple[str, Mapping[str, Any]]]
+Own = tuple[str, Mapping[str, Any]]  # a method and its options
+Named = Mapping[str, Own]
 
 
 def safe_sparsity(
@@ -64,13 +65,14 @@ def safe_sparsity(
         raise ValueError('safe_sparsity: one row has no interval; give at least two rows of text')
     source = _source(reference, stats, group, options)
     whole, points, known = count_params(params), [], dict(known or {})
+    shared: dict[str, Any] = {'group': group, **options}
     jobs = [(label, counts) for label in named for counts in budgets]
     for n, (label, counts) in enumerate(jobs, 1):
         name, own = named[label]
         key = _digest([label, name, dict(own), counts, source])
         if key not in known:
             made = plan(name, stats, params, cfg, experts=counts,
-                        **{'group': group} | options | dict(own))
+                        **{**shared, **own})
             small, small_cfg = apply(params, cfg, made)
             left = [layer.after for _, layer in sorted(made.layers.items())]
             known[key] = {'id': key, 'method': label, 'experts': left,
@@ -83,10 +85,10 @@ def safe_sparsity(
     return Safety(tuple(points), metric, float(tolerance))
 
 
-def _named(methods: str | Iterable[str] | Named) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def _named(methods: str | Iterable[str] | Named) -> dict[str, Own]:
     """{label: (method, its options)}; a name alone stands for itself."""
     if isinstance(methods, Mapping):
-        return {label: (given, {}) if isinstance(given, str) else tuple(given)
+        return {label: (given, {}) if isinstance(given, str) else cast(Own, tuple(given))
                 for label, given in methods.items()}
     return {name: (name, {}) for name in ([methods] if isinstance(methods, str) else methods)}
 
@@ -128,7 +130,7 @@ def _check(
     check_original(cfg, params, stats)
     for name, own in named.values():
         for counts in budgets:
-            asked = request(name, cfg, experts=counts, **options | dict(own))
+            asked = request(name, cfg, experts=counts, **{**options, **own})
         asked.statistics(stats, cfg)
 
 

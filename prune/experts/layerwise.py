@@ -58,7 +58,7 @@ def plan_layerwise(
     def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
         seeded = {'seed': own['seed'] + i} if 'seed' in own else {}
         return plan(name, stats, layer, one, experts=counts[i], clamp=clamp, spread='layer',
-                    group=asked.call.group, **vars(asked.common), **own | seeded)
+                    group=asked.call.group, **vars(asked.common), **{**own, **seeded})
 
     return layer_by_layer(
         params, cfg, of_group(batches, asked.call.group), plan_one, method=name, clamp=clamp,
@@ -73,7 +73,7 @@ def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **option
         if options.get(key, plain) not in (plain, None):
             raise ValueError(f'{key}={options[key]!r} compares layers, and planning layer by layer '
                              'fixes beforehand how many experts each keeps; leave it out')
-    asked = request(name, cfg, **options | {'spread': 'layer'})
+    asked = request(name, cfg, **{**options, 'spread': 'layer'})
     asked.call.check_layerwise('plan it at once')
     if targets and not set(TARGETS) <= set(asked.call.needs):
         raise ValueError(f'targets changes nothing for {name!r}, which does not reconstruct '

@@ -89,7 +89,9 @@ def _by_scores(
     asked: Request, own: Layers | Mapping[str, Layers], common: Layers, params: Params, cfg: Config
 ) -> dict[int, LayerPlan]:
     """Keep the best by the method's scores, protected experts first."""
-    scores = asked.call.method.scores(own, params, cfg, **asked.call.options)
+    ranked_by = asked.call.method.scores
+    assert ranked_by is not None  # the form of the method
+    scores = ranked_by(own, params, cfg, **asked.call.options)
     for i, values in scores.items():
         if not np.isfinite(values).all():
             raise ValueError(f'scores of layer {i} are not finite; look for NaN in the model')
@@ -109,7 +111,9 @@ def _by_choice(
     """Keep what the method's search found; protected experts take the place of the least used."""
     counts = budget.plain(cfg, params, asked.budget)
     safe = _protected(common, cfg, asked.common.protect)
-    chosen = asked.call.method.choose(own, params, cfg, counts, **asked.call.options)
+    search = asked.call.method.choose
+    assert search is not None  # the form of the method
+    chosen = search(own, params, cfg, counts, **asked.call.options)
     plans = {}
     for i, ids in chosen.items():
         if safe[i].any():
@@ -126,7 +130,9 @@ def _by_plan(
 ) -> dict[int, LayerPlan]:
     """What the method merges."""
     counts = budget.plain(cfg, params, asked.budget)
-    return asked.call.method.plan(own, params, cfg, counts, **asked.call.options)
+    merge = asked.call.method.plan
+    assert merge is not None  # the form of the method
+    return merge(own, params, cfg, counts, **asked.call.options)
 
 
 def _drop(
@@ -136,7 +142,7 @@ def _drop(
     """The plan that keeps the experts `ids` [G], with notes on their traffic."""
     stats = common.get(layer, {})
     return drop(ids, stats, cfg, layer, gates=options.gates, replace=options.replace,
-                notes=_traffic_notes(stats) | notes)
+                notes={**_traffic_notes(stats), **notes})
 
 
 def _ranking_notes(scores: np.ndarray, ids: np.ndarray) -> dict[str, Any]:

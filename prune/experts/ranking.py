@@ -43,6 +43,7 @@ def scores(
     check_original(cfg, params, stats)
     fetch = statistics.by_group if asked.method.per_group else statistics.fetch
     own = fetch(name, stats, cfg, group, asked.needs)
+    assert asked.method.scores is not None  # the form of the method
     return asked.method.scores(own, params, cfg, **asked.options)
 
 

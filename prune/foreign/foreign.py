@@ -98,7 +98,8 @@ class Foreign:
             raise ValueError(f'layers differ in the [E, D, F] of their experts: {sizes}; describe '
                              'those of equal D and F together')
         self._check_undescribed(leaves, places, [size[0] for size in sizes])
-        cfg = self._config(*sizes[0][1:], tuple(size[0] for size in sizes))
+        _, width, hidden = sizes[0]
+        cfg = self._config(width, hidden, tuple(size[0] for size in sizes))
         self._fill_biases(cfg, view)
         return cfg, view
 
@@ -185,12 +186,15 @@ class Foreign:
 
     def _config(self, width: int, hidden: int, experts: tuple[int, ...]) -> Config:
         biased = any(name.endswith('_bias') for name in self.experts)
+        routing: dict[str, Any] = {
+            'topk': self.topk, 'gate': self.gate, 'gate_scale': self.gate_scale,
+            'groups': self.groups, 'groups_used': self.groups_used,
+            'router_bias': self.router_bias is not None,
+            'correction': self.correction is not None}
         return Config(
             vocab=1, positions=1, width=width, heads=1, mlp_hidden=1, expert_hidden=hidden,
-            experts=experts, topk=self.topk, gate=self.gate, gate_scale=self.gate_scale,
-            groups=self.groups, groups_used=self.groups_used, capacity_eval=None, ffn=self.ffn,
-            router_bias=self.router_bias is not None, correction=self.correction is not None,
-            ffn_bias=biased, ffn_limit=self.ffn_limit, ffn_alpha=self.ffn_alpha, dtype=self.dtype,
+            experts=experts, capacity_eval=None, ffn=self.ffn, ffn_bias=biased,
+            ffn_limit=self.ffn_limit, ffn_alpha=self.ffn_alpha, dtype=self.dtype, **routing,
         )
 
     def _fill_biases(self, cfg: Config, view: Mapping[str, Any]) -> None:

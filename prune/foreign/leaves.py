@@ -8,7 +8,7 @@ import difflib
 import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def write(leaves: Leaves, places: Sequence[Place], leaf: Leaf, arrays: Sequence[
           ) -> dict[str, Any]:
     """Foreign arrays by path of what `read` gave of the layers that share a prefix."""
     place = places[0]
-    arrays = [jnp.transpose(a, np.argsort(leaf.order(a.ndim))) for a in arrays]
+    arrays = [jnp.transpose(a, np.argsort(leaf.order(a.ndim)).tolist()) for a in arrays]
     if EXPERT in leaf.path:
         split = {place.path(leaf, e): [a[e] for a in arrays] for e in range(arrays[0].shape[0])}
     else:
@@ -109,9 +109,9 @@ def without(tree: Any, gone: Collection[str], at: str = '') -> Any:
             for key, child in (tree.items() if named else enumerate(tree))
             if f'{at}{key}' not in gone}
     if not named:
-        return type(tree)(kept.values())
+        return cast(Any, type(tree))(kept.values())
     return tree.__class__(tree.default_factory, kept) if isinstance(tree, defaultdict) else (
-        type(tree)(kept))
+        cast(Any, type(tree))(kept))
 
 
 def _found(leaves: Leaves, path: str) -> Any:
@@ -122,7 +122,8 @@ def _found(leaves: Leaves, path: str) -> Any:
 
 
 def _one_layer(array: Any, place: Place) -> Any:
-    if getattr(array, 'dtype', None) == np.float64 and not jax.config.jax_enable_x64:
+    wide = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue] (a flag)
+    if getattr(array, 'dtype', None) == np.float64 and not wide:
         raise ValueError(f'{place.prefix}: arrays of float64, which JAX would cut to float32; cast '
                          'them to float32 first')
     array = jnp.asarray(array)

@@ -64,7 +64,7 @@ class Method:
 
     name: str  # by which `prune.plan` and the command line find it
     title: str  # as a report writes it
-    doc: str  # the docstring of its file, published in docs/methods.md
+    doc: str | None  # the docstring of its file, published in docs/methods.md
     paper: str  # short, for tables
     kind: Kind  # what becomes of that which does not stay: dropped, merged, or zeros in weights
     cost: Cost  # under the default options

@@ -81,8 +81,9 @@ def _checked(method: str, cfg: Config, layer: int, name: str, value: np.ndarray 
             f'observe again{how}'
         )
     value = np.asarray(value)
-    sizes = {'R': cfg.router_rows(layer), 'D': cfg.width, 'F': cfg.expert_hidden, 'B': BINS,
-             'k': cfg.topk_in(layer) - 1}
+    sizes: dict[str | int, int] = {
+        'R': cfg.router_rows(layer), 'D': cfg.width, 'F': cfg.expert_hidden, 'B': BINS,
+        'k': cfg.topk_in(layer) - 1}
     shape = tuple(sizes.get(s, s) for s in about.shape)
     fits = value.ndim == len(shape) and all(
         s in ('S', 'n') or s == n for s, n in zip(shape, value.shape, strict=True))

@@ -20,6 +20,7 @@ def check_groups(method: str, layers: Mapping[int, 'LayerPlan'], groups: int) ->
     for i, layer in layers.items():
         if groups == 1 or layer.fresh is not None or layer.masks_only:
             continue
+        assert layer.router is not None  # where it is neither drawn nor left alone
         new, old = np.nonzero(layer.router)
         if layer.rows % groups or (
                 new * groups // layer.rows != old * groups // layer.before).any():

@@ -37,7 +37,8 @@ def write(path: str | os.PathLike[str], layers: Mapping[int, LayerPlan],
     text = json.dumps(header, sort_keys=True).encode()
     arrays['header'] = np.frombuffer(text, np.uint8)
     with replacing(path) as temporary, temporary.open('wb') as file:
-        np.savez_compressed(file, **arrays)
+        # No array is named as its own option.
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     return Path(path)
 
 
@@ -65,7 +66,7 @@ def _layer_from(
         return {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
 
     notes = under('notes')
-    parts = {name: arrays.get(prefix + name) for name in ARRAYS}
+    parts: dict[str, Any] = {name: arrays.get(prefix + name) for name in ARRAYS}
     parts |= {kind: under(kind) for kind in MATRICES}
     return LayerPlan(**parts, fresh=meta['fresh'], rank=meta['rank'], notes=meta['notes'] | notes)
 

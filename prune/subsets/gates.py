@@ -61,11 +61,11 @@ def rule_of(cfg: Config, rows: int) -> Rule:
 def router_of(logits: np.ndarray, correction: np.ndarray | None, gate: Gate) -> Router:
     """Scores and ranks of logits [S, R]; ties in rank go to the lower row."""
     z = jnp.asarray(logits, jnp.float32)
-    correction = None if correction is None else jnp.asarray(correction, jnp.float32)
+    shift = None if correction is None else jnp.asarray(correction, jnp.float32)
     ranked = z if gate.softmax else gate.scores(z)
-    ranked = np.asarray(ranked if correction is None else ranked + correction[None])
+    ranked = np.asarray(ranked if shift is None else ranked + shift[None])
     order = np.argsort(-ranked, axis=1, kind='stable').astype(np.int32).T
-    return Router(z, correction, gate.terms(z), jnp.asarray(np.ascontiguousarray(order)))
+    return Router(z, shift, gate.terms(z), jnp.asarray(np.ascontiguousarray(order)))
 
 
 def ranks_are_fixed(router: Router, rule: Rule) -> bool:

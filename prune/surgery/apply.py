@@ -48,7 +48,8 @@ def config_of(plan: Plan, cfg: Config) -> Config:
     Where no layer is left with topk rows to choose from, topk itself falls to what they have; where
     some are, `clamp` lets those layers use all theirs.
     """
-    experts, aliases, constants = list(cfg.experts), [None] * cfg.layers, [0] * cfg.layers
+    experts, constants = list(cfg.experts), [0] * cfg.layers
+    aliases: list[tuple[int, ...] | None] = [None] * cfg.layers
     open_rows = []
     for i, layer in plan.layers.items():
         experts[i] = layer.after
@@ -57,7 +58,8 @@ def config_of(plan: Plan, cfg: Config) -> Config:
         else:
             aliases[i] = None if layer.alias is None else tuple(layer.alias.tolist())
             constants[i] = 0 if layer.constants is None else len(layer.constants)
-        rows = range(layer.after) if aliases[i] is None else aliases[i]
+        alias = aliases[i]
+        rows = range(layer.after) if alias is None else alias
         open_rows.append(sum(row != CLOSED for row in rows))
     topk = min(cfg.topk, max(open_rows))
     return cfg.replace(
@@ -101,6 +103,7 @@ def _router(
 ) -> dict[str, Any]:
     if layer.fresh is not None:
         return _fresh(router, layer, cfg, index)
+    assert layer.router is not None  # where it is not drawn
     rows = combine(router, layer.router)
     if layer.router_shift is None:
         return rows
@@ -114,6 +117,7 @@ def _fresh(
 ) -> dict[str, Any]:
     """Router rows as `moe_jax.init` draws them, biases zero; seed and layer index choose the draw.
     """
+    assert layer.fresh is not None
     key = jax.random.fold_in(jax.random.key(layer.fresh), index)
     kernel = jax.random.normal(key, (layer.rows, cfg.width), jnp.float32) * init_std(cfg)
     return {name: kernel.astype(leaf.dtype) if name == 'kernel'

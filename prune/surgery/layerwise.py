@@ -56,8 +56,8 @@ def layer_by_layer(
         return at(layer, 'moe', lambda moe: apply_layer(moe, layers[i], one, i)), config_of(
             part, one)
 
-    new, _, stats = layerwise(cfg, params, batches, compress, targets=targets, progress=progress,
-                              tokenizer=tokenizer, **observe)
+    new, _, stats = layerwise(cfg, dict(params), batches, compress, targets=targets,
+                              progress=progress, tokenizer=tokenizer, **observe)
     whole = Plan(
         method=method, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg), data=stats.data,

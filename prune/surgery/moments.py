@@ -77,6 +77,7 @@ def _moved(path: str, leaf: Any, layer: LayerPlan, kind: str, name: str,
         raise ValueError(f'apply_moments: {path} has {leaf.shape[0]} rows and the plan is for '
                          f'{layer.before}; give the moments of whole leaves')
     if kind == 'router':
+        assert layer.router is not None  # where it is neither drawn nor left alone
         return combine(leaf, layer.router, mixed)
     moved = leaf if layer.perms is None else permute({name: leaf}, layer.perms)[name]
     moved = combine(moved, layer.mix, mixed)

@@ -6,6 +6,7 @@ then over leaves in the order gate, up, down, then over layers.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -76,12 +77,12 @@ def pooled(parts: Parts, sparsity: float) -> Mapping[Hashable, np.ndarray]:
 
 def _threshold(parts: Parts, sparsity: float) -> tuple[int, int]:
     """Bits of the last score that goes, and how many equal to it go; by digits of 16 bits."""
-    high = sum(_counts(_bits(scores) >> 16) for _, scores in parts())
+    high: Any = sum(_counts(_bits(scores) >> 16) for _, scores in parts())
     left = share(sparsity, int(high.sum()))
     if not left:
         return 0, 0
     digit, left = _reach(high, left)
-    low = sum(_counts(bits[bits >> 16 == digit] & 0xFFFF)
+    low: Any = sum(_counts(bits[bits >> 16 == digit] & 0xFFFF)
               for bits in (_bits(scores) for _, scores in parts()))
     last, left = _reach(low, left)
     return digit << 16 | last, left

@@ -83,6 +83,7 @@ class WeightRequest:
         """The statistics of one layer's experts, [E, ...] (`Stack.stats`)."""
         if not self.call.needs:
             return {}
+        assert stats is not None  # `check_statistics` has seen to it
         sums = self._of_experts(stats, cfg, layer, self.call.needs)
         for name in (n for n in sums if n.startswith('grad_')):
             shape = matrix(name.partition('/')[2], cfg.width, cfg.expert_hidden)
@@ -106,7 +107,9 @@ class WeightRequest:
 
     def scores(self, stack: Stack) -> np.ndarray:
         """float32 [E, in, out]; ValueError where they cannot be compared."""
-        scores = self.call.method.scores(stack, **self.call.options)
+        rank = self.call.method.scores
+        assert rank is not None  # the form of the method
+        scores = rank(stack, **self.call.options)
         if not np.isfinite(scores).all():
             raise ValueError(f'scores of layer {stack.layer}, {stack.leaf}, are not finite; look '
                              'for NaN in the model')
@@ -161,6 +164,7 @@ def _scope(method: Method, scope: Scope | None, pattern: Any) -> Scope:
     if method.form == 'solve' and scope not in (None, 'output'):
         raise ValueError(f'{name}: scope={scope!r}: it prunes every output by itself; leave the '
                          "scope out, or choose a method that ranks weights, such as 'wanda'")
+    assert method.scope is not None  # of every method for weights
     return 'output' if pattern is not None else scope or method.scope
 
 

@@ -6,7 +6,7 @@ time is held beside the masks, for scope 'layer' the scores of one layer.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -87,7 +87,8 @@ def _by_layer(
     plans = {}
     for i in cfg.moe_layers:
         parts = [(s.leaf, asked.scores(s)) for s in asked.stacks(stats, params, cfg, i)]
-        plans[i] = _layer(asked, stats, cfg, i, pooled(lambda parts=parts: parts, asked.sparsity))
+        masks = cast(Arrays, pooled(lambda parts=parts: parts, asked.sparsity))  # by leaf
+        plans[i] = _layer(asked, stats, cfg, i, masks)
     return plans
 
 
@@ -112,10 +113,12 @@ def _solved(
 ) -> dict[int, LayerPlan]:
     """Masks, and new values of the weights that stay."""
     plans = {}
+    solve = asked.call.method.solve
+    assert solve is not None  # the form of the method
     for i in cfg.moe_layers:
         masks, weights, notes = {}, {}, {}
         for stack in asked.stacks(stats, params, cfg, i):
-            mask, updated, fallback = asked.call.method.solve(
+            mask, updated, fallback = solve(
                 stack, asked.sparsity, asked.pattern, **asked.call.options)
             if not np.isfinite(updated).all():
                 raise ValueError(f'new weights of layer {i}, {stack.leaf}, are not finite; look '
@@ -131,6 +134,7 @@ def _layer(asked: WeightRequest, stats: Stats | None, cfg: Config, index: int, m
            weights: Arrays | None = None, notes: Mapping[str, Any] | None = None) -> LayerPlan:
     notes = dict(notes or {})
     if asked.call.needs:
+        assert stats is not None  # the method reads them
         tokens = asked.traffic(stats, cfg, index)
         least = asked.call.options.get('min_tokens', MIN_TOKENS)
         notes |= {'evaluated': tokens.astype(np.int64),

@@ -102,8 +102,9 @@ def _stored(graph: _Graph, outputs: Sequence[int | None]) -> int:
 
 def _divisor(graph: _Graph, value: int) -> int:
     """Bytes of a quotient's divisor (or of a cast of it), which XLA stores in the same shape."""
-    while graph.made_by[value] == 'convert_element_type' and graph.made_from[value][0] is not None:
-        value = graph.made_from[value][0]
-    if graph.made_by[value] != 'div' or graph.made_from[value][1] is None:
+    while (graph.made_by[value] == 'convert_element_type'
+           and (source := graph.made_from[value][0]) is not None):
+        value = source
+    if graph.made_by[value] != 'div' or (by := graph.made_from[value][1]) is None:
         return 0
-    return graph.bytes[value] if graph.bytes[graph.made_from[value][1]] < graph.bytes[value] else 0
+    return graph.bytes[value] if graph.bytes[by] < graph.bytes[value] else 0

@@ -8,6 +8,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,10 @@ def carry(
         raise ValueError(f'carry: {sorted(state.parts or fresh.parts)[0]} trains in part or by an '
                          'adapter, whose moments do not outlive surgery; give move=None')
     old, zero = moments(state.opt_state), moments(fresh.opt_state)
-    mu, nu = (_fitted(move(order, dict(leaves)), zeros, order)
+    # optax types moments as any tree of parameters; ours are `Leaves`.
+    mu, nu = (_fitted(move(order, dict(cast(Leaves, leaves))), cast(Leaves, zeros), order)
               for order, leaves, zeros in ((1, old.mu, zero.mu), (2, old.nu, zero.nu)))
-    count = jax.device_put(jnp.array(old.count), zero.count.sharding)
+    count = jax.device_put(jnp.array(old.count), cast(jax.Array, zero.count).sharding)
     adam = old._replace(count=count, mu=mu, nu=nu)
     return fresh._replace(opt_state=with_moments(fresh.opt_state, adam))
 

@@ -5,8 +5,8 @@ A micro-batches in a step, B rows in each, T tokens in a row.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,8 @@ def check_span(mesh: Mesh | None) -> None:
     """Refuse, with ValueError, a mesh that some devices of several processes are no part of."""
     size = 0 if mesh is None else mesh.size
     if processes.several() and size < jax.device_count():
-        lies = f'the mesh {dict(mesh.shape)} of {size} of them' if size else 'no mesh'
+        lies = (f'the mesh {dict(mesh.shape)} of {size} of them' if mesh is not None and size
+                else 'no mesh')
         raise ValueError(f'{jax.process_count()} processes with {jax.device_count()} devices, and '
                          f'params that lie on {lies}: lay them out with sharding.place(params, '
                          'sharding.make_mesh(...)) over all devices')
@@ -41,6 +42,7 @@ def _check_rows(mesh: Mesh | None, options: TrainOptions) -> None:
     """Refuse, with ValueError, rows that do not divide over a mesh."""
     parts = sharding.row_parts(mesh)
     if options.batch % parts:
+        assert mesh is not None  # else it is one part
         raise ValueError(
             f'TrainOptions.batch={options.batch}: the mesh {dict(mesh.shape)} splits rows into '
             f'{parts} parts; give a multiple of {parts}, or another mesh'
@@ -53,11 +55,12 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
         return np.arange(batch)
     check_span(mesh)
     places = sharding.by_rows(mesh).addressable_devices_indices_map((batch,))
-    return np.unique(np.concatenate([np.arange(batch)[place[0]] for place in places.values()]))
+    return np.unique(np.concatenate([
+        np.arange(batch)[place[0]] for place in places.values() if place is not None]))
 
 
 def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
-           reads: tuple[str, ...] = ()) -> Iterator[tuple[Batch, Digest]]:
+           reads: tuple[str, ...] = ()) -> Generator[tuple[Batch, Digest], None, None]:
     """One batch [A, B, T] per step from step `start` on, and a function that names its content.
 
     `batches` yields all rows of a batch, or those of `own_rows` alone. On a resume the last batch
@@ -69,7 +72,7 @@ def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: in
     with contextlib.ExitStack() as stack:
         source = iter(batches(first * options.accumulate))
         if hasattr(source, 'close'):  # a generator may hold a prefetching thread
-            stack.callback(source.close)
+            stack.callback(cast(Generator[Batch, None, None], source).close)
         for step in range(first, options.steps):
             parts = [_checked(source, options, len(rows), step, reads)
                      for _ in range(options.accumulate)]
@@ -116,12 +119,13 @@ def _checked(source: Iterator[Batch], options: TrainOptions, own: int, step: int
             f'accumulate={options.accumulate} of them: repeat the data or lower steps'
         )
     wanted = {(rows, options.length) for rows in (options.batch, own)}
-    shapes = {name: np.shape(batch.get(name)) for name in ('tokens', 'segments', 'weights')}
+    shapes = {name: np.shape(cast(Any, batch.get(name)))
+              for name in ('tokens', 'segments', 'weights')}
     if len(set(shapes.values())) != 1 or not set(shapes.values()) <= wanted:
         raise ValueError(f'step {step}: batch has shapes {shapes}; options say [batch, length] = '
                          f'{[options.batch, options.length]}')
     for name in reads:
-        if np.shape(batch.get(name))[:2] not in wanted:
+        if np.shape(cast(Any, batch.get(name)))[:2] not in wanted:
             raise ValueError(f'step {step}: the objective reads {name!r} from the batch, which has '
                              f'{np.shape(batch[name]) if name in batch else "none"}; its shape '
                              f'begins with [batch, length] = {[options.batch, options.length]}')
@@ -145,7 +149,8 @@ def _placed(batch: Batch, rows: np.ndarray, size: int, mesh: Mesh | None) -> Bat
         if array.shape[1] == size:
             return jax.make_array_from_callback(array.shape, where, lambda i: array[i])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # every device of a mesh has its part
             first, last = np.searchsorted(rows, index[1].indices(size)[:2])
             return array[:, first:last]
 

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -45,7 +45,7 @@ def reporter(progress: Report | None, start: int, steps: int) -> Iterator[Report
         yield report
 
 
-def line(metrics: dict[str, Any], rate: float) -> str:
+def line(metrics: Mapping[str, Any], rate: float) -> str:
     """Loss, speed and expert load of one step, for a terminal."""
     return (
         f'loss {metrics["loss"]:.4f} {rate:,.0f} tok/s load {metrics["load_max"]:.2f}/'

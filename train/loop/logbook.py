@@ -56,6 +56,7 @@ class Logbook:
         if self.report:
             self.report(step, self.options.steps, line)
         if evaluated:
+            assert self.evaluate is not None  # or nothing would be due
             values = self.evaluate(merged(state, self.trained))
             line |= {f'eval_{name}': float(value) for name, value in values.items()}
         if logged:

@@ -5,7 +5,7 @@ teacher that one of the student stands for), K choices.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -79,9 +79,9 @@ class DistillLoss:
                 losses.stream_error(*pair, rows['segments'] > 0) for pair in pairs)
             value = value + weights['hidden'] * terms['hidden']
         if self.gap:
-            terms['expert'] = sum(
+            terms['expert'] = cast(jax.Array, sum(
                 expert_error(cfg, self.gap, params, out, int(name.removeprefix('layer_')), members)
-                for name, members in extra['experts'].items()) / share.micro
+                for name, members in extra['experts'].items()) / share.micro)
             value = value + weights['experts'] * terms['expert']
         return value, terms, out
 

@@ -4,19 +4,19 @@ B rows, T tokens, D width, V vocabulary. The gradient of a block's logits is at 
 both gradients are formed in the forward pass and no logits are kept or computed again.
 """
 
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.config import Config
 from moe_jax.kernels.outer import summed_outer
 from moe_jax.model.decoder import Params, unembed
 from train.objectives import losses
 
 BLOCK = 2**23  # logits that exist at a time: 32 MB of float32
-Block = tuple[jax.Array, ...]  # of x, targets and weights
+Block = tuple[jax.Array, jax.Array, jax.Array]  # of x, targets and weights
 Gradients = tuple[jax.Array, jax.Array]  # of x [N, D] and table [V, D]
 
 
@@ -36,7 +36,7 @@ def cross_entropy(
     return nats, jnp.sum(weights)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@custom_vjp(4)
 def _summed(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, scale: float
             ) -> jax.Array:
     """Summed weighted nats of x [N, D] against targets [N]; table [V, D]."""
@@ -89,5 +89,7 @@ def _blocks(vocab: int, *arrays: jax.Array) -> Block:
     count = arrays[0].shape[0]
     number = -(-count * vocab // BLOCK)
     rows = -(-count // number)
-    return tuple(jnp.pad(a, ((0, number * rows - count), *((0, 0),) * (a.ndim - 1))).reshape(
-        number, rows, *a.shape[1:]) for a in arrays)
+    x, targets, weights = (
+        jnp.pad(a, ((0, number * rows - count), *((0, 0),) * (a.ndim - 1))).reshape(
+            number, rows, *a.shape[1:]) for a in arrays)
+    return x, targets, weights

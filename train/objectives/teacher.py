@@ -80,7 +80,8 @@ def teach(
     if question.top:
         out[TEMPERATURE] = np.broadcast_to(np.float32(temperature), shape)
     if question.layers:
-        out[LAYERS] = np.broadcast_to(np.int32(question.layers), (*shape, len(question.layers)))
+        layers_of = np.asarray(question.layers, np.int32)
+        out[LAYERS] = np.broadcast_to(layers_of, (*shape, len(layers_of)))
     return out
 
 
@@ -156,6 +157,7 @@ def _kept(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
 
 def _check_best(cfg: Config, packed: batches.Packed, temperature: float) -> None:
     shapes = [packed[name].shape if name in packed else None for name in (*TOP, TEMPERATURE)]
+    assert shapes[0] is not None  # `TOP` is there, or nobody asks
     *rows, top = shapes[0]
     if shapes[1:] != [(*rows, top + 1), tuple(rows)]:
         raise ValueError(f'packed rows: {", ".join((*TOP, TEMPERATURE))} have shapes {shapes}, '

@@ -6,7 +6,7 @@ before, which it has to copy first because the new ones take their place in memo
 """
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +69,9 @@ def _elsewhere(recipe: Recipe, rate: jax.Array, weight_decay: jax.Array, keep: j
     def update(grads: Leaves, state: optax.OptState, params: Leaves | None = None
                ) -> tuple[Leaves, optax.OptState]:
         changes, new = adam.update(grads, state, params)
-        return changes, _kept(keep, new, state)
+        return cast(Leaves, changes), _kept(keep, new, state)
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(adam.init, cast(optax.TransformUpdateFn, update))
 
 
 def _on_cpu(recipe: Recipe, rate: jax.Array, weight_decay: jax.Array, keep: jax.Array | bool
@@ -96,7 +96,7 @@ def _scale_by_adam(recipe: Recipe, keep: jax.Array | bool) -> optax.GradientTran
         square = optax.tree.bias_correction(new.nu, recipe.b2, new.count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + recipe.eps), mean, square), new
 
-    return optax.GradientTransformation(adam.init, update)
+    return optax.GradientTransformation(adam.init, cast(optax.TransformUpdateFn, update))
 
 
 def _kept(keep: jax.Array | bool, new: optax.OptState, old: optax.OptState) -> optax.OptState:
@@ -141,5 +141,6 @@ def update(
     # optax raises a float to an int32 count, which strict promotion refuses.
     with jax.numpy_dtype_promotion('standard'):
         changes, opt_state = optimizer.update(grads, opt_state, leaves)
-        updated = without_zeros(trained, optax.apply_updates(leaves, changes), leaves)
+        updated = cast(Leaves, optax.apply_updates(leaves, changes))
+        updated = without_zeros(trained, updated, leaves)
     return {name: jnp.where(keep, new, leaves[name]) for name, new in updated.items()}, opt_state

@@ -148,7 +148,10 @@ def towards(
     theirs = teacher and teacher[0]
     question, mixes = _question(cfg, recipe, theirs, first), _mixes(cfg, recipe, theirs, stands_for)
     home = replicated(jax.tree.leaves(params)[0])
-    experts = gather_experts(*teacher, mixes, home) if mixes else {}
+    experts = {}
+    if mixes:
+        assert teacher is not None  # `_question` has seen to it
+        experts = gather_experts(*teacher, mixes, home)
     goal = _objective(cfg, recipe, teacher, question, mixes, experts, home)
     if recipe.experts != 'balance':
         return goal
@@ -215,6 +218,7 @@ def _mixes(cfg: Config, recipe: Distill, theirs: Config | None,
     """What each expert of the student stands for, by layer; nothing where the term is off."""
     if not recipe.experts:
         return {}
+    assert theirs is not None  # `_question` has seen to it
     if theirs.width != cfg.width or theirs.moe_layers != cfg.moe_layers:
         raise ValueError(f'distill: the teacher has width {theirs.width} and experts in layers '
                          f'{list(theirs.moe_layers)}, the student {cfg.width} and '

@@ -5,15 +5,16 @@ T tokens in a row.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from moe_jax.config import Config
 from moe_jax.data import batches, corpus, tasks, tokenizer
 from moe_jax.data.documents import Corpus
 from moe_jax.data.encode import Encoded, encode, encode_part
 from moe_jax.data.packing import pack
 from moe_jax.evals.tasks import EncodedTask, Validation, encode_task, texts
 from moe_jax.storage import folder
-from train.recipes.run import Run
+from train.recipes.run import Pairs, Run
 
 
 class Reading(NamedTuple):
@@ -38,15 +39,15 @@ def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading
                for name, _ in run.tasks]
     path, end = _tokenizer(run, text)
     encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
-    cfg = run.model or folder.config_of(run.start)
-    tokenizer.check(encoder, cfg.vocab)
+    tokenizer.check(encoder, _model(run).vocab)
     length = run.options.length
     sets, heldout = [], {}
     for domain, share in shares:
+        assert text is not None  # it is read where domains are
         sets.append((pack(_encoded(text, domain, path, end), length), share))
         heldout[domain] = texts(text.part(domain, 'heldout'), encoder, length, run.heldout_tokens,
                                 end)
-    for (name, share), source in zip(run.tasks, sources, strict=True):
+    for (name, share), source in zip(cast(Pairs, run.tasks), sources, strict=True):
         task: EncodedTask = encode_task(source, encoder, length, heldout_tokens=run.heldout_tokens,
                                         validation_limit=run.validation_limit, end=end)
         sets.append((task.train, share))
@@ -54,20 +55,32 @@ def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading
     return Reading(sets, heldout, path)
 
 
-def _domain_shares(run: Run, text: Corpus | None) -> tuple[tuple[str, float], ...]:
+def _model(run: Run) -> Config:
+    if run.model is not None:
+        return run.model
+    assert run.start is not None  # one of the two
+    return folder.config_of(run.start)
+
+
+def _domain_shares(run: Run, text: Corpus | None) -> Pairs:
     """The domains to read with their shares; all of them where the run names nothing."""
-    if not run.domains:
-        return () if run.tasks else tuple((domain, 1.0) for domain in text.domains)
-    for domain, _ in run.domains:
+    shares = cast(Pairs, run.domains)
+    if not shares and run.tasks:
+        return ()
+    assert text is not None  # it is read where domains are
+    if not shares:
+        return tuple((domain, 1.0) for domain in text.domains)
+    for domain, _ in shares:
         if domain not in text.domains:
             raise ValueError(f'run {run.name}: no domain {domain!r} in {text.source}; there are '
                              f'{", ".join(text.domains)}')
-    return run.domains
+    return shares
 
 
 def _tokenizer(run: Run, text: Corpus | None) -> tuple[Path, int | None]:
     """The file of the tokenizer, and the id that ends a text where it is not one of ours."""
     if run.start is None:
+        assert text is not None and run.model is not None  # it starts with fresh weights
         return tokenizer.of_corpus(text, run.model.vocab), None
     path = folder.side_file(run.start, 'tokenizer.json')
     if path is None:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from moe_jax.base import config_file
 from moe_jax.base.checks import integer
@@ -14,7 +14,8 @@ from train.loop.options import TrainOptions
 from train.recipes.distill import Distill
 from train.trainable.trainable import Trainable
 
-Shares = Mapping[str, float] | tuple[tuple[str, float], ...]
+Pairs = tuple[tuple[str, float], ...]
+Shares = Mapping[str, float] | Pairs  # a `Run` holds the latter
 COUNTS = ('corpus_characters', 'task_limit', 'validation_limit', 'heldout_tokens', 'score_rows')
 
 
@@ -76,7 +77,7 @@ def _check(run: Run) -> None:
     if len(set(names)) < len(names):
         raise ValueError(f'run {run.name}: domains and tasks {names}: some are '
                          'listed more than once')
-    for name, share in (*run.domains, *run.tasks):
+    for name, share in cast(Pairs, (*run.domains, *run.tasks)):
         if not 0 < share < float('inf'):
             raise ValueError(f'run {run.name}: share {share!r} of {name}: must be positive')
     try:

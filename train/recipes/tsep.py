@@ -94,6 +94,7 @@ def tsep(
     wide, masked = mask(cfg, params)
 
     def small(params: Params) -> Mapping[str, float]:
+        assert evaluate is not None
         few, few_cfg = finish(cfg, params)
         return evaluate(few_cfg, few)
 
@@ -186,6 +187,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
 
     def after(step: int, state: TrainState, metrics: Metrics, use: Use
               ) -> tuple[TrainState, Metrics, Use]:
+        assert rule.until is not None  # `_resolved` has filled it in
         if step <= rule.until:
             seen = metrics['experts'][SIGNALS[rule.signal]]
             use = _add(use, {f'layer_{i}': seen[i] for i in cfg.moe_layers})
@@ -199,6 +201,7 @@ def _callback(cfg: Config, rule: Tsep) -> Callback:
 
 def _pruned(cfg: Config, rule: Tsep, step: int, params: Params, use: Use) -> Params:
     """Params after the drops of a window's end, or of `until`."""
+    assert rule.final is not None  # `_resolved` has filled it in
     beta, least = (math.inf, rule.final) if step == rule.until else (rule.beta, rule.least)
     for i, bias in zip(cfg.moe_layers, _biases(cfg, params), strict=True):
         alive, seen = np.asarray(_alive(bias)), np.asarray(use[f'layer_{i}'])
@@ -252,6 +255,7 @@ def _resolved(cfg: Config, options: TrainOptions, rule: Tsep) -> Tsep:
     if rule.window > until:
         raise ValueError(f'Tsep.window={rule.window}: no window ends by step {until}, after which '
                          'nothing is dropped; shorten it')
+    assert rule.final is not None
     if rule.final >= max(cfg.experts):
         raise ValueError(f'Tsep.final={rule.final}: the largest layer has {max(cfg.experts)} '
                          'experts, so that none would ever go; lower it')

@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import jax
 
 from moe_jax.base.tree import leaves_with_paths, map_with_path
 from moe_jax.model.decoder import Params
 from train.trainable.kinds import Adapter, Kind, Leaves, Shape, Slice, Whole
-from train.trainable.trainable import TRAINABLE, Chosen, Trainable, rule_of
+from train.trainable.trainable import TRAINABLE, Canonical, Chosen, Trainable, rule_of
 
 NO_MATRIX = re.compile(r'(^|/)(bias|\w+_bias|scale|correction|sinks)$')
 
@@ -136,7 +137,7 @@ def _whole(shapes: Mapping[str, Shape], rule: Trainable) -> dict[str, Kind]:
 
 def _slices(shapes: Mapping[str, Shape], rule: Trainable) -> dict[str, Kind]:
     slices = {}
-    for layer, ids in rule.experts:
+    for layer, ids in cast(Canonical, rule.experts):
         stacks = {path: shape for path, shape in shapes.items()
                   if path.startswith(f'layer_{layer}/moe/experts/')}
         count = next(iter(stacks.values()))[0] if stacks else 0

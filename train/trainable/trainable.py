@@ -23,7 +23,8 @@ TRAINABLE: dict[str, str] = {
     'embeddings': r'^(embed|head)/',
 }
 
-Experts = Mapping[int, Sequence[int]] | tuple[tuple[int, tuple[int, ...]], ...]
+Canonical = tuple[tuple[int, tuple[int, ...]], ...]
+Experts = Mapping[int, Sequence[int] | np.ndarray] | Canonical  # a `Trainable` holds the latter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def check_expression(name: str, expression: str | None) -> None:
             f'{name}={expression!r} is not a regular expression: {error}') from None
 
 
-def _canonical(experts: Experts) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _canonical(experts: Experts) -> Canonical:
     """Selected experts as sorted tuples, which can be hashed; layers without any are left out."""
     by_layer = dict(experts)
     canonical = []

@@ -6,11 +6,11 @@ from moe_jax.data import prompts
 from moe_jax.data.documents import Corpus, Document, order
 from moe_jax.data.tasks.example import Example, Task
 from moe_jax.data.tasks.passages import spans
-from moe_jax.data.tasks.splits import one_side
+from moe_jax.data.tasks.splits import Side, one_side
 
 CHARACTERS = 240
 SHORTEST = 40
-PER_DOMAIN = {'train': 480, 'validation': 120}
+PER_DOMAIN: dict[Side, int] = {'train': 480, 'validation': 120}
 
 
 def passages(documents: Sequence[Document], count: int) -> list[tuple[str, str, str]]:
@@ -25,7 +25,7 @@ def passages(documents: Sequence[Document], count: int) -> list[tuple[str, str, 
 def make(corpus: Corpus, seed: int = 0) -> Task:
     """A balanced choice among the corpus's domains, split by document."""
     choices = tuple(f' {domain}' for domain in corpus.domains)
-    sides: dict[str, list[Example]] = {'train': [], 'validation': []}
+    sides: dict[Side, list[Example]] = {'train': [], 'validation': []}
     for side, examples in sides.items():
         found = [passages(one_side(corpus.part(domain, 'task'), side, seed), PER_DOMAIN[side])
                  for domain in corpus.domains]

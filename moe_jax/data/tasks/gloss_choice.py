@@ -11,12 +11,12 @@ from typing import NamedTuple
 from moe_jax.data import prompts
 from moe_jax.data.documents import Corpus, Document, order
 from moe_jax.data.tasks.example import Example, Task
-from moe_jax.data.tasks.splits import one_side
+from moe_jax.data.tasks.splits import Side, one_side
 
 DOMAIN = 'dictionary'
 OPTIONS = 4
 SHORTEST, LONGEST = 24, 100
-COUNT = {'train': 4000, 'validation': 1000}
+COUNT: dict[Side, int] = {'train': 4000, 'validation': 1000}
 # References to another headword define nothing.
 REFERENCE = re.compile(r'(\d+\. )?(See|Same as|One of|Pl\.|imp\.|p\. p\.)\b')
 

@@ -3,6 +3,8 @@
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from moe_jax.data.tasks import superglue_rows
 from moe_jax.data.tasks.example import Task
@@ -51,6 +53,7 @@ def load(name: str) -> Task:
     """
     # Imported here: it takes a second, and only this source needs it.
     import datasets
+    import datasets.config
 
     # Offline mode is read when datasets is imported. Without it, it retries for 23 seconds.
     if not datasets.config.HF_HUB_OFFLINE:
@@ -61,7 +64,8 @@ def load(name: str) -> Task:
         table = datasets.load_dataset(REPOSITORY, CONFIGS[name])
     except (OSError, ValueError, RuntimeError) as error:
         raise unreachable(name, str(error)) from error
-    parts = {part: superglue_rows.examples(name, table[part], f'{REPOSITORY}/{name} {part}', part)
+    parts = {part: superglue_rows.examples(name, cast(Iterable[Mapping[str, Any]], table[part]),
+                                           f'{REPOSITORY}/{name} {part}', part)
              for part in ('train', 'validation')}
     note = f'the published train and validation splits; {overlap_note(**parts)}'
     return Task(f'hub/{name}', parts['train'], parts['validation'], note, REPOSITORY)

@@ -10,12 +10,12 @@ from moe_jax.data import prompts
 from moe_jax.data.documents import Corpus, Document, order
 from moe_jax.data.tasks.example import Example, Task
 from moe_jax.data.tasks.passages import spans
-from moe_jax.data.tasks.splits import one_side
+from moe_jax.data.tasks.splits import Side, one_side
 
 CHARACTERS = 72
 BEFORE = 6
 OPTIONS = 4
-PER_DOMAIN = {'train': 960, 'validation': 240}
+PER_DOMAIN: dict[Side, int] = {'train': 960, 'validation': 240}
 # A distractor is never among the passages read, nor right behind the answer.
 APART = BEFORE + 2
 
@@ -48,7 +48,7 @@ def draw(documents: Sequence[Document], count: int) -> list[Example]:
 
 def make(corpus: Corpus, seed: int = 0) -> Task:
     """Four-way choice of the right continuation, over all domains with long documents."""
-    sides: dict[str, list[Example]] = {'train': [], 'validation': []}
+    sides: dict[Side, list[Example]] = {'train': [], 'validation': []}
     for domain in corpus.domains:
         for side, examples in sides.items():
             examples.extend(draw(one_side(corpus.part(domain, 'task'), side, seed),

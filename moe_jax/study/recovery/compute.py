@@ -168,6 +168,7 @@ def _train(shop: Workshop, cell: Cell, shrunk: Shrunk, options: TrainOptions) ->
         params, _ = train.finetune(shrunk.cfg, shrunk.params, rows, options, progress=report)
     else:
         teacher = shop.model(about['experts'], about['seed'])
+        assert shrunk.plan is not None  # distillation is of what a plan made
         params, _ = train.distill(shrunk.cfg, shrunk.params, teacher, rows, options, recipe.distill,
                                   stands_for=prune.stands_for(shrunk.plan), progress=report)
     return Run(params, options.peak_lr, time.perf_counter() - start, count)

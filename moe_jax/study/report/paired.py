@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from scipy import stats
 
-from moe_jax.study.report.expert_count.values import Model, Score
+from moe_jax.study.report.expert_count.values import Examples, Model
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -24,6 +25,27 @@ SEED = 20240607
 BLOCK = 1 << 22  # resampled group picks held in memory at once
 
 Key = tuple[int, str, Model]
+What = TypeVar('What')
+What_co = TypeVar('What_co', covariant=True)
+
+
+class Score(Protocol[What_co]):
+    """A model on one task's examples; `model` says which, in a study's own terms."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def model(self) -> What_co: ...
+
+    @property
+    def examples(self) -> Examples: ...
+
+
+S = TypeVar('S', bound=Score[Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +116,7 @@ def expansion(groups: int) -> float:
     )
 
 
-def units(members: Sequence[tuple[Score, np.ndarray]]) -> list[tuple[str, ...]]:
+def units(members: Sequence[tuple[Score[Any], np.ndarray]]) -> list[tuple[str, ...]]:
     """The labels [N] of the drawn units of each score: groups, or examples of one group."""
     groups = {g for s, mask in members for g, m in zip(s.examples.groups, mask, strict=True) if m}
     if len(groups) > 1:
@@ -102,15 +124,15 @@ def units(members: Sequence[tuple[Score, np.ndarray]]) -> list[tuple[str, ...]]:
     return [s.examples.ids for s, _ in members]
 
 
-def _reference(scores: Sequence[Score]) -> tuple[str, ...]:
+def _reference(scores: Sequence[Score[Any]]) -> tuple[str, ...]:
     """The example ids that most scores of a task share (ties: the larger set, then the first)."""
     votes = Counter(tuple(sorted(s.examples.ids)) for s in scores)
     return min(votes, key=lambda ids: (-votes[ids], -len(ids), ids))
 
 
-def align(scores: Iterable[Score]) -> tuple[dict[str, list[tuple[Score, np.ndarray]]], list[str]]:
+def align(scores: Iterable[S]) -> tuple[dict[str, list[tuple[S, np.ndarray]]], list[str]]:
     """Scores of each task with masks [N] of the shared examples; notes on what did not fit."""
-    by_task: dict[str, list[Score]] = {}
+    by_task: dict[str, list[S]] = {}
     for score in scores:
         by_task.setdefault(score.task, []).append(score)
     aligned, notes = {}, []
@@ -138,8 +160,9 @@ def align(scores: Iterable[Score]) -> tuple[dict[str, list[tuple[Score, np.ndarr
 
 
 def measure(
-    members: Sequence[tuple[Score, np.ndarray]], *, accuracy: bool, resamples: int = RESAMPLES
-) -> dict[Key, Estimate]:
+    members: Sequence[tuple[Score[What], np.ndarray]], *, accuracy: bool,
+    resamples: int = RESAMPLES,
+) -> dict[tuple[int, str, What], Estimate]:
     """Quality of each score of one task: weighted mean log-likelihood, or accuracy.
 
     Groups are drawn; a task of one group draws its examples instead, since one group cannot vary.
@@ -159,7 +182,9 @@ def measure(
         ex = score.examples
         where = np.array([place[label] for label in named[m]])
         weight = ex.weight[mask]
-        scores = (ex.correct if accuracy else ex.log_likelihood)[mask]
+        quality = ex.correct if accuracy else ex.log_likelihood
+        assert quality is not None  # texts have no accuracy
+        scores = quality[mask]
         sums[:, m] = np.bincount(where, weight * scores, minlength=len(labels))
         weights[:, m] = np.bincount(where, weight, minlength=len(labels))
     task = members[0][0].task

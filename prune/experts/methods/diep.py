@@ -23,7 +23,7 @@ scores, tokens keep the order that all experts give. Skipping at inference is no
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ from prune.subsets.gates import Rule, rule_of
 START = 2.2  # b, so that masks begin at 0.9
 BATCH = 1024  # tokens of each step
 EVERY = 4  # the step of so many that moves b
+Free = dict[str, jax.Array]  # a of each expert, b of the layer
 
 
 class Masked(NamedTuple):
@@ -121,7 +122,7 @@ def _learned(
     """a + b [R] after a step on each row of picked [steps, B]."""
     adam = optax.adam(lr)
 
-    def objective(free: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
+    def objective(free: Free, tokens: jax.Array) -> jax.Array:
         mask = jax.nn.sigmoid(free['expert'] + free['layer'])
         return masked_error(rule, seen, tokens, mask) / scale + lam * mask.mean()
 
@@ -131,14 +132,15 @@ def _learned(
         gradient = jax.grad(objective)(free, tokens)
         # optax raises a float to an int32 count, which strict promotion refuses.
         with jax.numpy_dtype_promotion('standard'):
-            moved, moments = adam.update(gradient, moments)
+            changes, moments = adam.update(gradient, moments)
+        moved = cast(Free, changes)
         layer = jnp.where(number % EVERY == EVERY - 1, 1.0, 0.0)
         moved = {'expert': moved['expert'] * (1 - layer), 'layer': moved['layer'] * layer}
-        return (optax.apply_updates(free, moved), moments), None
+        return (cast(Free, optax.apply_updates(free, moved)), moments), None
 
-    free = {'expert': jnp.zeros(seen.scores.shape[1]), 'layer': jnp.asarray(START)}
+    free: Free = {'expert': jnp.zeros(seen.scores.shape[1]), 'layer': jnp.asarray(START)}
     numbered = jnp.arange(len(picked)), picked
-    free, _ = jax.lax.scan(step, (free, adam.init(free)), numbered)[0]
+    free, _ = jax.lax.scan(step, (free, adam.init(cast(optax.Params, free))), numbered)[0]
     return free['expert'] + free['layer']
 
 

@@ -83,7 +83,7 @@ def cka(outputs: np.ndarray) -> np.ndarray:
 
 def weight_cosine(experts: Mapping[str, Any]) -> np.ndarray:
     """Cosine [E, E] of all weights of two experts, each as one vector."""
-    gram = 0.0
+    gram: Any = 0.0
     for leaf in experts.values():
         step = max(1, BLOCK * leaf.shape[1] // leaf.size)
         for start in range(0, leaf.shape[1], step):

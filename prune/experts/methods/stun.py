@@ -105,7 +105,7 @@ def representative(experts: Mapping[str, Any], ids: np.ndarray) -> int:
     """The expert of `ids` whose weights are nearest to the mean of theirs; ties, the lowest."""
     away, size = np.zeros(len(ids)), 0.0
     for leaf in experts.values():
-        middle = sum(host(leaf, e).astype(np.float64) for e in ids) / len(ids)
+        middle: Any = sum(host(leaf, e).astype(np.float64) for e in ids) / len(ids)
         away += [((host(leaf, e).astype(np.float64) - middle) ** 2).sum() for e in ids]
         size += float((middle ** 2).sum())
     # Two experts are equally far from their mean, and equal ones not at all, up to rounding.

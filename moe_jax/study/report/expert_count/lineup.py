@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -76,11 +77,11 @@ class Lineup:
 
     def by_loss(self) -> list[Standing]:
         """Those with a rank right after shrinking, least loss first."""
-        return sorted((s for s in self.standings if s.loss_rank), key=lambda s: s.loss_rank)
+        return sorted((s for s in self.standings if s.loss_rank), key=lambda s: s.loss_rank or 0)
 
     def by_final(self) -> list[Standing]:
         """Those with a rank after recovery, best first."""
-        return sorted((s for s in self.standings if s.final_rank), key=lambda s: s.final_rank)
+        return sorted((s for s in self.standings if s.final_rank), key=lambda s: s.final_rank or 0)
 
 
 def shrunk_losses(records: Records, table: Table) -> dict[Key, float]:
@@ -140,7 +141,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement | No
     count = len(first)
     if count < FEWEST or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    found = stats.spearmanr(first, second)
+    found: Any = stats.spearmanr(first, second)  # its stubs name no field of the result
     chance = float(found.pvalue)
     if count <= EXACT:
         one, other = stats.rankdata(first), stats.rankdata(second)
@@ -173,8 +174,9 @@ def _measured(
 
 def _behind(table: Table, standings: Sequence[Standing]) -> tuple[Contrast, ...]:
     """The best after recovery minus each other one that has a rank."""
-    ranked = sorted((s for s in standings if s.final_rank), key=lambda s: s.final_rank)
-    found = [contrast(table, ranked[0].model, s.model, s.final.tasks) for s in ranked[1:]]
+    ranked = sorted((s for s in standings if s.final_rank), key=lambda s: s.final_rank or 0)
+    found = [contrast(table, ranked[0].model, s.model, s.final.tasks) for s in ranked[1:]
+             if s.final is not None]
     return tuple(c for c in found if c is not None)
 
 

@@ -75,7 +75,9 @@ def _at_once(lineup: Lineup) -> str:
         return 'what each method loses right after shrinking is not recorded for enough of them.'
 
     def said(standing: Standing) -> str:
-        return f'{_name(standing)} ({lineup.loss(standing).value:.3f})'
+        loss = lineup.loss(standing)
+        assert loss is not None  # as it has a rank
+        return f'{_name(standing)} ({loss.value:.3f})'
 
     top = ranked[: min(SHOWN, len(ranked) - 1)]
     verb = 'loses' if len(top) == 1 else 'lose'
@@ -91,6 +93,7 @@ def _recovered(lineup: Lineup) -> str:
     if not ranked:
         return 'After recovery too few methods can be compared.'
     first, last = ranked[0], ranked[-1]
+    assert first.final is not None and last.final is not None  # as they have a rank
     tied = sum(c.status == 'noise' for c in lineup.behind)
     near = f'{tied or "none"} of the {len(lineup.behind)} others'
     return (

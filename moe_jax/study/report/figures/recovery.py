@@ -1,6 +1,7 @@
 """Quality at each stage of the recovery, by method."""
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -120,7 +121,7 @@ def _panel(
     z: int,
     g: int,
     stages: tuple[str, ...],
-    looks: dict[str, dict[str, object]],
+    looks: dict[str, dict[str, Any]],
 ) -> dict[str, Line2D]:
     """Draws one line per method; returns them by the name they have in the legend."""
     handles = {}

@@ -40,6 +40,7 @@ def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
             ax.set_xticks([])
         style.frame(ax)
         style.cells(ax, *shares.shape)
+    assert image is not None  # a model has a layer
     axes.flat[-1].set_xlabel('expert, ordered by the domain that uses it most')
     bar = figure.colorbar(image, ax=axes, fraction=0.025, pad=0.015)
     bar.set_label("% of the domain's tokens", color=style.SOFT)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_jax.study.report.paired import Estimate, Key, align, mean, measure, over_seeds
+from moe_jax.study.report.paired import Estimate, align, mean, measure, over_seeds
 from moe_jax.study.report.recovery.values import NONE, UNSHRUNK, Outcome, Records, Recovered
 
+Key = tuple[int, str, Outcome]
 TEXT = 'lm-'  # before a domain's name in the name of the task on its text
 
 
@@ -103,10 +104,12 @@ def _standing(records: Records, table: dict[Key, Estimate], model: Outcome, bare
     top = Outcome(NONE, records.study.ceiling)
     cells = [r for r in records.recovered if r.model == model and (r.seed, r.task) in pairs]
     tasks = sorted({task for _, task in pairs})
+    won = _difference(table, model, bare, pairs)
+    assert won is not None  # as there are pairs
     return Standing(
         model=model,
         loss=-float(np.mean([table[seed, task, model].value for seed, task in pairs])),
-        won=_difference(table, model, bare, pairs),
+        won=won,
         share=_share(table, model, bare, pairs),
         short=_difference(table, model, top, _pairs(table, model, top)),
         elsewhere=_elsewhere(records, cells),

@@ -28,8 +28,9 @@ def nats(estimate: Estimate | None) -> Cell:
 def answer(ranking: Ranking, found: Finding, records: Records) -> Table:
     """One way of shrinking: every recipe with the share it wins back and its cost."""
     size = next((p.parameters for p in records.pretrains if p.parameters), None)
-    rows = [(Cell('unshrunk'), _loss(found.unshrunk), Cell('100%'), _before(ranking),
-             Cell('+0.000'), GAP, GAP)]
+    rows: list[tuple[Cell, ...]] = [
+        (Cell('unshrunk'), _loss(found.unshrunk), Cell('100%'), _before(ranking),
+         Cell('+0.000'), GAP, GAP)]
     if ranking.ceiling is not None:
         rows.append(_row(f'unshrunk, {records.study.ceiling}', ranking.ceiling, size))
     rows.append((Cell('just shrunk'), _loss(ranking.shrunk.loss), Cell('0%'),

@@ -58,15 +58,16 @@ def _shrink_words(ranking: Ranking, records: Records) -> list[str]:
     if not ranking.recipes:
         return [f'{said}; no recipe was tried yet.']
     best, others = ranking.recipes[0], ranking.recipes[1:]
+    assert best.share is not None  # as the loss is not within noise
     text = [f'{said}. Of this {best.model.recipe} wins back {share(best.share)}']
     level = tied(ranking)
     if level:
-        text.append(f', and within noise of it '
-                    f'{listed(f"{s.model.recipe} ({s.share.value:.0%})" for s in level)}')
+        near = (f'{s.model.recipe} ({s.share.value:.0%})' for s in level if s.share is not None)
+        text.append(f', and within noise of it {listed(near)}')
     behind = [s for s in others if s not in level and s.share is not None]
     if behind:
-        text.append('; measurably less '
-                    f'{listed(f"{s.model.recipe} {share(s.share)}" for s in behind)}')
+        less = (f'{s.model.recipe} {share(s.share)}' for s in behind if s.share is not None)
+        text.append(f'; measurably less {listed(less)}')
     nothing = [s.model.recipe for s in ranking.recipes if s.won.status == 'noise']
     worse = [s.model.recipe for s in ranking.recipes if s.won.status == 'worse']
     text.append('. ')
@@ -97,6 +98,7 @@ def _ceiling_words(ranking: Ranking, records: Records) -> list[str]:
     text += (f'Given the same {records.study.ceiling}, the unshrunk model ends at '
              f'{share(top.share)} on this scale; ')
     short = ranking.recipes[0].short
+    assert short is not None  # as the ceiling is there
     noise = ', within noise' if short.status == 'noise' else ''
     text += (f'against it {ranking.recipes[0].model.recipe} stands at {names.difference(short)} '
              f'nats{noise}.')
@@ -108,8 +110,9 @@ def _elsewhere_words(ranking: Ranking) -> list[str]:
     known = [s for s in ranking.recipes if s.elsewhere is not None]
     if not known or ranking.shrunk.elsewhere is None:
         return []
-    known.sort(key=lambda s: s.elsewhere)
-    least, most = (f'{names.signed(s.elsewhere)} ({s.model.recipe})' for s in (known[0], known[-1]))
+    known.sort(key=lambda s: s.elsewhere or 0.0)
+    least, most = (f'{names.signed(s.elsewhere or 0.0)} ({s.model.recipe})'
+                   for s in (known[0], known[-1]))
     return ['On the text of other domains the loss had changed by '
             f'{names.signed(ranking.shrunk.elsewhere)} nats when the model was just shrunk; '
             f'recovered on the task it stands from {least} to {most} against the unshrunk model.']

@@ -49,8 +49,9 @@ def lm_eval(
     manager = _tasks(TaskManager, tasks, include_path)
     # lm_eval's decorators hide the signatures.
     results = cast(Callable[..., dict[str, Any]], harness.simple_evaluate)(
-        model=HarnessLM(  # pyright: ignore[reportCallIssue] (so does its registry)
-            str(model), batch=batch, dtype=dtype),
+        model=HarnessLM(
+            str(model),  # pyright: ignore[reportCallIssue] (so does the harness's registry)
+            batch=batch, dtype=dtype),
         tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit)
     print(cast(Callable[..., str], make_table)(results))
     if out is not None:

@@ -98,6 +98,7 @@ def compiler() -> list[str]:
 
 def place() -> Path:
     """The path of the library for this processor, this jax and these sources, there or not."""
+    # Public, and not re-exported by name.
     version = jax.lib.__version__  # pyright: ignore[reportPrivateImportUsage]
     made_from = [version, *FLAGS, platform.system(), platform.machine(),
                  *platform.libc_ver(), _processor()]

@@ -206,6 +206,7 @@ def _accumulate(tiles: Tiles, staged: Any, out: Any, steps: Callable[..., Any]) 
     share = pl.ds(wg * rows, rows) if tiles.by_rows else pl.ds(wg * columns, columns)
     mine = out.at[share] if tiles.by_rows else out.at[:, share]
 
+    # Public, and not re-exported by name.
     @partial(pl.run_scoped, total=gpu.ACC((rows, columns), jnp.float32))  # pyright: ignore[reportPrivateImportUsage]
     def _(total):
         steps(total)

@@ -92,6 +92,7 @@ def _working(platform: str) -> tuple[str, ...]:
         return (*(name for name in tried if thread.submit(_works, name, device).result()), last)
 
 
+# jax assigns the class to that name.
 def _works(name: str, device: jax.Device) -> bool:  # pyright: ignore[reportInvalidTypeForm]
     """Whether a backend is there, is not dense, and gives what it should in a small case."""
     try:

@@ -104,7 +104,7 @@ def _outcome(asked: Request, cfg: Config, counts: dict[int, int] | None) -> Outc
     common, layers = asked.common, cfg.moe_layers
     drops = [i for i in layers if counts is None or counts[i] < cfg.experts[i]]
     means = common.replace == 'mean'
-    sizes = counts and list(counts.values())
+    sizes = list(counts.values()) if counts else None
     return Outcome(
         topk=cfg.topk, counts=sizes if sizes or len(layers) > 1 else [cfg.topk],
         least=min([*(sizes or ()), cfg.topk]), constants=drops if means else (),

@@ -137,9 +137,10 @@ def _at_once(model: Path, job: Job, command: Command, stats: Stats | None
     return plan, *prune.apply(params, cfg, plan, donate=True)
 
 
-def _by_layer(model: Path, job: Job, command: Command, stats: None
+def _by_layer(model: Path, job: Job, command: Command, stats: Stats | None
               ) -> tuple[prune.Plan, Any, Config]:
-    """The plan from text, layer by layer, and what it makes."""
+    """The plan from text, layer by layer, and what it makes; statistics are its own."""
+    del stats
     cfg, params, encoded = model_and_tasks(model, job.tasks, job.data, dtype=job.dtype)
     found = command.layerwise(
         job.method, params, cfg,

@@ -19,6 +19,7 @@ from moe_jax.calibration.table import STATISTICS, WRAP, Sums
 from moe_jax.config import Config
 from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint
+from moe_jax.routing.designs.top_k import top_k
 
 # (layer index, its one-layer config, its parameters, its statistics) -> parameters, config
 Compress = Callable[[int, Config, Params, Stats], tuple[Params, Config]]
@@ -86,16 +87,18 @@ def layerwise(
 def _joined(cfg: Config, layers: Mapping[int, Config]) -> Config:
     """The config of a model whose MoE layers were replaced one by one."""
     experts, aliases, constants = list(cfg.experts), [], []
-    topk = max(one.topk for one in layers.values())
+    router, topk = cfg.router, max(one.topk for one in layers.values())
+    if any(one.router != router for one in layers.values()):
+        clamp = any(one.clamp or one.topk < topk for one in layers.values())
+        router = top_k(router, 'layers of several K').replace(topk=topk, clamp=cfg.clamp or clamp)
     for i in range(cfg.layers):
         one = layers.get(i, layer_config(cfg, i))
         experts[i] = one.experts[0]
         aliases.append(one.alias(0))
         constants.append(one.constants_in(0))
     return cfg.replace(
-        experts=tuple(experts), topk=topk, aliases=tuple(aliases) if any(aliases) else (),
+        experts=tuple(experts), router=router, aliases=tuple(aliases) if any(aliases) else (),
         constants=tuple(constants) if any(constants) else (),
-        clamp=cfg.clamp or any(one.clamp or one.topk < topk for one in layers.values()),
     )
 
 

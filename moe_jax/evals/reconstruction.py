@@ -71,7 +71,9 @@ def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
     for i in range(cfg.layers):
         f, g = step(_kept_skip(cfg, i)), step(_kept_skip(small_cfg, i))
         layer, smaller = params[f'layer_{i}'], small[f'layer_{i}']
-        after, local, y = f(layer, x, segments), g(smaller, x, segments), g(smaller, y, segments)
+        after, local = (run(block, x, tokens, segments)
+                        for run, block in ((f, layer), (g, smaller)))
+        y = g(smaller, y, tokens, segments)
         found.append(_squares(x, after, local, y, segments))
         x = after
     return jax.device_get(found)

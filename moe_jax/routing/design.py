@@ -5,7 +5,7 @@ A design is one file in `routing/designs/`, ending in a frozen dataclass of its 
 the questions below and know nothing else of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
@@ -66,6 +66,10 @@ class Router(Protocol):
 
     def places(self, rows: int) -> int:
         """K, the places of a token's choices in a layer of `rows` rows that can be chosen."""
+        ...
+
+    def among(self, rows: Sequence[int]) -> 'Router':
+        """This router for layers that have so many rows to choose from, one number a layer."""
         ...
 
     def leaves(self, width: int, rows: int) -> Mapping[str, Leaf]:

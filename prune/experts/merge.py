@@ -10,7 +10,6 @@ import numpy as np
 
 from prune.experts.keep import keep
 from prune.experts.routers import ROUTERS, Partition
-from prune.inputs.router import router_of
 from prune.plans.layer import LayerPlan
 from prune.similarity import align
 from prune.similarity.cluster import canonical
@@ -65,7 +64,9 @@ def merge(
     # A lone expert is copied and a weightless one vanishes: neither needs the O(F^3) alignment.
     active = (np.bincount(labels)[labels] > 1) & (used > 0)
     perms = ALIGN[align_to](layer['experts'], part, active)
-    kernel = np.asarray(router_of(layer, 'this router_init')['kernel']).astype(np.float64)
+    # Whether a design that has no kernel can do without is said where a plan is checked.
+    kernel = layer.get('router', {}).get('kernel', np.zeros((experts, 0)))
+    kernel = np.asarray(kernel).astype(np.float64)
     fields = ROUTERS[router_init](part, stats, kernel, seed)
     return LayerPlan(mix=part.weights, perms=perms, notes=notes, **fields)
 

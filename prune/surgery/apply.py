@@ -61,10 +61,10 @@ def config_of(plan: Plan, cfg: Config) -> Config:
         alias = aliases[i]
         rows = range(layer.after) if alias is None else alias
         open_rows.append(sum(row != CLOSED for row in rows))
-    topk = min(cfg.topk, max(open_rows))
+    router = cfg.router.among(open_rows)
     return cfg.replace(
-        experts=tuple(experts), topk=topk, clamp=cfg.clamp or min(open_rows) < topk,
-        skip=cfg.skip if topk == cfg.topk else None,
+        experts=tuple(experts), router=router,
+        skip=cfg.skip if router.traits.topk == cfg.topk else None,
         aliases=tuple(aliases) if any(a is not None for a in aliases) else (),
         constants=tuple(constants) if any(constants) else (),
     )

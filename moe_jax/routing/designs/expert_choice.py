@@ -5,7 +5,7 @@ N tokens, D width, R router rows, C places of a row.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -56,6 +56,9 @@ class ExpertChoice:
 
     def places(self, rows: int) -> int:
         return rows
+
+    def among(self, rows: Sequence[int]) -> Self:
+        return self
 
     def leaves(self, width: int, rows: int) -> Mapping[str, Leaf]:
         """kernel [R, D]."""

@@ -4,7 +4,7 @@ N tokens, R router rows, K experts per token.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
@@ -47,6 +47,9 @@ class Hash:
 
     def places(self, rows: int) -> int:
         return min(self.topk, rows)
+
+    def among(self, rows: Sequence[int]) -> Self:
+        return self
 
     def leaves(self, width: int, rows: int) -> Mapping[str, Leaf]:
         """No parameters."""

@@ -76,6 +76,11 @@ class TopK:
     def places(self, rows: int) -> int:
         return min(self.topk, rows) if self.clamp else self.topk
 
+    def among(self, rows: Sequence[int]) -> Self:
+        """K falls to what layers have where none has K rows; where some have fewer, they clamp."""
+        topk = min(self.topk, max(rows))
+        return self.replace(topk=topk, clamp=self.clamp or min(rows) < topk)
+
     def leaves(self, width: int, rows: int) -> Mapping[str, Leaf]:
         """kernel [R, D], and if asked for bias and correction [R]."""
         vectors = {'bias': self.bias, 'correction': self.correction}

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,8 +73,9 @@ def test_one_expert_that_takes_all_is_a_dense_layer():
     cfg = config(ExpertChoice(capacity=1.0), experts=(1, 0, 1))
     tokens, segments = rows()
     moe = moe_jax.init(cfg, jax.random.key(2))['layer_0']['moe']
-    x = np.random.default_rng(0).normal(size=(*tokens.shape, cfg.width)).astype(np.float32)
-    y = SparseMoe(cfg, 0, False).apply({'params': moe}, x, rows_in(cfg, segments)[0])
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(*tokens.shape, cfg.width)), jnp.float32)
+    y = SparseMoe(cfg, 0, False).apply({'params': moe}, x, rows_in(cfg, jnp.asarray(segments))[0])
     one = {name: leaf[0] for name, leaf in moe['experts'].items()}
     wanted, valid = ffn.of(cfg)(one, x), segments > 0
     np.testing.assert_allclose(np.asarray(y)[valid], np.asarray(wanted)[valid], rtol=1e-5,

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from moe_jax.base.files import DiskFull
-from moe_jax.storage import native
 from moe_jax.study import records
 
 HOLDER = """
@@ -64,7 +63,7 @@ def test_a_full_disk_is_named_and_leaves_a_readable_file(tmp_path, monkeypatch, 
 
     if moment == 'before':
         usage = type('Usage', (), {'free': 10})
-        monkeypatch.setattr(native.shutil, 'disk_usage', lambda path: usage)
+        monkeypatch.setattr('shutil.disk_usage', lambda path: usage)
     else:
         monkeypatch.setattr(records.os, 'fsync', full)
     with pytest.raises(DiskFull, match=r'adding to .*records\.jsonl needs .* free'):

@@ -75,7 +75,8 @@ def _to_survivors(slots_E: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.nd
 
     The most used rows are placed first; equals go to the lower expert.
     """
-    count = np.asarray(stats.get('count', np.ones(len(slots_E))), np.float64)
+    names = [name for name in ('count', 'count_top1') if name in stats]
+    count = np.asarray(stats[names[0]] if names else np.ones(len(slots_E)), np.float64)
     alias, use = slots_E.copy(), count[slots_E != CLOSED].copy()
     for row in sorted(np.flatnonzero(slots_E == CLOSED), key=lambda r: -count[r]):
         alias[row] = int(np.argmin(use))

@@ -88,7 +88,7 @@ def test_a_merge_keeps_the_rows_or_is_refused():
     assert small_cfg.experts == (2, 0, 2) and small_cfg.router_rows(0) == 5
     assert np.isfinite(moe_jax.apply(small_cfg, small, tokens, segments)).all()
     with pytest.raises(ValueError, match="router_init='alias'"):
-        prune.plan('hc_smoe', stats, params, cfg, experts=2, router_init='sum')
+        prune.plan('hc_smoe', stats, params, cfg, experts=2, router_init='mean')
 
 
 def test_token_ids_are_needed():

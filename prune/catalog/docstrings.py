@@ -38,7 +38,7 @@ def prose(
 
 def fields_text(kind: type) -> str:
     """A dataclass's docstring as markdown, its section of attributes as a list."""
-    text, _, attributes = inspect.cleandoc(kind.__doc__).partition('\n\nAttributes:\n')
+    text, _, attributes = inspect.cleandoc(kind.__doc__ or '').partition('\n\nAttributes:\n')
     return prose(f'{text}\n\n{textwrap.dedent(attributes)}', list(kind.__dataclass_fields__))
 
 
@@ -99,7 +99,7 @@ def observing(method: Method) -> list[str]:
 def one_line(function: Callable[..., Any], most: int | None = None) -> str:
     """The first paragraphs of a docstring (default: all) in one line."""
     assert function.__doc__ is not None  # as in `prose`
-    paragraphs = inspect.cleandoc(function.__doc__).split('\n\n')[:most]
+    paragraphs = inspect.cleandoc(function.__doc__ or '').split('\n\n')[:most]
     return ' '.join(' '.join(paragraphs).split())
 
 

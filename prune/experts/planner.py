@@ -141,6 +141,7 @@ def _drop(
 ) -> LayerPlan:
     """The plan that keeps the experts `ids` [G], with notes on their traffic."""
     stats = common.get(layer, {})
+    assert options.replace is not None  # the method's own by now
     return drop(ids, stats, cfg, layer, gates=options.gates, replace=options.replace,
                 notes={**_traffic_notes(stats), **notes})
 

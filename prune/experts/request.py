@@ -66,6 +66,7 @@ class Request:
         ValueError for what is missing, of another model's shapes, or not finite.
         """
         own, name, group = self.call.needs, self.call.name, self.call.group
+        assert self.common.replace is not None  # the method's own by now
         shared = (*REPLACE_NEEDS[self.common.replace], *PROTECT_NEEDS[self.common.protect],
                   *FIRST_NEEDS[self.common.first_layer], *budget.NEEDS[self.budget.spread])
         grouped = self.call.method.per_group

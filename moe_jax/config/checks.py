@@ -123,6 +123,9 @@ def _check_skip(cfg: Fields, traits: Traits) -> None:
     """Thresholds for each MoE layer: K - 1 for 'ratio', one for 'top_p'."""
     if (skip := cfg['skip']) is None:
         return
+    if traits.usage == 'mass':
+        raise ValueError('Config.skip: leaves out choices of a token, and with this router experts '
+                         'choose tokens; lower its capacity instead')
     sizes = [len(row) for row in skip.thresholds]
     each = traits.topk - 1 if skip.kind == 'ratio' else 1
     wanted = [each if count else 0 for count in cfg['experts']]

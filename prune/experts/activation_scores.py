@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.base.tree import host
-from prune.inputs.router import router_of
+from prune.inputs.router import router_leaves
 
 # Weight matrices of an expert. Biases are no part of a norm: most families have none.
 MATRICES = ('gate', 'up', 'down')
@@ -80,7 +80,7 @@ def weight_sums(params: Mapping[str, Any], layer: int) -> tuple[int, np.ndarray,
 
 def router_norms(params: Mapping[str, Any], layer: int) -> np.ndarray:
     """Euclidean norm of every router row, [E] float64; ValueError where it is not finite."""
-    router = router_of(params[f'layer_{layer}']['moe'], 'router norms')
+    router = router_leaves(params[f'layer_{layer}']['moe'], 'router norms')
     kernel = np.asarray(router['kernel']).astype(np.float64)
     norms = np.sqrt(np.einsum('ed,ed->e', kernel, kernel))
     _check_finite(f'layer_{layer}/moe/router/kernel', norms)

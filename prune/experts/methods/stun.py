@@ -26,7 +26,7 @@ from moe_jax.config import Config
 from prune.experts.keep import keep
 from prune.experts.merge import merge
 from prune.inputs.method import Cost, Counts, Method, Params
-from prune.inputs.router import router_of
+from prune.inputs.router import router_leaves
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.linkage import cut, join
@@ -69,7 +69,7 @@ def plan(
 
 def distances(moe: Mapping[str, Any], weight: float) -> np.ndarray:
     """Distance [E, E] of router rows over the norm of the whole router, times `weight`."""
-    rows = np.asarray(router_of(moe, 'stun')['kernel']).astype(np.float64)
+    rows = np.asarray(router_leaves(moe, 'stun')['kernel']).astype(np.float64)
     return weight * squareform(pdist(rows)) / max(float(np.linalg.norm(rows)), 1e-300)
 
 

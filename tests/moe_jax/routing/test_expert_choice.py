@@ -9,6 +9,7 @@ import pytest
 
 import moe_jax
 from moe_jax.calibration.expert_sums import ExpertSums
+from moe_jax.config import Skip
 from moe_jax.layers import ffn
 from moe_jax.model.decoder import rows_in
 from moe_jax.model.moe import SparseMoe
@@ -91,6 +92,11 @@ def test_slots_and_choices_give_the_same_output():
     by_choice, _ = moe_jax.forward(cfg, params, tokens, segments, watch=('routing',),
                                    observer=ExpertSums())
     np.testing.assert_allclose(by_slots, by_choice, rtol=1e-5, atol=1e-5)
+
+
+def test_skipping_is_refused_for_experts_that_choose():
+    with pytest.raises(ValueError, match=r'Config\.skip: .*lower its capacity'):
+        config(ExpertChoice(), skip=Skip(kind='top_p', thresholds=((0.5,), (), (0.5,))))
 
 
 def test_noise_is_for_training_alone():

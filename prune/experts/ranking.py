@@ -63,10 +63,10 @@ def shut(
     So any number of choices runs through one compiled program. Closed router rows get a bias far
     below all logits, and so does the correction that serves selection.
     """
+    router = top_k(cfg.router, 'closing experts')
     out = dict(params)
     for i, mask in masks.items():
         out[f'layer_{i}'] = at(out[f'layer_{i}'], 'moe/router', partial(_shut, open_R=mask))
-    router = top_k(cfg.router, 'closing experts')
     return out, cfg.replace(router=router.replace(bias=True))
 
 

@@ -248,6 +248,7 @@ def _without_mask(cfg: Config, options: TrainOptions) -> TrainOptions:
 
 def _resolved(cfg: Config, options: TrainOptions, rule: Tsep) -> Tsep:
     """The rule with its defaults filled in; ValueError where it does not suit model and run."""
+    top_k(cfg.router, 'TSEP')
     until = max(options.steps // 2, 1) if rule.until is None else rule.until
     rule = dataclasses.replace(rule, until=until, final=rule.final or rule.least)
     if until > options.steps:

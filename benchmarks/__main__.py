@@ -96,9 +96,9 @@ def alone(name: str, args: argparse.Namespace) -> int:
     try:
         run = getattr(importlib.import_module(f'benchmarks.{case.module}'), case.function)
         by = f'; our experts by {trial.candidates()[0]}' if case.experts else ''
-        for settings, found in run(args):
+        for settings, results in run(args):
             settings += by
-            missed |= measured.tell(name, settings, found, args)
+            missed |= measured.tell(name, settings, results, args)
     except ModuleNotFoundError as error:
         if error.name not in RIVALS:
             raise
@@ -116,13 +116,13 @@ def each(names: Sequence[str], args: argparse.Namespace) -> int:
             written = Path(folder) / f'{name}.jsonl'
             done = subprocess.run([*PROGRAM, name, '--out', written, *options(args)], check=False,
                                   stdout=subprocess.DEVNULL)
-            found = read(written) if written.exists() else []
-            if done.returncode and all(one['met'] is not False for one in found):
+            results = read(written) if written.exists() else []
+            if done.returncode and all(one['met'] is not False for one in results):
                 failed.append(name)
-            if args.out is not None and found:
+            if args.out is not None and results:
                 with args.out.open('a') as file:
                     file.write(written.read_text())
-            records += found
+            records += results
     if records:
         measured.show(records)
     if failed:

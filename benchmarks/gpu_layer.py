@@ -68,13 +68,13 @@ def layers(args: argparse.Namespace) -> Results:
 def latencies(args: argparse.Namespace) -> Results:
     """Latency of few and of many tokens."""
     for rows in (1,) if args.small else (1, 16):
-        found, settings = latency(rows, args)
-        yield settings, found
+        results, settings = latency(rows, args)
+        yield settings, results
 
 
 def layer(name: str, case: Case, args: argparse.Namespace) -> list[Measured]:
     """Times of one case, and its shares of dense."""
-    arrays, found = layer_case.inputs(case, args.seed), []
+    arrays, results = layer_case.inputs(case, args.seed), []
     for what, ours, times, target in (('forward', layer_case.forward, 1, FORWARD),
                                       ('with gradients', layer_case.both, 3, BOTH)):
         runs = compiled({'ours': (ours(case), arrays), 'jax': layer_case.dense(case)})
@@ -83,9 +83,9 @@ def layer(name: str, case: Case, args: argparse.Namespace) -> list[Measured]:
             runs['torch'] = repeated(torch_layer.dense(case), times)
             make = torch_layer.forward if what == 'forward' else torch_layer.both
             runs['torch layer'] = make('grouped_mm', case, arrays)
-        found += shares(f'{name} {what}', runs, case.flops * times,
+        results += shares(f'{name} {what}', runs, case.flops * times,
                         target if name in TARGETS else None, args.rounds or ROUNDS)
-    return found
+    return results
 
 
 def shares(
@@ -98,15 +98,15 @@ def shares(
             for name, times in zip(runs, taken, strict=True)}
     dense = best({name: each[name] for name in ('jax', 'torch') if name in each})
     rate = [flops / 1e9 / ms for ms in each[dense]]
-    found = [median(f'{what}, of dense', ratios(each[dense], each['ours']), 'x', target),
+    results = [median(f'{what}, of dense', ratios(each[dense], each['ours']), 'x', target),
              median(f'{what}, ours', each['ours'], 'ms'),
              median(f'{what}, dense by {dense}', each[dense], 'ms'),
              median(f'{what}, dense by {dense}', rate, 'TFLOP/s')]
     if 'torch layer' in each:
-        found += [median(f'{what}, torch grouped_mm', each['torch layer'], 'ms'),
+        results += [median(f'{what}, torch grouped_mm', each['torch layer'], 'ms'),
                   median(f'{what}, torch grouped_mm over ours',
                          ratios(each['torch layer'], each['ours']), 'x')]
-    return found
+    return results
 
 
 def latency(rows: int, args: argparse.Namespace) -> tuple[list[Measured], str]:
@@ -117,13 +117,13 @@ def latency(rows: int, args: argparse.Namespace) -> tuple[list[Measured], str]:
                for e in COUNTS]
     count = args.rounds or (2 if args.small else LATENCY_ROUNDS)
     taken = forward_milliseconds(configs, (rows, length), count, stored='bfloat16')
-    found = []
+    results = []
     for count, times in zip(COUNTS, taken, strict=True):
-        found.append(median(f'E={count}, {rows * length} tokens', times, 'ms'))
+        results.append(median(f'E={count}, {rows * length} tokens', times, 'ms'))
         if count > COUNTS[0]:
-            found.append(median(f'E={count} over E={COUNTS[0]}, {rows * length} tokens',
+            results.append(median(f'E={count} over E={COUNTS[0]}, {rows * length} tokens',
                                 ratios(times, taken[0]), 'x'))
-    return found, (f'{name} with 2 layers, 1 of experts, dropless, '
+    return results, (f'{name} with 2 layers, 1 of experts, dropless, '
                    f'[{rows}, {length}] tokens, experts stored in bfloat16, {flags()}'
                    f'{len(taken[0])} rounds')
 
@@ -143,10 +143,10 @@ def repeated(run: Callable[[], Any], times: int, name: str = '') -> Callable[[],
     def several():
         for _ in range(times - 1):
             run()
-        found = run()
+        results = run()
         if name.startswith('torch'):
             torch_layer.wait()
-        return found
+        return results
 
     return several
 
@@ -158,8 +158,8 @@ def once(run: Callable[[], Any], name: str) -> float:
 
 def flags() -> str:
     """XLA's flags, if any are set."""
-    found = os.environ.get('XLA_FLAGS')
-    return f'XLA_FLAGS={found}, ' if found else ''
+    flags = os.environ.get('XLA_FLAGS')
+    return f'XLA_FLAGS={flags}, ' if flags else ''
 
 
 def rivals() -> str:

@@ -56,15 +56,15 @@ def measure(axis: str, counts: tuple[int, ...], start: dict[str, int], args: arg
             for count in counts for line in lines}
     taken = dict(zip(runs, rounds(args.rounds or (2 if args.small else ROUNDS),
                                   list(runs.values())), strict=True))
-    found = []
+    results = []
     for (line, count), times in taken.items():
         name = f'{line}, {axis} {count}'
-        found.append(median(name, [1000 * t for t in times], 'ms'))
+        results.append(median(name, [1000 * t for t in times], 'ms'))
         if count > counts[0]:
             work = 1 if axis == FLAT else count / counts[0]
             growth = [ratio / work for ratio in ratios(times, taken[line, counts[0]])]
-            found.append(median(f'{name}, {OVER}', growth, 'x'))
-    return found
+            results.append(median(f'{name}, {OVER}', growth, 'x'))
+    return results
 
 
 def layer(sizes: dict[str, int], seed: int) -> Callable[[], jax.Array]:

@@ -67,18 +67,19 @@ def measure(case: Case, target: float | None, args: argparse.Namespace) -> list[
     arrays = layer_case.inputs(case, args.seed)
     dense, pairs = layer_case.dense(case)
     dense = {'jax': partial(jax.jit(dense), *pairs), 'torch': torch_layer.dense(case)}
-    found = []
+    results = []
     for what, ours, theirs, factor in (
             ('forward', layer_case.forward, torch_layer.forward, 1),
             ('with gradients', layer_case.both, torch_layer.both, 3)):
         runs = {'ours': partial(jax.jit(ours(case)), *arrays)} | by_loop(ours(case), arrays)
         runs |= {way: theirs(way, case, arrays) for way in RIVALS}
         error = difference(case, what, runs)
-        found.append(Measured(f'{what}, largest relative difference to torch', error, '',
+        results.append(Measured(f'{what}, largest relative difference to torch', error, '',
                               ('<=', APART[case.dtype])))
         count = args.rounds or (2 if args.small else ROUNDS[what])
-        found += told(what, times(runs | dense, count, factor), target if factor == 1 else None)
-    return found
+        results += summary(what, times(runs | dense, count, factor),
+                           target if factor == 1 else None)
+    return results
 
 
 def by_loop(layer: Callable[..., Any], arrays: Arrays) -> dict[str, Callable[[], Any]]:
@@ -114,7 +115,7 @@ def times(runs: dict[str, Callable[[], Any]], count: int, factor: int) -> dict[s
             for name, each in taken.items()}
 
 
-def told(what: str, each: dict[str, Sequence[float]], target: float | None) -> list[Measured]:
+def summary(what: str, each: dict[str, Sequence[float]], target: float | None) -> list[Measured]:
     """The ratios to the faster rival and to the faster dense products, and all milliseconds."""
     rival = best({way: each[way] for way in RIVALS})
     dense = best({name: each[name] for name in ('jax', 'torch')})

@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> Results:
 
 def tensors(source: Path, args: argparse.Namespace) -> list[Measured]:
     """Seconds of loading and of exporting a folder, once each."""
-    found: list[Any] = []
-    loading = seconds(lambda: found.extend(load(source)))
-    cfg, params = found
+    results: list[Any] = []
+    loading = seconds(lambda: results.extend(load(source)))
+    cfg, params = results
     out = source.with_name('out')
     exporting = seconds(lambda: export_hf(out, cfg, params, like=source))
     count = 3 * sum(cfg.experts)
@@ -75,23 +75,23 @@ def sized(source: Path, args: argparse.Namespace) -> list[Measured]:
         'export, transformers': lambda: peer.save_pretrained(out),
     }
     peer.save_pretrained(out)
-    found = [Measured('leaves that transformers reads and saves differently', differ(out, params),
+    results = [Measured('leaves that transformers reads and saves differently', differ(out, params),
                       '', ('<=', 0))]
     remove = partial(shutil.rmtree, out, ignore_errors=True)
     remove()
     count = args.rounds or (2 if args.small else ROUNDS)
-    return found + told(source, runs, rounds(count, list(runs.values()), remove))
+    return results + summary(source, runs, rounds(count, list(runs.values()), remove))
 
 
-def told(source: Path, runs: dict[str, Callable[[], Any]], taken: list[list[float]]
+def summary(source: Path, runs: dict[str, Callable[[], Any]], taken: list[list[float]]
          ) -> list[Measured]:
     """Speeds, and the ratios of transformers' time to ours and of ours to reading the bytes."""
     times, size = dict(zip(runs, taken, strict=True)), size_of(source)
-    found = [median(name, [size / 1e6 / t for t in each], 'MB/s') for name, each in times.items()]
+    results = [median(name, [size / 1e6 / t for t in each], 'MB/s') for name, each in times.items()]
     for name in ('load', 'export'):
-        found += compared(f'{name}, transformers over ours', times[f'{name}, transformers'],
+        results += compared(f'{name}, transformers over ours', times[f'{name}, transformers'],
                           times[name])
-    return found + compared('load over reading the bytes', times['load'], times['read the bytes'])
+    return results + compared('load over reading the bytes', times['load'], times['read the bytes'])
 
 
 def bytes_of(folder: Path) -> list[np.ndarray]:

@@ -66,14 +66,14 @@ def rounds(
 
     after: called behind every run, outside its time.
     """
-    found: list[list[float]] = [[] for _ in runs]
+    results: list[list[float]] = [[] for _ in runs]
     for _ in range(count + 1):
-        for run, times in zip(runs, found, strict=True):
+        for run, times in zip(runs, results, strict=True):
             time.sleep(PAUSE)
             times.append(seconds(run))
             if after is not None:
                 after()
-    return [times[1:] for times in found]
+    return [times[1:] for times in results]
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
@@ -134,7 +134,7 @@ def machine() -> dict[str, Any]:
 
 
 def tell(
-    benchmark: str, settings: str, found: Sequence[Measured], args: argparse.Namespace
+    benchmark: str, settings: str, results: Sequence[Measured], args: argparse.Namespace
 ) -> bool:
     """Print what was measured, append it to --out, and say whether a target was missed.
 
@@ -142,7 +142,7 @@ def tell(
     """
     here = machine()
     records = [record(benchmark, settings, one._replace(target=None) if args.small else one, here)
-               for one in found]
+               for one in results]
     show(records)
     if args.out is not None:
         with args.out.open('a') as file:

@@ -38,7 +38,7 @@ SHAPES = {
     'small': [(2, 64, 128, 8, 2, 4, 64, 4, False), (2, 64, 128, 32, 2, 4, 64, 1, True)],
 }
 ROUNDS, VOCAB = 7, 2048
-SAID = {'rival': 'every expert on every token'}
+LABELS = {'rival': 'every expert on every token'}
 LIMIT, RIVAL, APART = ('<=', 1.3), ('>=', 6.0), ('<=', 1e-4)
 
 
@@ -68,12 +68,12 @@ def measure(
             'observe': partial(observe, cfg, params, batches)}
     if rival:
         runs['rival'] = partial(every, cfg, params, batches)
-    found = [] if not rival else [
+    results = [] if not rival else [
         Measured('largest relative difference of the mean gated norms', differ(
             cfg, runs['observe'](), runs['rival']()), '', APART)]
     count = args.rounds or (2 if args.small else ROUNDS)
     times = dict(zip(runs, rounds(count, list(runs.values())), strict=True))
-    return [*found, *told(times), *(memory_of(cfg, params, batches[0]) if rival else ())]
+    return [*results, *summary(times), *(memory_of(cfg, params, batches[0]) if rival else ())]
 
 
 def memory_of(cfg: Config, params: Any, batch: Mapping[str, Any]) -> list[Measured]:
@@ -83,20 +83,21 @@ def memory_of(cfg: Config, params: Any, batch: Mapping[str, Any]) -> list[Measur
     whole, none = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((rows, length), (1, 0)))
     layer = jax.jit(watched(layer_config(cfg, 0), Options().observer)).lower(
         params['layer_0'], x, whole, none)
-    plans = {'observe, a layer': layer, SAID['rival']: _every(cfg).lower(params, batch['tokens'])}
+    plans = {'observe, a layer': layer, LABELS['rival']: _every(cfg).lower(params, batch['tokens'])}
     sizes = {name: plan.compile().memory_analysis() for name, plan in plans.items()}
     return [Measured(f'{name}, memory beside its weights', (size.temp_size_in_bytes
                      + size.output_size_in_bytes) / 1e6, 'MB') for name, size in sizes.items()]
 
 
-def told(times: Mapping[str, list[float]]) -> list[Measured]:
+def summary(times: Mapping[str, list[float]]) -> list[Measured]:
     """The numbers of one shape."""
-    found = [median(SAID.get(name, name), each) for name, each in times.items()]
-    found.append(median('observe over score', ratios(times['observe'], times['score']), 'x',
+    results = [median(LABELS.get(name, name), each) for name, each in times.items()]
+    results.append(median('observe over score', ratios(times['observe'], times['score']), 'x',
                         LIMIT))
     if 'rival' in times:
-        found += compared(f'{SAID["rival"]} over observe', times['rival'], times['observe'], RIVAL)
-    return found
+        results += compared(f'{LABELS["rival"]} over observe', times['rival'], times['observe'],
+                            RIVAL)
+    return results
 
 
 def scored(cfg: Config, params: Any, batches: list[Mapping[str, Any]]) -> list[np.ndarray]:
@@ -108,8 +109,8 @@ def every(cfg: Config, params: Any, batches: list[Mapping[str, Any]]) -> dict[in
     """Sums of g |y| over tokens that chose each expert, [E] by layer, the long way."""
     total: dict[int, np.ndarray] = {i: np.zeros(cfg.experts[i]) for i in cfg.moe_layers}
     for batch in batches:
-        found = jax.device_get(_every(cfg)(params, batch['tokens']))
-        total = {i: total[i] + found[i] for i in total}
+        results = jax.device_get(_every(cfg)(params, batch['tokens']))
+        total = {i: total[i] + results[i] for i in total}
     return total
 
 

@@ -46,36 +46,36 @@ def run(args: argparse.Namespace) -> Results:
                            for each in (OPTIONS, 1))
         way = faster_way(both.peer, wrappers[BATCHES[0]], several)
         both.peer.set_experts_implementation(way)
-        found, batch = measure(f'{OPTIONS} options a question', several, ours, wrappers, args,
+        results, batch = measure(f'{OPTIONS} options a question', several, ours, wrappers, args,
                                TARGET)
-        found += measure('one option a question', single, ours, {batch: wrappers[batch]}, args,
+        results += measure('one option a question', single, ours, {batch: wrappers[batch]}, args,
                          None)[0]
     yield (f'{sizes} float32, {len(several)} requests, contexts of {CONTEXT[0]} to {CONTEXT[1]} '
            f'tokens, answers of {ANSWER[0]} to {ANSWER[1]}, {peer_model.versions()}, experts by '
-           f'{way}'), found
+           f'{way}'), results
 
 
-def measure(what: str, asked: Sequence[Instance], ours: HarnessLM, wrappers: dict[int, HFLM],
+def measure(what: str, requests: Sequence[Instance], ours: HarnessLM, wrappers: dict[int, HFLM],
             args: argparse.Namespace, target: float | None) -> tuple[list[Measured], int]:
     """What is computed held against each other, then times of ours and every batch size.
 
     Also gives the batch size that is the rival's fastest.
     """
     runs: dict[str, Callable[[], LogProbs]] = {
-        f'{what}, ours': partial(ours.loglikelihood, asked, disable_tqdm=True)}
+        f'{what}, ours': partial(ours.loglikelihood, requests, disable_tqdm=True)}
     for batch, wrapper in wrappers.items():
         runs[f'{what}, transformers, batch {batch}'] = partial(
-            wrapper.loglikelihood, asked, disable_tqdm=True)
+            wrapper.loglikelihood, requests, disable_tqdm=True)
     first, *rivals = runs
     cold = seconds(runs[first])
-    found = differences(what, runs[first](), runs[rivals[0]](), OPTIONS if target else 1)
+    results = differences(what, runs[first](), runs[rivals[0]](), OPTIONS if target else 1)
     taken = rounds(args.rounds or (1 if args.small else ROUNDS), list(runs.values()))
     times = {name: [1000 * t for t in each] for name, each in zip(runs, taken, strict=True)}
     rival = best({name: times[name] for name in rivals})
     batch = list(wrappers)[rivals.index(rival)]
     shared = ', the context computed once' if target else ''
     return [
-        *found,
+        *results,
         *compared(f'{what}{shared}, transformers over ours', times[rival], times[first],
                   None if target is None else ('>=', target)),
         *(median(name, each, 'ms') for name, each in times.items()),
@@ -85,21 +85,21 @@ def measure(what: str, asked: Sequence[Instance], ours: HarnessLM, wrappers: dic
 
 def differences(what: str, ours: LogProbs, theirs: LogProbs, options: int) -> list[Measured]:
     """The largest difference of a log-probability, and how many questions are answered alike."""
-    a, b = (np.array([log_prob for log_prob, _ in found]).reshape(-1, options)
-            for found in (ours, theirs))
-    found = [Measured(f'{what}, largest difference of a log-probability',
+    a, b = (np.array([log_prob for log_prob, _ in results]).reshape(-1, options)
+            for results in (ours, theirs))
+    results = [Measured(f'{what}, largest difference of a log-probability',
                       float(np.abs(a - b).max()), 'nats', ('<=', APART))]
     if options > 1:
         same = float((a.argmax(axis=1) == b.argmax(axis=1)).mean())
-        found.append(Measured(f'{what}, share answered alike', same, '', ('>=', 1.0)))
-    return found
+        results.append(Measured(f'{what}, share answered alike', same, '', ('>=', 1.0)))
+    return results
 
 
-def faster_way(peer: Any, wrapper: HFLM, asked: Sequence[Instance]) -> str:
+def faster_way(peer: Any, wrapper: HFLM, requests: Sequence[Instance]) -> str:
     """The way to run experts with which the requests take the least, the second time."""
     def run(way: str) -> LogProbs:
         peer.set_experts_implementation(way)
-        return wrapper.loglikelihood(asked, disable_tqdm=True)
+        return wrapper.loglikelihood(requests, disable_tqdm=True)
 
     return best(dict(zip(WAYS, rounds(1, [partial(run, way) for way in WAYS]), strict=True)))
 
@@ -109,12 +109,12 @@ def requests(rng: np.random.Generator, sizes: Sizes, count: int, each: int) -> l
     def text(low: int, high: int) -> str:
         return ' '.join(f'w{i}' for i in rng.integers(1, sizes.vocab, rng.integers(low, high + 1)))
 
-    found = []
+    results = []
     for question in range(count):
         context = text(*CONTEXT)
-        found += [Instance('loglikelihood', {}, (context, f' {text(*ANSWER)}'), option,
+        results += [Instance('loglikelihood', {}, (context, f' {text(*ANSWER)}'), option,
                            ('random', question, 1)) for option in range(each)]
-    return found
+    return results
 
 
 def write_tokenizer(sizes: Sizes, folder: Path) -> None:

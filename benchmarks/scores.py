@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> Results:
         made(cfg, params, args.seed + 1).save(path)
         size, read = path.stat().st_size, []
         loading = seconds(lambda: read.append(Stats.load(path)))
-    found = [Measured(f'read {size / 1e6:,.0f} MB of statistics', loading)]
-    found += measure(cfg, params, before, read[0], args.rounds or ROUNDS)
+    results = [Measured(f'read {size / 1e6:,.0f} MB of statistics', loading)]
+    results += measure(cfg, params, before, read[0], args.rounds or ROUNDS)
     settings = (f'L={layers}, E={experts} (half stay), top 8, D={width}, F={hidden}; experts in '
                 f'bfloat16, {total(params) / 1e9:.1f} GB, every layer reads the arrays of one')
-    yield settings, found
+    yield settings, results
 
 
 def measure(
@@ -68,14 +68,14 @@ def measure(
                            **options.get(name, {})) for name in names}
     quick = [name for name in names if name not in WEIGHTS]
     times = rounds(count, [plans[name] for name in quick])
-    found = [median(f'plan {name}', one, 's', ('<=', 1.0))
+    results = [median(f'plan {name}', one, 's', ('<=', 1.0))
              for name, one in zip(quick, times, strict=True)]
     for name in WEIGHTS:
         taken = seconds(plans[name])
         rate = total(params) / taken / 1e9
-        found.append(Measured(f'plan {name}, which reads all experts', taken))
-        found.append(Measured(f'weights that {name} reads', rate, 'GB/s'))
-    return found
+        results.append(Measured(f'plan {name}, which reads all experts', taken))
+        results.append(Measured(f'weights that {name} reads', rate, 'GB/s'))
+    return results
 
 
 def total(params: Any) -> int:
@@ -106,7 +106,7 @@ def model(cfg: Config, experts: dict[str, np.ndarray], rng: np.random.Generator)
 def made(cfg: Config, params: Any, seed: int) -> Stats:
     """Statistics of the default set in their true shapes and kinds, drawn at random."""
     rng = np.random.default_rng(seed)
-    default = {name: about for name, about in STATISTICS.items() if not about.asked}
+    default = {name: about for name, about in STATISTICS.items() if not about.option}
     layers = {i: {name: drawn(about, cfg, i, rng) for name, about in default.items()}
               for i in cfg.moe_layers}
     return Stats(fingerprint(params, cfg), {'all': layers})

@@ -33,28 +33,28 @@ def run(args: argparse.Namespace) -> Results:
     for sizes in (peer_model.mixtral(args.small), peer_model.olmoe(args.small)):
         for dtype in ('float32', 'bfloat16'):
             with peer_model.opened(sizes, dtype, args.seed) as both:
-                found = measure(sizes, both, args)
+                results = measure(sizes, both, args)
             yield (f'{sizes} {dtype}, {ROWS} rows of {sizes.positions} tokens, '
-                   f'{peer_model.versions()}'), found
+                   f'{peer_model.versions()}'), results
 
 
 def measure(sizes: Sizes, both: Both, args: argparse.Namespace) -> list[Measured]:
     """Differences, then times of all positions and of the last."""
     tokens = np.random.default_rng(args.seed).integers(0, sizes.vocab, (ROWS, sizes.positions))
     runs = passes(both, tokens.astype(np.int32))
-    found = differences(both, tokens, runs)
+    results = differences(both, tokens, runs)
     taken = rounds(args.rounds or (2 if args.small else ROUNDS), list(runs.values()))
     times = {name: [1000 * t for t in each] for name, each in zip(runs, taken, strict=True)}
     target = ALL.get((sizes.family, both.cfg.dtype))
     rival = {what: best({name: each for name, each in times.items()
                          if name.startswith(f'transformers {what}')}) for what in ('all', 'last')}
-    found += compared('all positions, transformers over ours', times[rival['all']],
+    results += compared('all positions, transformers over ours', times[rival['all']],
                       times['ours all'], None if target is None else ('>=', target))
-    found += compared(f'last {KEEP}, transformers over ours', times[rival['last']],
+    results += compared(f'last {KEEP}, transformers over ours', times[rival['last']],
                       times['ours last'])
-    found += compared(f'less work: all of transformers over our last {KEEP}', times[rival['all']],
+    results += compared(f'less work: all of transformers over our last {KEEP}', times[rival['all']],
                       times['ours last'])
-    return found + [median(name, each, 'ms') for name, each in times.items()]
+    return results + [median(name, each, 'ms') for name, each in times.items()]
 
 
 def passes(both: Both, tokens: np.ndarray) -> dict[str, Callable[[], Any]]:
@@ -64,9 +64,9 @@ def passes(both: Both, tokens: np.ndarray) -> dict[str, Callable[[], Any]]:
             'ours last': lambda: moe_jax.score_continuations(
                 both.cfg, both.params, requests, batch=ROWS).log_prob}
     for way in WAYS:
-        asked = both.peer, way, tokens
-        runs |= {f'transformers all, {way}': partial(peer_model.every, *asked),
-                 f'transformers last, {way}': partial(peer_model.last, *asked, KEEP)}
+        inputs = both.peer, way, tokens
+        runs |= {f'transformers all, {way}': partial(peer_model.every, *inputs),
+                 f'transformers last, {way}': partial(peer_model.last, *inputs, KEEP)}
     return runs
 
 

@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> Results:
     x = jax.random.normal(keys[1], (1, tokens, width))
     made: list[Stats] = []
     making = seconds(lambda: made.append(statistics_of(cfg, params, x)))
-    found = measure(cfg, params, x, made[0], kept, args)
-    settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalised, SwiGLU '
+    results = measure(cfg, params, x, made[0], kept, args)
+    settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalized, SwiGLU '
                 f'D={width} F={hidden}, float32; the rival scales with D F, the search does not')
     yield settings, [
-        *found, Measured('inner products of all experts, once (with compilation)', making)]
+        *results, Measured('inner products of all experts, once (with compilation)', making)]
 
 
 def measure(

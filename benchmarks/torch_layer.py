@@ -82,9 +82,9 @@ def both(way: str, case: Case, arrays: Arrays) -> Callable[[], Any]:
         leaf.requires_grad_()
 
     def gradients() -> Any:
-        found = iter(torch.autograd.grad(run().float().square().mean(), flat,
+        gradients = iter(torch.autograd.grad(run().float().square().mean(), flat,
                                          materialize_grads=True))
-        return [next(found) if torch.is_tensor(leaf) else [next(found) for _ in leaf]
+        return [next(gradients) if torch.is_tensor(leaf) else [next(gradients) for _ in leaf]
                 for leaf in leaves]
 
     return gradients

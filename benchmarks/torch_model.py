@@ -25,16 +25,16 @@ EXPERTS = re.compile(r'moe/experts/(up|down)$')
 
 def parameters(way: str, params: Any) -> Params:
     """Our parameters as leaves that train; experts as a way of `torch_layer` wants them."""
-    found: Params = {}
+    leaves: Params = {}
     for path, leaf in leaves_with_paths(params):
         value = tensor(leaf)
         if EXPERTS.search(path):
             value = value.transpose(1, 2).contiguous()
             if way == 'per expert':
-                found[path] = [one.clone().requires_grad_() for one in value]
+                leaves[path] = [one.clone().requires_grad_() for one in value]
                 continue
-        found[path] = value.requires_grad_()
-    return found
+        leaves[path] = value.requires_grad_()
+    return leaves
 
 
 def loss(cfg: Config, way: str, params: Params, tokens: torch.Tensor) -> torch.Tensor:

@@ -74,11 +74,11 @@ def measure(cfg: Config, batch: int, target: Any, args: argparse.Namespace) -> l
         losses[way].append(float(step()))
     count = args.rounds or (2 if args.small else ROUNDS)
     times = dict(zip(steps, rounds(count, list(steps.values())), strict=True))
-    return told(cfg, losses, times, first, tokens.size, target)
+    return summary(cfg, losses, times, first, tokens.size, target)
 
 
-def told(cfg: Config, losses: dict[str, list[float]], times: dict[str, list[float]], first: float,
-         tokens: int, target: Any) -> list[Measured]:
+def summary(cfg: Config, losses: dict[str, list[float]], times: dict[str, list[float]],
+            first: float, tokens: int, target: Any) -> list[Measured]:
     """The numbers of one dtype."""
     error = np.abs([np.subtract(losses[way], losses['ours']) for way in torch_layer.WAYS]).max(0)
     rival = best({way: times[way] for way in torch_layer.WAYS})

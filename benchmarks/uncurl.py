@@ -38,15 +38,15 @@ def run(args: argparse.Namespace) -> Results:
     size = sum(leaf.nbytes for leaf in leaves.values())
     params['layer_0']['moe']['router']['kernel'][...] = rng.standard_normal((experts, width))
     stats = statistics(cfg, params, labels, rng)
-    found = []
+    results = []
     for kind, fill in KINDS.items():
         fill(leaves, labels, rng)
         took = seconds(lambda: prune.plan('uncurl', stats, params, cfg, experts=groups))
-        found += [Measured(f'plan, {kind} weights', took, 's', ('<=', 180.0)),
+        results += [Measured(f'plan, {kind} weights', took, 's', ('<=', 180.0)),
                   Measured(f'peak memory, {kind} weights, over the layer', peak() / size, 'x',
                            ('<=', 2.0))]
     yield (f'one layer, E={experts}, G={groups}, D={width}, F={hidden}, float32, '
-           f'{size / 1e9:.2f} GB of experts, alignment included', found)
+           f'{size / 1e9:.2f} GB of experts, alignment included', results)
 
 
 def empty(cfg: Config) -> dict[str, Any]:

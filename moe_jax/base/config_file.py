@@ -98,8 +98,8 @@ class _Old(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__]
         log.info('%s is now %s', module.__name__, new)
-        found = importlib.import_module(new)
-        module.__dict__['__getattr__'] = lambda name: getattr(found, name)
+        target = importlib.import_module(new)
+        module.__dict__['__getattr__'] = lambda name: getattr(target, name)
 
 
 @contextlib.contextmanager

@@ -39,18 +39,18 @@ def start(environment: Mapping[str, str] = os.environ, *, heartbeat: int = HEART
     others end with an error: one that has more to do than they lets them `wait`. Raises ValueError
     for variables that contradict each other.
     """
-    found = given(environment)
-    if found is None:
+    addresses = addresses_of(environment)
+    if addresses is None:
         return False
     # One that raised still sends heartbeats while it waits for the others before it exits.
-    jax.distributed.initialize(**found, heartbeat_timeout_seconds=heartbeat,
+    jax.distributed.initialize(**addresses, heartbeat_timeout_seconds=heartbeat,
                                shutdown_timeout_seconds=ending)
     log.info('process %d of %d, with %d of %d devices', jax.process_index(), jax.process_count(),
              jax.local_device_count(), jax.device_count())
     return True
 
 
-def given(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def addresses_of(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Arguments of jax.distributed.initialize by the environment; None where this is all of it."""
     named = {name: environment[name] for name in PLAIN if environment.get(name)}
     if named and len(named) < len(PLAIN):
@@ -109,10 +109,10 @@ def first(action: Callable[[], T]) -> T | None:
             error = caught
     wait('first')
     text = '' if error is None else f'{type(error).__name__}: {error}'
-    told = np.zeros(TEXT, np.uint8)
+    payload = np.zeros(TEXT, np.uint8)
     encoded = np.frombuffer(text.encode()[:TEXT], np.uint8)
-    told[:len(encoded)] = encoded
-    heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b'\0')
+    payload[:len(encoded)] = encoded
+    heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(payload))).rstrip(b'\0')
     if error is not None:
         raise error
     if heard:
@@ -124,10 +124,10 @@ def same_text(text: str) -> str:
     """The first process's text (at most 64 bytes), in all."""
     if not several():
         return text
-    told = np.zeros(64, np.uint8)
+    payload = np.zeros(64, np.uint8)
     encoded = np.frombuffer(text.encode(), np.uint8)
-    told[:len(encoded)] = encoded
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b'\0').decode()
+    payload[:len(encoded)] = encoded
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(payload))).rstrip(b'\0').decode()
 
 
 def fetch(tree: Any) -> Any:
@@ -175,8 +175,8 @@ def vote(flag: bool) -> Callable[[], bool]:
     where, any_of = _polling()
     votes = jax.make_array_from_callback((jax.device_count(),), where,
                                          lambda _: np.array([flag], np.int32))
-    found = any_of(votes)
-    return lambda: bool(np.asarray(found))
+    voted = any_of(votes)
+    return lambda: bool(np.asarray(voted))
 
 
 @functools.cache

@@ -50,10 +50,10 @@ def make_mesh(**axes: int) -> Mesh:
     Raises ValueError for an axis that no rule knows, and for more devices than there are.
     """
     check_axes(axes)
-    needed, found = math.prod(axes.values()), jax.device_count()
-    if needed > found:
-        raise ValueError(f'mesh {dict(axes)}: needs {needed} devices and there are {found}; for a '
-                         f'trial on CPU set XLA_FLAGS=--xla_force_host_platform_device_count='
+    needed, devices = math.prod(axes.values()), jax.device_count()
+    if needed > devices:
+        raise ValueError(f'mesh {dict(axes)}: needs {needed} devices and there are {devices}; for '
+                         f'a trial on CPU set XLA_FLAGS=--xla_force_host_platform_device_count='
                          f'{needed}')
     return jax.make_mesh(tuple(axes.values()), tuple(axes),
                          axis_types=(AxisType.Auto,) * len(axes), devices=jax.devices()[:needed])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Tree = Any
+Params = Mapping[str, Any]  # a tree of parameters or of a part of them: arrays under nested names
 
 
 def take(tree: Tree, ids: Any) -> Tree:

@@ -13,12 +13,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.calibration.layer_sums import layer_sums, sampled
 from moe_jax.calibration.table import reduction
 from moe_jax.config import Config
 from moe_jax.model.block import Block
 from moe_jax.model.choices import Observer, Record
-from moe_jax.model.decoder import Embed, Params, rows_in
+from moe_jax.model.decoder import Embed, rows_in
 
 
 def layer_config(cfg: Config, layer: int) -> Config:

@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax.base import processes
+from moe_jax.base.tree import Params
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.block_pass import embed, layer_config, step, watched
 from moe_jax.calibration.expert_gradients import gradient_sums
 from moe_jax.calibration.expert_sums import ExpertSums, joined
 from moe_jax.calibration.table import WRAP, Sums, merge, merge_layers, statistic, tally
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params
 
 FLUSH = 16  # batches whose sums are added on the device before they go to the host
 NOWHERE = np.iinfo(np.int32).max

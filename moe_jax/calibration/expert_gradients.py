@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
-from moe_jax.base.tree import at, leaves_with_paths
+from moe_jax.base.tree import Params, at, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.inference.score import target_log_probs
 from moe_jax.layers.positions import has_past
-from moe_jax.model.decoder import Params, hidden
+from moe_jax.model.decoder import hidden
 
 MAGNITUDES = {
     'grad_abs': lambda w, g: jnp.abs(g),

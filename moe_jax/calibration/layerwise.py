@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.base import processes
+from moe_jax.base.tree import Params
 from moe_jax.calibration import reservoir
 from moe_jax.calibration.block_pass import embed, layer_config, step, watched
 from moe_jax.calibration.collector import Batch, Options, collected
@@ -17,7 +18,6 @@ from moe_jax.calibration.observe import check, rows
 from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import STATISTICS, WRAP, Sums
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.routing.designs.top_k import top_k
 
@@ -25,7 +25,7 @@ from moe_jax.routing.designs.top_k import top_k
 Compress = Callable[[int, Config, Params, Stats], tuple[Params, Config]]
 Streams = list[np.ndarray]
 # Too large to be kept for all layers: `compress` sees them, and what is returned lacks them.
-GRAMS = tuple(name for name, about in STATISTICS.items() if about.asked == 'grams')
+GRAMS = tuple(name for name, about in STATISTICS.items() if about.option == 'grams')
 
 
 def layerwise(

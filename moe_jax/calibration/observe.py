@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.collector import Batch, Options, collected, model_pass
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
-from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint as model_fingerprint
 
 

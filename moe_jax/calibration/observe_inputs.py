@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration import reservoir
 from moe_jax.calibration.block_pass import layer_config
 from moe_jax.calibration.collector import Batch, Options, collected
@@ -32,7 +33,7 @@ UNKNOWN = -1  # token id where none was given
 
 def observe_inputs(
     cfg: Config,
-    params: Mapping[str, Any],
+    params: Params,
     batches: Iterable[Mapping[Any, Any]],
     *,
     tokenizer: str = '',
@@ -67,7 +68,7 @@ def observe_inputs(
 
 
 def _finished(
-    cfg: Config, params: Mapping[str, Any], layer: int, sums: Sums, options: Options
+    cfg: Config, params: Params, layer: int, sums: Sums, options: Options
 ) -> Sums:
     """A layer's statistics with what experts give on the sample, without what is not known."""
     known = sums['vocab'][:, 0] != UNKNOWN
@@ -77,7 +78,7 @@ def _finished(
     return reservoir.finish(cfg, params[f'layer_{layer}']['moe']['experts'], sums, options.outputs)
 
 
-def _pass(cfg: Config, params: Mapping[str, Any], options: Options, inputs: Mapping[int, Any]
+def _pass(cfg: Config, params: Params, options: Options, inputs: Mapping[int, Any]
           ) -> Callable[..., Any]:
     """The collector's pass: (tokens, segments, pick) -> sums and per-token arrays, by layer."""
 
@@ -125,8 +126,8 @@ def _rows(cfg: Config, raw: Mapping[Any, Any]) -> tuple[dict[int, Any], Batch]:
     if wrong or not lead:
         raise ValueError(f'observe_inputs: inputs must be [..., {cfg.width}], with one leading '
                          f'shape in all layers; {shapes}')
-    given = raw.get('segments', raw.get('mask'))
-    segments = np.ones(lead, np.int32) if given is None else np.asarray(given)
+    mask = raw.get('segments', raw.get('mask'))
+    segments = np.ones(lead, np.int32) if mask is None else np.asarray(mask)
     tokens = np.asarray(raw['tokens'] if 'tokens' in raw else np.full(lead, UNKNOWN))
     for name, value, kinds in (('mask', segments, 'iub'), ('tokens', tokens, 'iu')):
         if value.shape != lead or value.dtype.kind not in kinds:

@@ -16,7 +16,7 @@ from moe_jax.calibration.table import GRADIENTS, STATISTICS, Sums, statistic
 Groups = dict[str, dict[int, Sums]]
 FORMAT = 2
 HEADER = ('fingerprint', 'tokenizer', 'data', 'reservoir')
-NEEDED = tuple(name for name, s in STATISTICS.items() if not s.asked)
+NEEDED = tuple(name for name, s in STATISTICS.items() if not s.option)
 # What zipfile, numpy and json raise on bytes that are no statistics file.
 DAMAGE = (ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, OverflowError,
           MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)

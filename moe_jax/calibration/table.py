@@ -23,7 +23,7 @@ class Statistic(NamedTuple):
     kind: str  # how parts of the data merge: 'count', 'sum', 'max', 'tally', 'sample'
     shape: tuple[str | int, ...]  # in letters of the module
     what: str  # its meaning
-    asked: str = ''  # the option of `observe` that it needs, '' for the default set
+    option: str = ''  # the option of `observe` that it needs, '' for the default set
 
 
 STATISTICS: dict[str, Statistic] = {

@@ -31,9 +31,9 @@ def evaluate(
     table = Table('task', 'examples', 'nats', 'accuracy', 'commonest', 'perplexity')
     notes = []
     for task in encoded:
-        found = dict(score_task(cfg, params, task.validation))
-        shown = [found.get('accuracy'), task.note['majority'], found.get('perplexity')]
-        table.add_row(task.name, str(task.note['examples']), f'{found["log_likelihood"]:.4f}',
+        scores = dict(score_task(cfg, params, task.validation))
+        shown = [scores.get('accuracy'), task.note['majority'], scores.get('perplexity')]
+        table.add_row(task.name, str(task.note['examples']), f'{scores["log_likelihood"]:.4f}',
                       *('' if value is None else f'{value:.3g}' for value in shown))
         notes.append(f'{task.name}: {task.note["split_note"]}')
     Console().print(table)

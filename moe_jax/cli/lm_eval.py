@@ -66,10 +66,10 @@ def _tasks(manager: type, names: tuple[str, ...], include_path: Path | None):
         own = manager(include_path=str(include_path), include_defaults=False)
         if all(name in own.all_tasks for name in names):
             return own
-    found = manager(include_path=None if include_path is None else str(include_path))
-    if unknown := [name for name in names if not found.match_tasks([name])]:
-        near = difflib.get_close_matches(unknown[0], found.all_tasks, n=3)
+    known = manager(include_path=None if include_path is None else str(include_path))
+    if unknown := [name for name in names if not known.match_tasks([name])]:
+        near = difflib.get_close_matches(unknown[0], known.all_tasks, n=3)
         hint = f'did you mean {" or ".join(map(repr, near))}?' if near else (
-            f'`lm-eval ls tasks` lists the {len(found.all_tasks):,} there are')
+            f'`lm-eval ls tasks` lists the {len(known.all_tasks):,} there are')
         raise ValueError(f'no task {unknown[0]!r}; {hint}')
-    return found
+    return known

@@ -199,8 +199,8 @@ def _register(arguments: list[str]) -> None:
     for name, (place, text) in LATE.items():
         if complete or name in arguments:
             module, function = place.split('.')
-            found = getattr(importlib.import_module(f'moe_jax.cli.{module}'), function)
-            app.command(name=name, help=text)(found)
+            handler = getattr(importlib.import_module(f'moe_jax.cli.{module}'), function)
+            app.command(name=name, help=text)(handler)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import tyro
 import prune
 from moe_jax.cli import prune_checks
 from moe_jax.cli.shared import Positional
-from moe_jax.cli.shrink import Command, Flat, Job, given, shrink
+from moe_jax.cli.shrink import Command, Flat, Job, options_set, shrink
 from moe_jax.config import Config
 from moe_jax.model.cost import count
 from prune.budget.amounts import Amounts
@@ -41,8 +41,8 @@ class Sizes(Amounts):
 
     def keywords(self) -> dict[str, Any]:
         """The amounts that were given, as `prune.plan` takes them."""
-        found = given(self)
-        return found | {name: _size(name, found[name]) for name in UNITS if name in found}
+        amounts = options_set(self)
+        return amounts | {name: _size(name, amounts[name]) for name in UNITS if name in amounts}
 
 
 def prune_model(

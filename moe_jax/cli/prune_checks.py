@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from moe_jax.base.tree import leaves_with_paths, map_with_path
+from moe_jax.base.tree import Params, leaves_with_paths, map_with_path
 from moe_jax.calibration.stats import Stats
 from moe_jax.cli.shrink import Job
 from moe_jax.config import Config
@@ -37,18 +37,18 @@ def check(job: Job, keywords: Mapping[str, Any], targets: bool, model: Path,
     cfg = folder.config_of(model)
     check_original(cfg, shapes(cfg), None)
     if job.layerwise:
-        asked = layerwise_request(job.method, cfg, group=job.group, targets=targets, **keywords)
+        wanted = layerwise_request(job.method, cfg, group=job.group, targets=targets, **keywords)
     else:
-        asked = request(job.method, cfg, group=job.group, **keywords)
-    budget = asked.budget
+        wanted = request(job.method, cfg, group=job.group, **keywords)
+    budget = wanted.budget
     params = shapes(cfg) if budget.memory is None else stored(model, cfg, job.dtype)
-    counts = _counts(cfg, params, asked)
+    counts = _counts(cfg, params, wanted)
     if job.to == 'hf':
-        _check_export(asked, cfg, counts)
+        _check_export(wanted, cfg, counts)
     if not job.layerwise:
         if stats is None and job.group is not None:
             raise ValueError(f'--group {job.group}: of which statistics? give --stats')
-        asked.statistics(stats, cfg)
+        wanted.statistics(stats, cfg)
 
 
 def stored(model: Path, cfg: Config, dtype: str | None) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def stored(model: Path, cfg: Config, dtype: str | None) -> dict[str, Any]:
         lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, kinds[path]), shapes(cfg))
 
 
-def _counts(cfg: Config, params: Mapping[str, Any], asked: Request) -> dict[int, int] | None:
+def _counts(cfg: Config, params: Params, asked: Request) -> dict[int, int] | None:
     """{layer: G} where no scores decide it, else None; ValueError for an impossible budget."""
     wanted = asked.budget
     if asked.call.method.form != 'scores':
@@ -77,8 +77,8 @@ def _counts(cfg: Config, params: Mapping[str, Any], asked: Request) -> dict[int,
     alone = dataclasses.replace(wanted, spread='layer' if wanted.spread == 'layer' else 'global')
     zeros = {i: np.zeros(cfg.experts[i]) for i in cfg.moe_layers}
     free = {i: np.zeros(cfg.experts[i], bool) for i in cfg.moe_layers}
-    found = budgets.spent(cfg, params, alone, zeros, free, {})
-    return found if wanted.spread == 'layer' else None
+    counts = budgets.spent(cfg, params, alone, zeros, free, {})
+    return counts if wanted.spread == 'layer' else None
 
 
 def _check_export(asked: Request, cfg: Config, counts: dict[int, int] | None) -> None:

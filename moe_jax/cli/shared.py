@@ -105,14 +105,14 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
         raise FileNotFoundError(f'{model / "tokenizer.json"}: no tokenizer; put the one the model '
                                 'was trained with there')
     use_compilation_cache()
-    found = [tasks.load(name, data_dir=data) for name in names]
+    loaded = [tasks.load(name, data_dir=data) for name in names]
     end = folder.end_token(model)
     encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
     cfg = folder.config_of(model)
     tokenizer.check(encoder, cfg.vocab)
     length = min(cfg.positions, LONGEST)
     encoded = [encode_task(task, encoder, length, validation_limit=limit, end=end)
-               for task in found]
+               for task in loaded]
     return *load_with_progress(model, dtype), encoded
 
 

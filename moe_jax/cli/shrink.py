@@ -83,19 +83,19 @@ class Command(NamedTuple):
     show: Callable[[prune.Plan, Config], None]
 
 
-def given(asked: Any, *names: str) -> dict[str, Any]:
+def options_set(asked: Any, *names: str) -> dict[str, Any]:
     """The fields of a dataclass, all or these, that differ from their defaults and hold something.
     """
-    found = {f.name: (getattr(asked, f.name), f.default) for f in dataclasses.fields(asked)
+    fields = {f.name: (getattr(asked, f.name), f.default) for f in dataclasses.fields(asked)
              if not names or f.name in names}
-    return {name: value for name, (value, default) in found.items()
+    return {name: value for name, (value, default) in fields.items()
             if value != default and value not in ((), [])}
 
 
 def shrink(model: Path, job: Job, command: Command, lineage: Mapping[str, Any]) -> None:
     """Check, plan, carry the plan out and save; lineage: what to record beside the options."""
     absent(job.out)
-    text = {**given(job, 'tasks', 'tokens', 'data'), **command.text}
+    text = {**options_set(job, 'tasks', 'tokens', 'data'), **command.text}
     origin = folder.origin(model)
     if job.to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a Hugging Face checkpoint; use --to native')
@@ -142,11 +142,11 @@ def _by_layer(model: Path, job: Job, command: Command, stats: Stats | None
     """The plan from text, layer by layer, and what it makes; statistics are its own."""
     del stats
     cfg, params, encoded = model_and_tasks(model, job.tasks, job.data, dtype=job.dtype)
-    found = command.layerwise(
+    plan = command.layerwise(
         job.method, params, cfg,
         batches(encoded, cfg.positions, TOKENS if job.tokens is None else job.tokens),
         group=job.group, tokenizer=tokenizer_digest(model),
         progress=lambda done, layers: print(f'layer {done} of {layers}', flush=True),
         **command.text, **command.keywords)
-    command.show(found.plan, cfg)
-    return found.plan, found.params, found.cfg
+    command.show(plan.plan, cfg)
+    return plan.plan, plan.params, plan.cfg

@@ -13,7 +13,7 @@ from typing import Any
 import prune
 from moe_jax.calibration.stats import Stats
 from moe_jax.cli.shared import Positional
-from moe_jax.cli.shrink import Command, Flat, Job, given, shrink
+from moe_jax.cli.shrink import Command, Flat, Job, options_set, shrink
 from moe_jax.config import Config
 from moe_jax.hf.expressible import Outcome, faults
 from moe_jax.storage import folder
@@ -30,8 +30,8 @@ class Shares(Zeros):
 
     def keywords(self) -> dict[str, Any]:
         """What was given, as `prune.sparsify` takes it."""
-        found = given(self)
-        return found | ({} if self.pattern is None else {'pattern': _pattern(self.pattern)})
+        options = options_set(self)
+        return options | ({} if self.pattern is None else {'pattern': _pattern(self.pattern)})
 
 
 def sparsify_model(model: Positional[Path], /, job: Flat[Job], zeros: Flat[Shares]) -> None:
@@ -64,9 +64,9 @@ def _check(job: Job, keywords: Mapping[str, Any], model: Path, stats: Stats | No
         layerwise_weight_request(job.method, cfg, group=job.group, **keywords)
     else:
         weight_request(job.method, cfg, group=job.group, **keywords).check_statistics(stats, cfg)
-    if job.to == 'hf' and (found := faults(Outcome.of(cfg))):
+    if job.to == 'hf' and (reasons := faults(Outcome.of(cfg))):
         raise ValueError('--to hf: transformers has no config for what this model has: '
-                         f'{"; ".join(found.values())}. Use --to native')
+                         f'{"; ".join(reasons.values())}. Use --to native')
 
 
 def _show(plan: prune.Plan, cfg: Config) -> None:

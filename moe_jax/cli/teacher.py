@@ -43,7 +43,7 @@ def objective(
     run: 'Run', cfg: Any, params: Any, teacher: tuple[Any, Any], first: dict[str, Any],
     plan: 'Plan | None', say: Callable[[str], None],
 ) -> 'Objective':
-    """What the student (cfg, params) minimises; first: the run's first batch; plan: of `checked`.
+    """What the student (cfg, params) minimizes; first: the run's first batch; plan: of `checked`.
     """
     import prune
     import train

@@ -101,8 +101,8 @@ def _print_plan(run: 'Run', peak: str, efficiency: float) -> None:
     if cfg is None:
         assert run.start is not None  # one of the two
         cfg = folder.config_of(run.start)
-    found = train.forecast(cfg, run.options, run.axes, peak, efficiency=efficiency)
-    Console().print(found.table())
+    forecast = train.forecast(cfg, run.options, run.axes, peak, efficiency=efficiency)
+    Console().print(forecast.table())
     if run.teacher is not None:
         print(commands_distill.addition(run))
 

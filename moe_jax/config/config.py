@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from moe_jax.base.checks import nearest
+from moe_jax.base.tree import Params
 from moe_jax.config.checks import canonical, check
 from moe_jax.config.parts import CLOSED, Latent, Rope
 from moe_jax.routing.design import Router, Traits
@@ -184,7 +185,7 @@ class Config:
         return self.replace(experts=tuple(count if n else 0 for n in self.experts), aliases=(),
                             constants=())
 
-    def fit(self, params: Mapping[str, Any]) -> Self:
+    def fit(self, params: Params) -> Self:
         """Reread every layer's expert count from a parameter tree, after surgery on it.
 
         An alias stays where it has an entry for each router row and uses each expert and constant;

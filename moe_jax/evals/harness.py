@@ -84,10 +84,10 @@ class HarnessLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[tuple[Any, list[int], list[int]]],
                               disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         with tqdm(total=len(requests), disable=disable_tqdm, desc='log-likelihoods') as bar:
-            found = score_continuations(
+            scored = score_continuations(
                 self.cfg, self.params, [(context, rest) for _, context, rest in requests],
                 batch=self.batch, progress=cast(Callable[[int], None], bar.update))
-        return list(zip(found.log_prob.tolist(), found.greedy.tolist(), strict=True))
+        return list(zip(scored.log_prob.tolist(), scored.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False
                               ) -> list[float]:
@@ -109,7 +109,7 @@ class HarnessLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts that follow the contexts, up to a stop string or the end of text."""
-        found = [''] * len(requests)
+        generated = [''] * len(requests)
         by_options: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             by_options.setdefault(repr(request.args[1]), []).append(i)
@@ -121,9 +121,9 @@ class HarnessLM(TemplateLM):
                     texts = self._texts([requests[i].args[0] for i in part],
                                         requests[part[0]].args[1])
                     for i, text in zip(part, texts, strict=True):
-                        found[i] = text
+                        generated[i] = text
                     bar.update(len(part))
-        return found
+        return generated
 
     def _texts(self, contexts: list[str], options: dict[str, Any]) -> list[str]:
         chosen = cast(dict[str, Any], normalize_gen_kwargs(dict(options), MAX_NEW))

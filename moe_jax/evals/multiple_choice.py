@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data.tasks.encode import Prompt, encode_score
 from moe_jax.data.tasks.example import Example
 from moe_jax.evals.scores import Scores
 from moe_jax.inference.continuations import score_continuations
-from moe_jax.model.decoder import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Questions:
 
 
 def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 32) -> Scores:
-    """Score every option and normalise over each example's options, `rows` rows at a time.
+    """Score every option and normalize over each example's options, `rows` rows at a time.
 
     log_likelihood[m] = log softmax_o(sum of log-probabilities of option o's tokens)[label]; an
     example is correct when its label has the largest sum (ties go to the first option).
@@ -41,11 +41,11 @@ def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 3
     labels = np.array([example.label for example in questions.examples])
     index = np.arange(len(labels))
     top = sums.max(axis=1, keepdims=True)
-    normaliser = top[:, 0] + np.log(np.exp(sums - top).sum(axis=1))
+    normalizer = top[:, 0] + np.log(np.exp(sums - top).sum(axis=1))
     return Scores(
         ids=tuple(example.id for example in questions.examples),
         groups=tuple(example.group for example in questions.examples),
-        log_likelihood=sums[index, labels] - normaliser,
+        log_likelihood=sums[index, labels] - normalizer,
         weight=np.ones(len(labels)),
         correct=(sums.argmax(axis=1) == labels).astype(np.float64),
     )

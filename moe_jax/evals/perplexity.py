@@ -7,12 +7,12 @@ import dataclasses
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data.encode import Encoded
 from moe_jax.data.packing import documents_of_rows, pack
 from moe_jax.evals.scores import Scores
 from moe_jax.inference.score import score
-from moe_jax.model.decoder import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,11 +25,12 @@ from rich.table import Table
 
 from moe_jax.base import processes, sharding
 from moe_jax.base.checks import nearest
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
 from moe_jax.inference.score import BLOCK, by_blocks
 from moe_jax.layers.positions import has_past
-from moe_jax.model.decoder import Params, hidden, unembed
+from moe_jax.model.decoder import hidden, unembed
 
 METRICS = ('nats', 'nats_small', 'lost', 'kl', 'acceptance', 'agreement')
 RESAMPLES = 2000
@@ -59,11 +60,11 @@ class Quality:
             return math.nan, math.nan
         from scipy import stats  # it took two fifths of the import time of this library
 
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             (rows[metric], rows['tokens']), _ratio, paired=True, vectorized=True,
             method='percentile', confidence_level=level, n_resamples=RESAMPLES, batch=200,
             rng=np.random.default_rng(seed)).confidence_interval
-        return float(found.low), float(found.high)
+        return float(interval.low), float(interval.high)
 
     def summary(self, group: str | None = None) -> dict[str, float]:
         """All means, and both perplexities."""
@@ -76,13 +77,13 @@ class Quality:
         out = Table('group', 'tokens', 'ppl', 'smaller', 'nats lost [95%]', 'KL', 'accepted',
                     box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for group in [*sorted(self.groups), *([None] if len(self.groups) > 1 else [])]:
-            found = self.summary(group)
+            summary = self.summary(group)
             low, high = self.interval('lost', group)
-            out.add_row(group or 'all', f'{found["tokens"]:,.0f}',
-                        *(f'{found[name]:,.{0 if found[name] >= 1000 else 2}f}'
+            out.add_row(group or 'all', f'{summary["tokens"]:,.0f}',
+                        *(f'{summary[name]:,.{0 if summary[name] >= 1000 else 2}f}'
                           for name in ('perplexity', 'perplexity_small')),
-                        f'{found["lost"]:.3f} [{low:.3f}, {high:.3f}]',
-                        *(f'{found[name]:.3f}' for name in ('kl', 'acceptance')))
+                        f'{summary["lost"]:.3f} [{low:.3f}, {high:.3f}]',
+                        *(f'{summary[name]:.3f}' for name in ('kl', 'acceptance')))
         return out
 
     def _rows(self, metric: str, group: str | None) -> Rows:
@@ -227,8 +228,8 @@ def _compared(cfg: Config, small_cfg: Config):
         def block(x, y, wanted):
             return _distances(unembed(cfg, params, x), unembed(small_cfg, small, y), wanted)
 
-        found = by_blocks(block, (x, y, targets), max(1, BLOCK // (2 * cfg.vocab)))
-        sums = {name: (value[:, :-1] * weights).sum(axis=1) for name, value in found.items()}
+        distances = by_blocks(block, (x, y, targets), max(1, BLOCK // (2 * cfg.vocab)))
+        sums = {name: (value[:, :-1] * weights).sum(axis=1) for name, value in distances.items()}
         valid = (segments > 0).sum()
         sums |= {'tokens': weights.sum(axis=1)}
         return sharding.replicate((sums, valid))

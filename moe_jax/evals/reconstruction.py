@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.block_pass import embed, layer_config, step
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
-from moe_jax.model.decoder import Params
 
 
 class LayerError(NamedTuple):
@@ -52,31 +52,31 @@ def reconstruction(
     for raw in batches:
         rows = checked(cfg, raw['tokens'], raw.get('segments', raw.get('mask')), 'reconstruction')
         if (rows[1] > 0).any():
-            found = np.asarray(_errors(cfg, params, small_cfg, small, *rows), np.float64)
+            errors = np.asarray(_errors(cfg, params, small_cfg, small, *rows), np.float64)
             group = raw.get('group') or 'all'
-            totals[group] = totals.get(group, 0.0) + found
+            totals[group] = totals.get(group, 0.0) + errors
     if not totals:
         raise ValueError('reconstruction: no valid token in the batches (empty, or only padding)')
-    if not all(np.isfinite(found).all() for found in totals.values()):
+    if not all(np.isfinite(errors).all() for errors in totals.values()):
         raise ValueError('reconstruction: the stream of a model is not finite; look for NaN and '
                          'infinity in the weights')
     return {group: {i: LayerError(_share(*row[:2]), _share(*row[2:]))
-                    for i, row in enumerate(found)} for group, found in totals.items()}
+                    for i, row in enumerate(errors)} for group, errors in totals.items()}
 
 
 def _errors(cfg, params, small_cfg, small, tokens, segments) -> list[Any]:
     """Squared sums of each layer: local error, the block's addition, stream error, stream."""
     x, y = embed(cfg, params, tokens, segments), embed(small_cfg, small, tokens, segments)
-    found = []
+    errors = []
     for i in range(cfg.layers):
         f, g = step(_kept_skip(cfg, i)), step(_kept_skip(small_cfg, i))
         layer, smaller = params[f'layer_{i}'], small[f'layer_{i}']
         after, local = (run(block, x, tokens, segments)
                         for run, block in ((f, layer), (g, smaller)))
         y = g(smaller, y, tokens, segments)
-        found.append(_squares(x, after, local, y, segments))
+        errors.append(_squares(x, after, local, y, segments))
         x = after
-    return jax.device_get(found)
+    return jax.device_get(errors)
 
 
 @lru_cache(maxsize=256)

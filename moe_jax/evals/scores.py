@@ -10,7 +10,7 @@ import numpy as np
 class Scores:
     """M examples: ids, groups (never independent inside one), nats, weights, right or wrong.
 
-    `log_likelihood` [M]: of the right option, normalised over the options (choice), or the mean per
+    `log_likelihood` [M]: of the right option, normalized over the options (choice), or the mean per
     token (text); `weight` [M]: 1, or tokens; `correct` [M] of 0 and 1, or None for text.
     Iterating yields (name, value) of the summaries. Raises ValueError if a log-likelihood is not
     finite: a comparison would take NaN for an answer.

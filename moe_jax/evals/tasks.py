@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from tokenizers import Tokenizer
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data.documents import Document
 from moe_jax.data.encode import Encoded, beginnings, encode
@@ -21,7 +22,6 @@ from moe_jax.data.tasks.splits import cap
 from moe_jax.data.tokenizer import END
 from moe_jax.evals import multiple_choice, perplexity
 from moe_jax.evals.scores import Scores
-from moe_jax.model.decoder import Params
 
 Packed = Mapping[str, np.ndarray]
 Validation = multiple_choice.Questions | perplexity.Texts

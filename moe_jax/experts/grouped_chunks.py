@@ -120,8 +120,8 @@ def over_chunks(
 
     def step(i, carry):
         outputs, totals = carry
-        given = jax.tree.map(lambda a, b: read(a, cut.first(i), cut.size, b.dtype), raw, inputs)
-        mine, pairs = part(cut.sizes(sizes, i), given)
+        slices = jax.tree.map(lambda a, b: read(a, cut.first(i), cut.size, b.dtype), raw, inputs)
+        mine, pairs = part(cut.sizes(sizes, i), slices)
         outputs = jax.tree.map(lambda a, b: write(a, b, cut.first(i), b.dtype), outputs, mine)
         new = cut.new(sizes, i)
         return outputs, {name: native.outer_into(totals[name], *pair, *new)

@@ -5,7 +5,6 @@ Tokens are split over the row axes of the mesh, experts as `sharding.fitted` say
 they meet is one of `forms`.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.experts import evaluate as experts
 from moe_jax.experts import forms, grouped
 from moe_jax.experts.exchange import Exchange, exchanged_apply
@@ -96,7 +96,7 @@ def _exchange(
 
 
 def _layout(
-    mesh: AbstractMesh, weights: Mapping[str, Any], adds_up: bool, topk: int, form: Form | None
+    mesh: AbstractMesh, weights: Params, adds_up: bool, topk: int, form: Form | None
 ) -> _Layout:
     """The layout of a layer; adds_up: whether its experts may be split by hidden units."""
     axes, devices = dict(mesh.shape), mesh.shape.get('expert', 1)

@@ -151,15 +151,15 @@ def layer_count(f: Fields) -> int:
     return layers
 
 
-def sigmoid_groups(f: Fields, *, renormalised: bool, scale: float, groups: int, used: int
+def sigmoid_groups(f: Fields, *, renormalized: bool, scale: float, groups: int, used: int
                    ) -> dict[str, Any]:
     """The routing of DeepSeek-V3 and those after it: sigmoids, correction, groups, a scale.
 
     The arguments are the defaults of transformers, used if config.json has no value.
     """
-    renormalised = f.flag('norm_topk_prob', renormalised)
+    renormalized = f.flag('norm_topk_prob', renormalized)
     return {
-        'gate': 'sigmoid_topk_renorm' if renormalised else 'sigmoid_topk', 'correction': True,
+        'gate': 'sigmoid_topk_renorm' if renormalized else 'sigmoid_topk', 'correction': True,
         'gate_scale': f.get('routed_scaling_factor', default=scale),
         'groups': f.integer('n_group', default=groups),
         'groups_used': f.integer('topk_group', default=used),
@@ -167,5 +167,5 @@ def sigmoid_groups(f: Fields, *, renormalised: bool, scale: float, groups: int, 
 
 
 def softmax_gate(f: Fields) -> str:
-    """Softmax over all experts; the chosen ones are renormalised if norm_topk_prob is true."""
+    """Softmax over all experts; the chosen ones are renormalized if norm_topk_prob is true."""
     return 'softmax_topk_renorm' if f.flag('norm_topk_prob', False) else 'softmax_topk'

@@ -14,7 +14,7 @@ def read(f: Fields) -> Config:
     return common.decoder_config(
         f, experts=common.dense_first(f, f.integer(*EXPERTS), default=3), hidden=hidden,
         shared_hidden=hidden * f.integer('n_shared_experts', default=1),
-        **common.sigmoid_groups(f, renormalised=True, scale=2.5, groups=8, used=4),
+        **common.sigmoid_groups(f, renormalized=True, scale=2.5, groups=8, used=4),
         **latent.attention(f, interleaved=f.flag('rope_interleave', True)),
     )
 
@@ -30,7 +30,7 @@ FAMILY = Family(
     models='DeepSeek-V3, R1, Moonlight',
     notes='The first layers are dense; a router group is ranked by its two best '
           'experts; the multi-token-prediction layer after the last is not loaded. The released V3 '
-          'weights are 8-bit and must be dequantised first.',
+          'weights are 8-bit and must be dequantized first.',
     predicts_ahead=True,
     released={
         'model_type': 'deepseek_v3', 'vocab_size': 129280, 'hidden_size': 7168,

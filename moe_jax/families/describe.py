@@ -25,12 +25,12 @@ moe-jax convert FOLDER NATIVE --to native
 """
 TAIL = """
 If gates are raw, deleting experts enlarges the shares of the remaining experts, because the softmax
-has fewer terms. If gates are renormalised, a token whose experts all stay is unaffected. With
+has fewer terms. If gates are renormalized, a token whose experts all stay is unaffected. With
 router groups, every router group must keep the same number of experts. transformers has no config
 for layers with different numbers of experts, so such models can be saved in the native format but
 not exported.
 
-These inputs are not supported: quantised weights (8-bit, MXFP4; dequantise them with transformers
+These inputs are not supported: quantized weights (8-bit, MXFP4; dequantize them with transformers
 first), pickled weights (never opened), rotary scalings other than linear, llama3 and yarn, and
 activations other than SiLU.
 
@@ -42,15 +42,15 @@ To add a family, put a file with one `Family` table beside the others and add it
 
 def rows() -> list[tuple[str, ...]]:
     """The rows of the table: family, models, size, active, experts, gates, attention."""
-    found = []
+    table = []
     for family in FAMILIES.values():
         cfg = family.config(family.released)
         cost = count(cfg, 1)
         experts = cfg.experts[cfg.moe_layers[0]]
-        found.append((
+        table.append((
             family.model_type, family.models, human(cost.total), human(cost.active),
             f'{experts}, top {cfg.topk}{_shared(cfg)}', _routing(cfg), _attention(cfg)))
-    return found
+    return table
 
 
 COLUMNS = ('family', 'models', 'size', 'active', 'experts', 'gates', 'attention')

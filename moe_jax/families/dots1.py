@@ -14,7 +14,7 @@ def read(f: Fields) -> Config:
         f, experts=experts, hidden=hidden, qk_norm='head',
         shared_hidden=hidden * f.integer('n_shared_experts'),
         windows=f.windows(len(experts), _windows(f, len(experts))),
-        **common.sigmoid_groups(f, renormalised=False, scale=1.0, groups=1, used=1),
+        **common.sigmoid_groups(f, renormalized=False, scale=1.0, groups=1, used=1),
     )
 
 

@@ -114,10 +114,10 @@ class Family:
 
     def candidates(self, path: str) -> list[Slot]:
         """The slots of a leaf's path, in order of preference; never empty."""
-        found = self._by_path().get(template(path), [])
-        if not found:
+        slots = self._by_path().get(template(path), [])
+        if not slots:
             raise KeyError(f'family {self.model_type}: no slot for {path}')
-        return found
+        return slots
 
     def is_ignored(self, name: str, layers: int) -> bool:
         """Whether a tensor is known not to belong to a decoder of so many layers."""

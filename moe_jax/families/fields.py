@@ -32,13 +32,13 @@ class Fields:
         Raises ValueError that names both if two of them disagree, and if none is given and there
         is no default.
         """
-        given = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
-        for name, value in given[1:]:
-            if value != given[0][1]:
-                raise ValueError(f'{self.where}: {given[0][0]}={given[0][1]!r} and {name}={value!r}'
-                                 ' disagree; keep the one that is right')
-        if given:
-            return given[0][1]
+        present = [(name, self.raw[name]) for name in names if self.raw.get(name) is not None]
+        for name, value in present[1:]:
+            if value != present[0][1]:
+                raise ValueError(f'{self.where}: {present[0][0]}={present[0][1]!r} and '
+                                 f'{name}={value!r} disagree; keep the one that is right')
+        if present:
+            return present[0][1]
         if default is NEEDED:
             raise ValueError(f'{self.where}: {" or ".join(names)} is missing')
         return default
@@ -136,7 +136,7 @@ class Fields:
         places = [('rope_parameters.', new), ('rope_scaling.', old),
                   ('', {name: self.raw[name] for name in ('rope_theta', 'partial_rotary_factor')
                         if self.raw.get(name) is not None})]
-        found: dict[str, tuple[str, Any]] = {}
+        values: dict[str, tuple[str, Any]] = {}
         for prefix, fields in places:
             if not isinstance(fields, Mapping) or any(isinstance(v, Mapping)
                                                       for v in fields.values()):
@@ -146,12 +146,12 @@ class Fields:
                 key = 'rope_type' if name == 'type' else name
                 if value is None:
                     continue
-                if key in found and found[key][1] != value:
-                    raise ValueError(f'{self.where}: {found[key][0]}={found[key][1]!r} and '
+                if key in values and values[key][1] != value:
+                    raise ValueError(f'{self.where}: {values[key][0]}={values[key][1]!r} and '
                                      f'{prefix}{name}={value!r} disagree; keep the one that is '
                                      'right')
-                found.setdefault(key, (prefix + name, value))
-        return Fields({key: value for key, (_, value) in found.items()}, f'{self.where}, rope')
+                values.setdefault(key, (prefix + name, value))
+        return Fields({key: value for key, (_, value) in values.items()}, f'{self.where}, rope')
 
 
 def _yarn_scale(rope: Fields, factor: float) -> float:

@@ -16,7 +16,7 @@ def read(f: Fields) -> Config:
         rope=f.rope(head_dim, 10_000.0, fraction=0.5), out_bias=False,
         qk_norm='head' if f.flag('use_qk_norm', False) else 'none',
         shared_hidden=hidden * f.integer('n_shared_experts', default=1),
-        **common.sigmoid_groups(f, renormalised=True, scale=1.0, groups=1, used=1),
+        **common.sigmoid_groups(f, renormalized=True, scale=1.0, groups=1, used=1),
     )
 
 

@@ -32,8 +32,8 @@ def _windows(f: Fields, layers: int) -> tuple[int, ...]:
 
 def _rope(f: Fields) -> Any:
     """YaRN, with the family's own numbers for those that config.json lacks."""
-    given = any(f.raw.get(name) for name in ('rope_parameters', 'rope_scaling'))
-    fields = f if given else Fields({**f.raw, 'rope_parameters': YARN}, f.where)
+    has_rope = any(f.raw.get(name) for name in ('rope_parameters', 'rope_scaling'))
+    fields = f if has_rope else Fields({**f.raw, 'rope_parameters': YARN}, f.where)
     return fields.rope(f.integer('head_dim', default=64), 150_000.0)
 
 
@@ -60,7 +60,7 @@ FAMILY = Family(
     models='gpt-oss 20B, 120B',
     notes='Expert tensors are [in, out], with alternating columns of gate and up; every other '
           'layer has a sliding window. The released weights are 4-bit blocks (MXFP4) and must be '
-          'dequantised first.',
+          'dequantized first.',
     released={
         'model_type': 'gpt_oss', 'vocab_size': 201088, 'hidden_size': 2880,
         'intermediate_size': 2880, 'num_hidden_layers': 24, 'num_attention_heads': 64,

@@ -1,4 +1,4 @@
-"""Mixtral (Jiang et al. 2024): softmax routing, the chosen gates renormalised, in every layer."""
+"""Mixtral (Jiang et al. 2024): softmax routing, the chosen gates renormalized, in every layer."""
 
 from moe_jax.config import Config
 from moe_jax.families import common

@@ -1,4 +1,4 @@
-"""Qwen3-MoE (Qwen team 2025): renormalised softmax gates, q and k normed head by head."""
+"""Qwen3-MoE (Qwen team 2025): renormalized softmax gates, q and k normed head by head."""
 
 from moe_jax.config import Config
 from moe_jax.families import common

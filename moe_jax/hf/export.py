@@ -16,14 +16,13 @@ import jax
 import numpy as np
 
 from moe_jax.base.files import replacing_folder
-from moe_jax.base.tree import host, leaves_with_paths
+from moe_jax.base.tree import Params, host, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
 from moe_jax.hf import expressible, layout, load, writer
 from moe_jax.hf.folder import MANIFEST, SideFiles
 from moe_jax.hf.shards import INDEX, SINGLE
-from moe_jax.model.decoder import Params
 from moe_jax.model.params import check_params
 
 SHARD_BYTES = 5 * 10**9
@@ -134,8 +133,8 @@ def _write_shards(folder: Path, planned: list[writer.Planned], largest: int,
     files = writer.split(planned, largest)
     names = [SINGLE] if len(files) == 1 else [
         f'model-{i + 1:05}-of-{len(files):05}.safetensors' for i in range(len(files))]
-    told = None if progress is None else (lambda count: progress('write', count))
-    digests = {name: writer.write(folder / name, tensors, told)
+    report = None if progress is None else (lambda count: progress('write', count))
+    digests = {name: writer.write(folder / name, tensors, report)
                for name, tensors in zip(names, files, strict=True)}
     if len(files) > 1:
         weights = {tensor.name: name for name, tensors in zip(names, files, strict=True)

@@ -37,14 +37,14 @@ class Outcome:
 
 def faults(outcome: Outcome) -> dict[Kind, str]:
     """What no config of transformers can say of an outcome, by kind; empty where it says all."""
-    found: dict[Kind, str] = {}
+    reasons: dict[Kind, str] = {}
     counts, one = outcome.counts, 'and a config has one number for all'
     if counts is None:
-        found['unknown'] = f'layers that may keep unequal numbers of experts, {one}'
+        reasons['unknown'] = f'layers that may keep unequal numbers of experts, {one}'
     elif len(set(counts)) > 1:
-        found['unequal'] = f'layers that keep {min(counts)} to {max(counts)} experts, {one}'
+        reasons['unequal'] = f'layers that keep {min(counts)} to {max(counts)} experts, {one}'
     if outcome.least < outcome.topk:
-        found['few'] = (f'layers where a token can use {outcome.least} at most, and one of the '
+        reasons['few'] = (f'layers where a token can use {outcome.least} at most, and one of the '
                         f'original uses topk={outcome.topk}, a number that an export does not '
                         'change')
     kinds: tuple[tuple[Kind, Sequence[int], str], ...] = (
@@ -54,8 +54,8 @@ def faults(outcome: Outcome) -> dict[Kind, str]:
         ('shared', outcome.shared, 'router rows that share experts, an alias merge'))
     for kind, layers, what in kinds:
         if layers:
-            found[kind] = f'{what}, in layers {list(layers)}'
-    return found
+            reasons[kind] = f'{what}, in layers {list(layers)}'
+    return reasons
 
 
 def summary(found: Mapping[Kind, str], advice: Mapping[Kind, str]) -> str:
@@ -65,8 +65,8 @@ def summary(found: Mapping[Kind, str], advice: Mapping[Kind, str]) -> str:
 
 def check(cfg: Config, base: Config) -> None:
     """Raise ValueError where config.json of the original `base` cannot say what a model has."""
-    found = faults(Outcome.of(cfg, base.topk))
-    if not found:
+    reasons = faults(Outcome.of(cfg, base.topk))
+    if not reasons:
         return
     nearest = max(nearest_uniform(cfg), base.topk)
     advice: dict[Kind, str] = {
@@ -78,8 +78,8 @@ def check(cfg: Config, base: Config) -> None:
         'shared': "avoid it with another router_init than 'alias'",
     }
     raise ValueError(
-        f'no config of transformers can say what this model has: {summary(found, advice)}. Plan it '
-        'otherwise, or keep the native format (moe_jax.save), which stores this one')
+        f'no config of transformers can say what this model has: {summary(reasons, advice)}. Plan '
+        'it otherwise, or keep the native format (moe_jax.save), which stores this one')
 
 
 def nearest_uniform(cfg: Config) -> int:

@@ -41,7 +41,7 @@ class SideFiles:
                          'model came from, or one that was converted from it')
 
     def copy(self, target: Path) -> None:
-        """Copy tokenizer, generation config and licences; never code, nothing from elsewhere."""
+        """Copy tokenizer, generation config and licenses; never code, nothing from elsewhere."""
         for file in sorted(self.folder.iterdir()):
             known = any(fnmatch(file.name, pattern) for pattern in KEPT)
             if known and file.is_file() and file.suffix not in CODE:

@@ -32,10 +32,10 @@ def read_config(folder: Path) -> tuple[Config, Family, dict[str, Any]]:
     """Config, family and raw config.json of a folder; no weights are looked at, no code is run."""
     raw = read_json(folder / CONFIG)
     family = family_of(raw, str(folder / CONFIG))
-    if (quantised := raw.get('quantization_config')) is not None:
-        method = quantised.get('quant_method') if isinstance(quantised, dict) else quantised
+    if (quantized := raw.get('quantization_config')) is not None:
+        method = quantized.get('quant_method') if isinstance(quantized, dict) else quantized
         raise ValueError(
-            f'{folder / CONFIG}: the weights are quantised ({method}); dequantise them first, with '
+            f'{folder / CONFIG}: the weights are quantized ({method}); dequantize them first, with '
             'transformers: from_pretrained(..., dtype="bfloat16") with its dequantize option, then '
             'save_pretrained'
         )
@@ -47,14 +47,14 @@ def leaves(cfg: Config, family: Family, tensors: Mapping[str, Tensor] | None = N
 
     tensors None: the family's own layout, for a folder yet to be written.
     """
-    found = []
+    plan = []
     for path, leaf in leaves_with_paths(decoder.shapes(cfg)):
         layer, shape = layer_of(path), tuple(leaf.shape)
         slots = family.candidates(path)
         chosen = next((slot for slot in slots if tensors is not None
                        and slot.names(layer, 1)[0] in tensors), slots[0])
-        found.append(Leaf(path, shape, chosen, tuple(chosen.names(layer, shape[0]))))
-    return found
+        plan.append(Leaf(path, shape, chosen, tuple(chosen.names(layer, shape[0]))))
+    return plan
 
 
 def check(folder: Path, cfg: Config, family: Family, shards: Shards) -> list[Leaf]:

@@ -18,13 +18,13 @@ import numpy as np
 
 from moe_jax.base.checks import choice
 from moe_jax.base.sharding import Placing
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.families.family import Family
 from moe_jax.hf import layout
 from moe_jax.hf.folder import check_digests
 from moe_jax.hf.layout import HEAD, Leaf
 from moe_jax.hf.shards import Shards, listed
-from moe_jax.model.decoder import Params
 
 log = logging.getLogger('moe_jax')
 Progress = Callable[[int], None]

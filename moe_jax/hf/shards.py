@@ -19,6 +19,8 @@ import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only after this)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from moe_jax.base.tree import Params
+
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 LARGEST_JSON = 100 << 20
@@ -192,14 +194,14 @@ def _headers(name: str, file: Any, known: Mapping[str, Tensor]
             faults.append(f'{key} is in {known[key].file} and in {name}')
             continue
         if dtype not in DTYPES:
-            faults.append(f'{key} in {name} is {dtype}: quantised or not a number of a model; '
-                          f'dequantise it first ({", ".join(DTYPES)} are read)')
+            faults.append(f'{key} in {name} is {dtype}: quantized or not a number of a model; '
+                          f'dequantize it first ({", ".join(DTYPES)} are read)')
         found[key] = Tensor(name, DTYPES.get(dtype, str(dtype)), tuple(entry.get_shape()))
     return found, faults
 
 
 def _index_faults(index: Mapping[str, str], tensors: Mapping[str, Tensor],
-                  opened: Mapping[str, Any]) -> list[str]:
+                  opened: Params) -> list[str]:
     """Where the index and the files that opened disagree: swapped or stale shards."""
     faults = []
     for name in sorted(index.keys() | tensors.keys()):

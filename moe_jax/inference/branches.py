@@ -32,17 +32,17 @@ def alone(lists: Sequence[Tokens]) -> list[Group]:
 
 
 def grouped(lists: Sequence[Tokens], room: int) -> list[Group]:
-    """Neighbours among sorted lists in groups that take the fewest slots in all, exactly.
+    """Neighbors among sorted lists in groups that take the fewest slots in all, exactly.
 
     A group takes at most `room` slots, which is at least the longest list's, and has a trunk of
-    `WORTH` tokens or more, or one list. Lists that begin alike are neighbours, so the best groups
+    `WORTH` tokens or more, or one list. Lists that begin alike are neighbors, so the best groups
     are runs: of the first N lists, the last run of the best is found by dynamic programming.
     """
     shared = [0, *(common(a, b) for a, b in pairwise(map(np.asarray, lists)))]
     saved, best = [0], []  # slots saved in the first N lists; the group that ends there
     for last, tokens in enumerate(lists):
         trunk = total = len(tokens)
-        most, found = saved[last], Group(last, last + 1, trunk, total)
+        most, group = saved[last], Group(last, last + 1, trunk, total)
         for first in range(last - 1, -1, -1):
             trunk, total = min(trunk, shared[first + 1]), total + len(lists[first])
             spared = (last - first) * trunk
@@ -50,9 +50,9 @@ def grouped(lists: Sequence[Tokens], room: int) -> list[Group]:
                 break  # neither can change with more lists
             if saved[first] + spared > most:
                 most = saved[first] + spared
-                found = Group(first, last + 1, trunk, total - spared)
+                group = Group(first, last + 1, trunk, total - spared)
         saved.append(most)
-        best.append(found)
+        best.append(group)
     groups, end = [], len(best)
     while end:
         groups.append(best[end - 1])

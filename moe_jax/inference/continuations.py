@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.inference.branches import Group, alone, grouped, lay, packed
 from moe_jax.inference.score import target_log_probs
-from moe_jax.model.decoder import Params, hidden
+from moe_jax.model.decoder import hidden
 
 SHORTEST = 32
 ROW = 512  # slots that are filled with unrelated requests rather than padded
@@ -113,11 +114,11 @@ def _fitted(cfg: Config, index: int, context: Sequence[int], answer: Sequence[in
 
 
 def _reading(fitted: Sequence[tuple[tuple[int, ...], list[int]]]) -> _Reading:
-    found: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    requests: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for request, (tokens, answer) in enumerate(fitted):
-        found.setdefault(tokens, []).append((request, answer))
-    lists = sorted(found)
-    return _Reading(lists, [found[tokens] for tokens in lists])
+        requests.setdefault(tokens, []).append((request, answer))
+    lists = sorted(requests)
+    return _Reading(lists, [requests[tokens] for tokens in lists])
 
 
 def _rows(cfg: Config, lists: Sequence[tuple[int, ...]]) -> list[list[Group]]:
@@ -136,12 +137,12 @@ def _batches(cfg: Config, reading: _Reading, rows: Sequence[list[Group]], batch:
     over the `parts` of a mesh.
     """
     sizes = lengths(cfg.positions)
-    found: dict[int, list[list[Group]]] = {}
+    by_length: dict[int, list[list[Group]]] = {}
     for row in rows:
         used = sum(group.slots for group in row)
-        found.setdefault(next(n for n in sizes if n >= used), []).append(row)
-    for length in sorted(found, reverse=True):
-        same = found[length]
+        by_length.setdefault(next(n for n in sizes if n >= used), []).append(row)
+    for length in sorted(by_length, reverse=True):
+        same = by_length[length]
         many = -(-len(same) // _rows_of(cfg, length, batch))
         dealt = [same[first::many] for first in range(many)]
         count = parts * rounded(-(-len(dealt[0]) // parts))

@@ -14,10 +14,11 @@ import numpy as np
 
 from moe_jax.base import sharding
 from moe_jax.base.checks import integer, number
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.inference.continuations import lengths
 from moe_jax.inference.inputs import checked
-from moe_jax.model.decoder import Params, empty_cache, hidden, unembed
+from moe_jax.model.decoder import empty_cache, hidden, unembed
 
 CHUNK = 32  # tokens between two looks at the host's own stopping rule
 

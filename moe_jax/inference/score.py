@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.inference.inputs import checked
 from moe_jax.layers.positions import has_past
-from moe_jax.model.decoder import Params, hidden, unembed
+from moe_jax.model.decoder import hidden, unembed
 
 BLOCK = 2**25  # logits that exist at a time: 128 MB of float32
 
@@ -80,11 +81,11 @@ def by_blocks(run: Callable[..., Any], arrays: tuple[jax.Array, ...], rows: int)
     rows = min(rows, count)
     flat = [a.reshape(count, *a.shape[2:]) for a in arrays]
     if rows == count:
-        found = run(*flat)
+        scores = run(*flat)
     else:
         padding = -count % rows
         blocks = [jnp.pad(a, ((0, padding), *((0, 0),) * (a.ndim - 1))).reshape(
             -1, rows, *a.shape[1:]) for a in flat]
-        found = jax.lax.map(lambda part: run(*part), tuple(blocks))
-        found = jax.tree.map(lambda a: a.ravel()[:count], found)
-    return jax.tree.map(lambda a: a.reshape(shape), found)
+        scores = jax.lax.map(lambda part: run(*part), tuple(blocks))
+        scores = jax.tree.map(lambda a: a.ravel()[:count], scores)
+    return jax.tree.map(lambda a: a.reshape(shape), scores)

@@ -25,7 +25,7 @@ from moe_jax.base.files import replacing
 
 SOURCES = Path(__file__).parent / 'csrc'
 COMPILERS = 'c++', 'g++', 'clang++'  # after $CXX; GCC 12 or Clang 12 and later
-# Every instruction of this processor; no licence to change what a sum is.
+# Every instruction of this processor; no license to change what a sum is.
 TUNED = '-mcpu=native' if platform.machine() in ('arm64', 'aarch64') else '-march=native'
 # Halves are read as what pairs of them are multiplied as, hence no assumption about aliasing.
 FLAGS = ('-std=c++17', '-O3', TUNED, '-fno-strict-aliasing', '-fPIC', '-shared', '-pthread',

@@ -7,7 +7,7 @@ from moe_jax.kernels.linear import like
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float = 1e-5) -> jax.Array:
-    """Normalise the last axis in float32, then scale and shift; returns x's dtype."""
+    """Normalize the last axis in float32, then scale and shift; returns x's dtype."""
     # Without the barrier XLA:CPU fuses the whole chain of later layers into every gradient that
     # reads the residual stream, so the backward pass grows with the square of the depth.
     x32 = jax.lax.optimization_barrier(x).astype(jnp.float32)

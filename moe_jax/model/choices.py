@@ -58,7 +58,7 @@ def in_use(
         safe = None if importance is None else skipping.protected(
             importance, segments, cfg.skip.protect).ravel()
         routed, active = skipping.apply(
-            routed, cfg.skip, layer, renormalised=cfg.traits.renormalised, protected_N=safe)
+            routed, cfg.skip, layer, renormalized=cfg.traits.renormalized, protected_N=safe)
         used = used & active
     return routed._replace(used=used)
 

@@ -5,10 +5,8 @@ D width, F hidden widths, K experts per token, E experts, T tokens in a row, V v
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
-from moe_jax.base.tree import count_bytes, count_params, leaves_with_paths
+from moe_jax.base.tree import Params, count_bytes, count_params, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.model.decoder import shapes
 
@@ -53,7 +51,7 @@ def count(cfg: Config, tokens_in_row: int | None = None) -> Cost:
     return Cost(total, total - unused, count_bytes(tree), flops)
 
 
-def idle(cfg: Config, moe: Mapping[str, Any]) -> int:
+def idle(cfg: Config, moe: Params) -> int:
     """The fewest parameters of a MoE layer that a token leaves aside; moe is its subtree.
 
     A token fills K places with experts or constants, one of D numbers each, all different. As an

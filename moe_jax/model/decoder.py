@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.layers import norm, rope
 from moe_jax.layers.attention import Rows
@@ -21,9 +22,8 @@ from moe_jax.layers.weights import Norm, init_std
 from moe_jax.model.block import Block
 from moe_jax.model.choices import Loads, Observer, Record
 
-__all__ = ['Params', 'Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
+__all__ = ['Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
            'shapes', 'unembed']
-Params = dict[str, Any]
 
 
 def init(cfg: Config, key: jax.Array) -> Params:

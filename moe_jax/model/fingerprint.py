@@ -23,7 +23,6 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ import ml_dtypes
 import numpy as np
 
 from moe_jax.base import processes
-from moe_jax.base.tree import leaves_with_paths
+from moe_jax.base.tree import Params, leaves_with_paths
 from moe_jax.config import Config
 
 WHOLE = 2**16  # numbers of a leaf up to which all are read
@@ -40,7 +39,7 @@ ROUNDED = (ml_dtypes.bfloat16, np.float16)
 OLD = re.compile(r'model:[0-9a-f]{16}')
 
 
-def fingerprint(params: Mapping[str, Any], cfg: Config) -> str:
+def fingerprint(params: Params, cfg: Config) -> str:
     """The fingerprint of a model: see the head of this module.
 
     Arrays may be numpy's or jax's, on one device or spread over several processes, all of which
@@ -57,7 +56,7 @@ def fingerprint(params: Mapping[str, Any], cfg: Config) -> str:
     return '-'.join(['model:v2', *parts, routers(params, cfg)])
 
 
-def routers(params: Mapping[str, Any], cfg: Config) -> str:
+def routers(params: Params, cfg: Config) -> str:
     """16 hex digits of a model's router kernels; 'model:' and these were a fingerprint before."""
     digest = hashlib.sha256()
     for i in cfg.moe_layers:
@@ -80,7 +79,7 @@ def same_model(one: str, other: str) -> bool:
     return any(a == b for a, b in zip(mine, theirs, strict=True))
 
 
-def differs(recorded: str, params: Mapping[str, Any], cfg: Config, what: str = 'this file'
+def differs(recorded: str, params: Params, cfg: Config, what: str = 'this file'
             ) -> bool:
     """Whether a recorded fingerprint is of another model; one of the caller's own says nothing.
 
@@ -99,7 +98,7 @@ def differs(recorded: str, params: Mapping[str, Any], cfg: Config, what: str = '
     return False
 
 
-def reason(recorded: str, params: Mapping[str, Any], cfg: Config) -> str:
+def reason(recorded: str, params: Params, cfg: Config) -> str:
     """What tells the model of a fingerprint that `differs` from this one, for messages."""
     if recorded[-16:] == routers(params, cfg):
         return 'the routers are equal, other weights differ: a fine-tuned or pruned copy?'
@@ -120,7 +119,7 @@ def _numbers(leaf: Any) -> np.ndarray:
         return np.asarray(leaf)[places]
     if leaf.is_fully_replicated:
         return _read(leaf.addressable_shards[0].data, places)
-    found = np.zeros(SAMPLE, np.float32)
+    sample = np.zeros(SAMPLE, np.float32)
     for shard in leaf.addressable_shards:
         if shard.replica_id:
             continue
@@ -128,11 +127,11 @@ def _numbers(leaf: Any) -> np.ndarray:
         local = [place - low for place, low in zip(places, lows, strict=True)]
         here = np.logical_and.reduce([(place >= 0) & (place < size) for place, size in
                                       zip(local, shard.data.shape, strict=True)])
-        found[here] = _read(shard.data, tuple(place[here] for place in local))
+        sample[here] = _read(shard.data, tuple(place[here] for place in local))
     if leaf.is_fully_addressable:
-        return found
+        return sample
     # Every number is here once and zero elsewhere: the largest of the bits is that number's.
-    return processes.largest(found.view(np.uint32)).view(np.float32)
+    return processes.largest(sample.view(np.uint32)).view(np.float32)
 
 
 @functools.lru_cache(maxsize=64)

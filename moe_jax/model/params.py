@@ -1,31 +1,29 @@
 """Whether a parameter tree is that of a config."""
 
-from collections.abc import Mapping
-from typing import Any
 
-from moe_jax.base.tree import leaves_with_paths
+from moe_jax.base.tree import Params, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.model import decoder
 
 
 def check_params(
-    cfg: Config, params: Mapping[str, Any], where: str, only: str = ''
+    cfg: Config, params: Params, where: str, only: str = ''
 ) -> None:
     """Raise ValueError unless params have exactly the paths and shapes of the config.
 
     only: look at the paths with this text in them alone, such as '/moe/'.
     """
-    wanted, found = (
+    wanted, present = (
         {path: tuple(leaf.shape) for path, leaf in leaves_with_paths(tree) if only in path}
         for tree in (decoder.shapes(cfg), params)
     )
-    if wanted == found:
+    if wanted == present:
         return
-    faults = [f'{p} is missing' for p in wanted.keys() - found.keys()]
-    faults += [f'{p} is not in the config' for p in found.keys() - wanted.keys()]
+    faults = [f'{p} is missing' for p in wanted.keys() - present.keys()]
+    faults += [f'{p} is not in the config' for p in present.keys() - wanted.keys()]
     faults += [
-        f'{p} has shape {found[p]}, the config says {wanted[p]}'
-        for p in wanted.keys() & found.keys() if wanted[p] != found[p]
+        f'{p} has shape {present[p]}, the config says {wanted[p]}'
+        for p in wanted.keys() & present.keys() if wanted[p] != present[p]
     ]
     shown = '; '.join(sorted(faults)[:6]) + ('; ...' if len(faults) > 6 else '')
     raise ValueError(

@@ -17,7 +17,7 @@ from moe_jax.pictures.spots import DROPPED, spots
 def clusters(
     plan: Any, stats: Stats, *, group: str | None = None, layers: Layers = None
 ) -> Figure:
-    """One map per layer of a `prune.Plan`: color and spokes join merged experts; grey is dropped.
+    """One map per layer of a `prune.Plan`: color and spokes join merged experts; gray is dropped.
 
     Area: tokens that chose the expert first. Places: `places`. Titles: the sizes of the clusters,
     or experts left and before.
@@ -34,7 +34,7 @@ def clusters(
     figure, axes = style.panels(
         f'{style.shorten(plan.method)} leaves {after} of {before} experts',
         'Alike experts lie close; area: tokens routed to them first; ' + (
-            'spokes join what becomes one expert' if joined else 'grey: dropped'),
+            'spokes join what becomes one expert' if joined else 'gray: dropped'),
         len(drawn), columns, min(3.2, 8.7 / columns),
     )
     for ax, i in zip(axes, drawn, strict=True):
@@ -69,11 +69,11 @@ def places(layer: Any, seen: dict[str, np.ndarray]) -> np.ndarray:
         points = points - points.mean(axis=0)
         gram = points @ points.T
     else:
-        centre = np.eye(layer.before) - 1 / layer.before
-        gram = centre @ alike(seen, 'logits') @ centre
+        center = np.eye(layer.before) - 1 / layer.before
+        gram = center @ alike(seen, 'logits') @ center
     values, vectors = np.linalg.eigh(gram)
-    found = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 0))
-    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
+    coordinates = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 0))
+    return np.pad(coordinates, ((0, 0), (0, 2 - coordinates.shape[1])))
 
 
 def _sizes(layer: int, labels: np.ndarray) -> str:

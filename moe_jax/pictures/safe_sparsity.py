@@ -40,10 +40,10 @@ def safe_sparsity(
         kept = [p['kept'] for p in mine]
         mean, low, high = (np.array([p[metric][end] for p in mine], float)
                            for end in ('mean', 'low', 'high'))
-        colour = style.HUES[k % len(style.HUES)]
-        ax.plot(kept, mean, color=colour, marker=style.MARKERS[k % len(style.MARKERS)], label=name,
+        color = style.HUES[k % len(style.HUES)]
+        ax.plot(kept, mean, color=color, marker=style.MARKERS[k % len(style.MARKERS)], label=name,
                 linestyle='-' if k < len(style.HUES) else '--', zorder=4)
-        ax.fill_between(kept, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+        ax.fill_between(kept, low, high, color=color, alpha=0.15, linewidth=0, zorder=2)
     if tolerance is not None:
         ax.axhline(tolerance, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
         ax.annotate(f'tolerance {tolerance:g}', (0, tolerance), xycoords=('axes fraction', 'data'),

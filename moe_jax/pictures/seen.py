@@ -38,8 +38,8 @@ def sums(
     if group is not None and group not in stats.groups:
         raise ValueError(f'{picture}: no group {group!r} in these statistics; there are '
                          f'{sorted(stats.groups)}')
-    found = {i: stats.layer(i, group, {*names, 'tokens'}) for i in layers}
-    for i, layer in found.items():
+    layers_seen = {i: stats.layer(i, group, {*names, 'tokens'}) for i in layers}
+    for i, layer in layers_seen.items():
         if missing := sorted({*names, 'tokens'} - set(layer)):
             raise ValueError(
                 f'{picture}: layer {i} has no statistic {", ".join(map(repr, missing))}; observe '
@@ -48,4 +48,4 @@ def sums(
         if not layer['tokens'] > 0:
             raise ValueError(f'{picture}: no token of group {group!r} was observed; observe some '
                              'batches of it first')
-    return found
+    return layers_seen

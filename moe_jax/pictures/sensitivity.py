@@ -29,10 +29,10 @@ def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
         'output at all', 1, 2, width_ratios=(3, 2),
     )
     left, right = axes.flat
-    colours = style.ramp(len(drawn))
-    for i, colour in zip(drawn, colours, strict=True):
+    colors = style.ramp(len(drawn))
+    for i, color in zip(drawn, colors, strict=True):
         counts = sorted(curves[i])
-        left.plot(counts, [100 * curves[i][c] for c in counts], color=colour, zorder=3,
+        left.plot(counts, [100 * curves[i][c] for c in counts], color=color, zorder=3,
                   marker='o' if len(counts) <= 16 else '', markersize=4, label=f'layer {i}')
     if max(max(curves[i].values()) for i in drawn) > 1:
         left.axhline(100, color=style.SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
@@ -40,7 +40,7 @@ def sensitivity(curves: Curves, *, layers: Layers = None) -> Figure:
     left.set_xlabel('experts kept')
     left.set_ylabel('relative error, %')
     style.quiet_grid(left)
-    _ranking(right, half, colours)
+    _ranking(right, half, colors)
     return figure
 
 
@@ -50,10 +50,10 @@ def halved(curve: Mapping[int, float]) -> float:
     return curve[min(counts, key=lambda c: abs(c - counts[-1] / 2))]
 
 
-def _ranking(ax, half: dict[int, float], colours: list[str]) -> None:
+def _ranking(ax, half: dict[int, float], colors: list[str]) -> None:
     places, values = np.arange(len(half)), 100 * np.array(list(half.values()))
-    ax.hlines(places, 0, values, color=colours, linewidth=1.2)
-    ax.scatter(values, places, color=colours, s=36, zorder=3)
+    ax.hlines(places, 0, values, color=colors, linewidth=1.2)
+    ax.scatter(values, places, color=colors, s=36, zorder=3)
     size = 9 if len(half) <= 24 else 7
     ax.set_yticks(places, [f'layer {i}' for i in half], fontsize=size)
     ax.set_ylim(len(half) - 0.5, -0.5)

@@ -41,24 +41,24 @@ def similarity(
     """One matrix [E, E] per layer; experts are ordered by average-linkage clustering.
 
     kind: `alike`. group: one group of the statistics (default all merged). layers: ids, or how many
-    (default all). Colours span the values off the diagonal.
+    (default all). Colors span the values off the diagonal.
     """
     choice('similarity: kind', kind, KINDS)
     about, drawn = KINDS[kind], chosen('similarity', stats.layers, layers)
     seen = sums('similarity', stats, drawn, group, about.needs)
-    found = {i: alike(layer, kind) for i, layer in seen.items()}
-    if kind == 'together' and not any(_between(s).any() for s in found.values()):
+    by_layer = {i: alike(layer, kind) for i, layer in seen.items()}
+    if kind == 'together' and not any(_between(s).any() for s in by_layer.values()):
         raise ValueError("similarity: every token chose one expert, so no two work together; use "
                          "kind='logits' or kind='outputs'")
-    low, high = _limits(found.values())
-    columns = next(c for c in (2, 3, 4, 6) if len(found) <= c * c or c == 6)
+    low, high = _limits(by_layer.values())
+    columns = next(c for c in (2, 3, 4, 6) if len(by_layer) <= c * c or c == 6)
     side = 7.6 / columns
     figure, axes = style.panels(
         about.title, f'{about.scale[0].upper()}{about.scale[1:]}, of '
         f'{"all tokens" if group is None else style.shorten(group)}; alike experts side by side',
-        len(found), columns, side + 0.35,
+        len(by_layer), columns, side + 0.35,
     )
-    for ax, (i, matrix) in zip(axes, found.items(), strict=True):
+    for ax, (i, matrix) in zip(axes, by_layer.items(), strict=True):
         order = ordered(matrix)
         image = ax.imshow(matrix[np.ix_(order, order)], cmap='RdBu_r' if low < 0 else 'YlGnBu',
                           vmin=low, vmax=high, interpolation='nearest')
@@ -66,7 +66,7 @@ def similarity(
             style.ids(axis, order, side / len(order))
         style.frame(ax)
         ax.set_title(f'layer {i}')
-    style.colour_bar(figure, image, axes, about.scale)
+    style.color_bar(figure, image, axes, about.scale)
     return figure
 
 
@@ -83,9 +83,9 @@ def alike(layer: Mapping[str, np.ndarray], kind: Kind) -> np.ndarray:
         gram = np.asarray(layer[KINDS[kind].needs[0]], np.float64)
     norm = np.sqrt(np.diag(gram))
     scale = np.outer(norm, norm)
-    found = np.divide(gram, scale, out=np.zeros_like(gram), where=scale > 0)
-    np.fill_diagonal(found, 1)
-    return np.clip(found, -1, 1)
+    cosine = np.divide(gram, scale, out=np.zeros_like(gram), where=scale > 0)
+    np.fill_diagonal(cosine, 1)
+    return np.clip(cosine, -1, 1)
 
 
 def ordered(matrix: np.ndarray) -> np.ndarray:

@@ -22,10 +22,10 @@ def spots(
         _scatter(ax, points[~gone], size[~gone], style.HUES[0], 'o')
     else:
         for n, label in enumerate(np.unique(labels[~gone])):
-            inside, colour = labels == label, style.HUES[n % len(style.HUES)]
-            _spokes(ax, points[inside], colour)
+            inside, color = labels == label, style.HUES[n % len(style.HUES)]
+            _spokes(ax, points[inside], color)
             marker = style.MARKERS[n // len(style.HUES) % len(style.MARKERS)]
-            _scatter(ax, points[inside], size[inside], colour, marker)
+            _scatter(ax, points[inside], size[inside], color, marker)
     _scatter(ax, points[gone], size[gone], style.LINE, 'o')
     if named:
         _name(ax, points, size)
@@ -35,14 +35,14 @@ def spots(
     ax.margins(0.14)
 
 
-def _spokes(ax: Axes, points: np.ndarray, colour: str) -> None:
+def _spokes(ax: Axes, points: np.ndarray, color: str) -> None:
     lines = [(points.mean(axis=0), point) for point in points]
-    ax.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=0.5, zorder=1))
+    ax.add_collection(LineCollection(lines, colors=color, linewidths=0.8, alpha=0.5, zorder=1))
 
 
-def _scatter(ax: Axes, points: np.ndarray, size: np.ndarray, colour: str, marker: str) -> None:
+def _scatter(ax: Axes, points: np.ndarray, size: np.ndarray, color: str, marker: str) -> None:
     if len(points):
-        ax.scatter(*points.T, s=size, color=colour, alpha=0.85, edgecolor='white', linewidth=0.8,
+        ax.scatter(*points.T, s=size, color=color, alpha=0.85, edgecolor='white', linewidth=0.8,
                    marker=marker, zorder=2)
 
 

@@ -24,7 +24,7 @@ SOFT = '#667085'
 LINE = '#d5d9e0'
 SCRATCH = '#1f2430'
 WIDTH = 9.0  # inches: 900 px at 1x, and saved at 2x
-# Okabe and Ito's colour-blind safe set, strongest first.
+# Okabe and Ito's color-blind safe set, strongest first.
 HUES = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#7f7f7f', '#4d3b8f')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 
@@ -78,10 +78,10 @@ class Picture(Figure):
 
 def ramp(count: int) -> list[str]:
     """Colors for an ordered quantity, light to dark, distinguishable by lightness alone."""
-    colours = matplotlib.colormaps['viridis'](
+    colors = matplotlib.colormaps['viridis'](
         np.linspace(0.72, 0.08, count) if count > 1 else [0.4] * count
     )
-    return [matplotlib.colors.to_hex(c) for c in colours]
+    return [matplotlib.colors.to_hex(c) for c in colors]
 
 
 def shorten(text: str, limit: int = 28) -> str:
@@ -138,20 +138,20 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     order = np.argsort(values, kind='stable')
     placed = np.asarray(values, dtype=float)[order]
     clusters = [[float(v)] for v in placed]
-    centres = [float(v) for v in placed]
+    centers = [float(v) for v in placed]
     n = 0
     while n + 1 < len(clusters):
         reach = (len(clusters[n]) + len(clusters[n + 1])) / 2 * gap
-        if centres[n + 1] - centres[n] < reach - 1e-12:
+        if centers[n + 1] - centers[n] < reach - 1e-12:
             clusters[n] += clusters.pop(n + 1)
-            centres.pop(n + 1)
-            centres[n] = float(np.mean(clusters[n]))
+            centers.pop(n + 1)
+            centers[n] = float(np.mean(clusters[n]))
             n = max(n - 1, 0)
         else:
             n += 1
     flat = [
-        centre + (k - (len(members) - 1) / 2) * gap
-        for centre, members in zip(centres, clusters, strict=True)
+        center + (k - (len(members) - 1) / 2) * gap
+        for center, members in zip(centers, clusters, strict=True)
         for k in range(len(members))
     ]
     out = np.empty(len(flat))
@@ -162,7 +162,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
 def label_ends(
     ax: Axes, ends: Sequence[tuple[float, float, str, str]], side: str, gap: float = 0.06
 ) -> None:
-    """Writes (x, y, text, colour) on one side of line ends that share an x, without overlap.
+    """Writes (x, y, text, color) on one side of line ends that share an x, without overlap.
 
     `gap` is the least distance between two labels as a share of the axis height.
     """
@@ -171,7 +171,7 @@ def label_ends(
     height = ax.get_position().height * ax.figure.get_figheight() * 72
     shares = [(y - low) / (high - low) for _, y, _, _ in ends]
     align, offset = ('left', 12) if side == 'right' else ('right', -12)
-    for (x, y, text, colour), share, place in zip(ends, shares, spread(shares, gap), strict=True):
+    for (x, y, text, color), share, place in zip(ends, shares, spread(shares, gap), strict=True):
         ax.annotate(
             text,
             (x, y),
@@ -179,7 +179,7 @@ def label_ends(
             textcoords='offset points',
             va='center',
             ha=align,
-            color=colour,
+            color=color,
             fontsize=9.5,
             fontweight='bold',
             annotation_clip=False,
@@ -225,7 +225,7 @@ def ids(axis: Axis, names: Sequence[int] | np.ndarray, cell: float) -> None:
     axis.set_ticks(range(len(shown)), [str(n) for n in shown], fontsize=9 if cell > 0.25 else 7)
 
 
-def colour_bar(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], label: str) -> None:
+def color_bar(figure: Figure, image: ScalarMappable, axes: Sequence[Axes], label: str) -> None:
     """One scale for all panels, to their right."""
     size = min(1.0, 4.0 / figure.get_figheight())  # of a tall figure, at the top
     bar = figure.colorbar(image, ax=list(axes), fraction=0.025, pad=0.015, shrink=size,

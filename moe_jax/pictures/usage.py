@@ -11,7 +11,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.pictures import style
 from moe_jax.pictures.seen import Layers, chosen, sums
 
-COLOURS = 'YlGnBu'
+COLORS = 'YlGnBu'
 
 
 @style.look()
@@ -50,7 +50,7 @@ def _groups_by_experts(names: list[str], share: dict[int, np.ndarray]) -> Figure
         style.ids(ax.xaxis, order, cell)
         ax.set_title(f'layer {i}')
         ax.set_yticks(range(len(names)), [style.shorten(n, 16) for n in names])
-    style.colour_bar(figure, image, axes, "% of the group's tokens")
+    style.color_bar(figure, image, axes, "% of the group's tokens")
     return figure
 
 
@@ -68,7 +68,7 @@ def _layers_by_experts(name: str, share: dict[int, np.ndarray]) -> Figure:
     style.ids(ax.xaxis, np.arange(experts), 7.5 / experts)
     ax.set_xlabel('expert')
     ax.set_yticks(range(len(share)), [f'layer {i}' for i in share])
-    style.colour_bar(figure, image, [ax], '% of tokens')
+    style.color_bar(figure, image, [ax], '% of tokens')
     return figure
 
 
@@ -79,7 +79,7 @@ def _explained(share: dict[int, np.ndarray]) -> str:
 
 
 def _heat(ax: Axes, table: np.ndarray, top: float, *, grid: bool):
-    image = ax.imshow(table, aspect='auto', cmap=COLOURS, vmin=0, vmax=top, interpolation='nearest')
+    image = ax.imshow(table, aspect='auto', cmap=COLORS, vmin=0, vmax=top, interpolation='nearest')
     style.frame(ax)
     if grid:
         style.cells(ax, *table.shape)

@@ -32,7 +32,7 @@ class Traits(NamedTuple):
     clamp: bool = False  # a layer with fewer rows than topk uses all of them
     causal: bool = True  # no output depends on a later token
     sliceable: bool = True  # row r serves expert r; without the row, tokens choose among the others
-    renormalised: bool = False  # gates do not depend on rows that were not chosen
+    renormalized: bool = False  # gates do not depend on rows that were not chosen
     rescales: bool = False  # deleting rows multiplies survivors' gates by 1/(1 - their share)
     usage: Literal['choices', 'mass'] = 'choices'  # 'mass': counts are equal by construction
     reads: frozenset[Reads] = frozenset()

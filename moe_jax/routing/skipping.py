@@ -64,19 +64,19 @@ RULES: dict[str, Callable[[Routing, Sequence[float]], jax.Array]] = {
 
 
 def apply(
-    routing: Routing, skip: Skip, layer: int, *, renormalised: bool,
+    routing: Routing, skip: Skip, layer: int, *, renormalized: bool,
     protected_N: jax.Array | None = None,
 ) -> tuple[Routing, jax.Array]:
     """The routing with the gates of skipped choices zero, and which choices are used [N, K].
 
-    renormalised: the gate convention renormalises, so the used gates are scaled to the sum that all
+    renormalized: the gate convention renormalizes, so the used gates are scaled to the sum that all
     had; raw probabilities stay. Tokens marked in `protected` [N] use all K.
     """
     used = RULES[skip.kind](routing, skip.thresholds[layer])
     if protected_N is not None:
         used = used | protected_N[:, None]
     gates = jnp.where(used, routing.gates, 0.0)
-    if renormalised:
+    if renormalized:
         total, left = (g.sum(axis=-1, keepdims=True) for g in (routing.gates, gates))
         gates = gates * jnp.where(left > 0, total / jnp.where(left > 0, left, 1.0), 1.0)
     return routing._replace(gates=gates), used

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from moe_jax.base.sharding import placing
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.hf import layout
 from moe_jax.hf import load as hf_load
 from moe_jax.hf.folder import SUBFOLDER, SideFiles, is_hf
 from moe_jax.hf.shards import read_json
-from moe_jax.model.decoder import Params
 from moe_jax.storage import native
 
 
@@ -93,10 +93,10 @@ def end_token(path: str | Path) -> int | None:
     for name in ('generation_config.json', layout.CONFIG):
         # The hf subfolder first: a native folder's own config.json knows nothing of tokens.
         for folder in (Path(path) / SUBFOLDER, Path(path)):
-            found = read_json(folder / name).get('eos_token_id') if (
+            token = read_json(folder / name).get('eos_token_id') if (
                 folder / name).is_file() else None
-            if isinstance(found, list):
-                found = found[0] if found else None
-            if found is not None:
-                return int(found)
+            if isinstance(token, list):
+                token = token[0] if token else None
+            if token is not None:
+                return int(token)
     return None

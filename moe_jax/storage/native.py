@@ -20,7 +20,7 @@ from moe_jax.base import processes
 from moe_jax.base.files import replacing_folder
 from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
-from moe_jax.base.tree import count_bytes, map_with_path
+from moe_jax.base.tree import Params, count_bytes, map_with_path
 from moe_jax.config import Config
 from moe_jax.model import decoder
 from moe_jax.model.params import check_params
@@ -31,7 +31,7 @@ FORMAT = 'moe-jax 1'
 def save(
     path: str | Path,
     cfg: Config,
-    params: Mapping[str, Any],
+    params: Params,
     lineage: Mapping[str, Any] | None = None,
     *,
     beside: Callable[[Path], None] | None = None,
@@ -130,10 +130,10 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _check_files(path: Path) -> None:
     wanted = json.loads((path / 'manifest.json').read_text())
-    found = _digests(path / 'params')
+    present = _digests(path / 'params')
     faults = [
-        f'{name} is {"missing" if name not in found else "damaged"}'
-        for name, digest in wanted.items() if found.get(name) != digest
+        f'{name} is {"missing" if name not in present else "damaged"}'
+        for name, digest in wanted.items() if present.get(name) != digest
     ]
     if faults:
         raise ValueError(f'{path}/params: {"; ".join(faults[:4])}; copy the model again')

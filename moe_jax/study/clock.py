@@ -36,13 +36,13 @@ def forward_milliseconds(
         run = sharding.jit(lambda params, tokens, cfg=cfg: apply(cfg, params, tokens).sum())
         run(params, tokens).block_until_ready()
         runs.append((run, params))
-    found: list[list[float]] = [[] for _ in configs]
+    seconds: list[list[float]] = [[] for _ in configs]
     for _ in range(rounds):
-        for times, (run, params) in zip(found, runs, strict=True):
+        for times, (run, params) in zip(seconds, runs, strict=True):
             start = time.perf_counter()
             run(params, tokens).block_until_ready()
             times.append(round(1000 * (time.perf_counter() - start), 3))
-    return found
+    return seconds
 
 
 def _fresh(cfg: Config, stored: str, key: jax.Array) -> Any:

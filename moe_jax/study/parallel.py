@@ -50,13 +50,13 @@ def answer(asked: dict[str, Any]) -> list[dict[str, list[float]]]:
 
     degrees = [n for n in asked['degrees'] if n <= jax.device_count()]
     meshes = {n: None if n == 1 else make_mesh(expert=n) for n in degrees}
-    found = []
+    measured = []
     for text in asked['configs']:
         cfg = Config.from_json(text)
         times = forward_milliseconds(
             [cfg] * len(degrees), tuple(asked['shape']), asked['rounds'], list(meshes.values()))
-        found.append(dict(zip(map(str, degrees), times, strict=True)))
-    return found
+        measured.append(dict(zip(map(str, degrees), times, strict=True)))
+    return measured
 
 
 if __name__ == '__main__':

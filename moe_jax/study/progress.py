@@ -54,12 +54,12 @@ class Display:
         self.cell_left = work
         self._show(title)
 
-    def advance(self, title: str, work: float, found: float, metrics: dict[str, Any]) -> None:
+    def advance(self, title: str, work: float, done_before: float, metrics: dict[str, Any]) -> None:
         """Count work of the current cell, and work that was found done when the cell began."""
-        found = min(found, self.cell_left)
-        work = min(work, self.cell_left - found)
-        self.cell_left -= work + found
-        self.left -= work + found
+        done_before = min(done_before, self.cell_left)
+        work = min(work, self.cell_left - done_before)
+        self.cell_left -= work + done_before
+        self.left -= work + done_before
         self.worked += work
         rate = self.worked / max(1e-9, time.monotonic() - self.started)
         text = (

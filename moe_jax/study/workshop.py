@@ -8,6 +8,7 @@ from typing import Any
 import prune
 import train
 from moe_jax.base.files import point, replacing
+from moe_jax.base.tree import Params
 from moe_jax.calibration.observe import observe
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
@@ -15,7 +16,6 @@ from moe_jax.data import batches
 from moe_jax.evals.scores import Scores
 from moe_jax.evals.tasks import evaluate
 from moe_jax.model import cost
-from moe_jax.model.decoder import Params
 from moe_jax.storage import native
 from moe_jax.study.cell import Cell
 from moe_jax.study.material import Material
@@ -66,13 +66,13 @@ class Workshop:
             cfg, params = self.model(experts, seed)
             rows, packed = self.study.score_rows, self.material.tasks[task].train
             limit = max(1, self.study.observe_tokens // (rows * packed['tokens'].shape[1]))
-            found = batches.heldout(packed, rows)[:limit]
-            wish = {}
+            held = batches.heldout(packed, rows)[:limit]
+            options = {}
             for method in self.study.methods():
-                wish |= prune.observe_options(method.name, reservoir=self.study.observe_tokens,
+                options |= prune.observe_options(method.name, reservoir=self.study.observe_tokens,
                                               **dict(method.options))
-            named = [{**batch, 'group': task} for batch in found]
-            self.observed[key] = observe(cfg, params, named, **wish)
+            named = [{**batch, 'group': task} for batch in held]
+            self.observed[key] = observe(cfg, params, named, **options)
         return self.observed[key]
 
 
@@ -113,10 +113,10 @@ def reporting(shop: Workshop, title: str, options: TrainOptions):
 
     def report(step: int, steps: int, metrics: dict[str, Any]) -> None:
         nonlocal seen
-        found = step - 1 if seen is None else 0  # a resumed run begins at a later step
+        skipped = step - 1 if seen is None else 0  # a resumed run begins at a later step
         work = 1 if seen is None else step - seen
         seen = step
-        shop.progress(title, per_step * work, per_step * found, metrics | {'steps': steps})
+        shop.progress(title, per_step * work, per_step * skipped, metrics | {'steps': steps})
 
     return report
 

@@ -40,8 +40,8 @@ def allocate(
     floors = {i: int(counts[0]) * price[i] for i, (counts, _) in options.items()}
     ahead = sum(floors.values())
     if ahead > limit:
-        name, given = ('total', total) if budget is None else ('budget', budget)
-        raise ValueError(f'{name}={given:,} is too small: the fewest experts of the layers, '
+        name, amount = ('total', total) if budget is None else ('budget', budget)
+        raise ValueError(f'{name}={amount:,} is too small: the fewest experts of the layers, '
                          f'{[int(c[0]) for c, _ in options.values()]}, take {ahead * unit:,}')
     spent, errors, steps = np.zeros(1, np.int64), np.zeros(1), []
     for i, (counts, values) in options.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_jax.base.checks import integer, number
-from moe_jax.base.tree import count_bytes, count_params
+from moe_jax.base.tree import Params, count_bytes, count_params
 from moe_jax.config import Config
 from prune.budget import spread as spreads
 from prune.budget.allocate import allocate
@@ -44,10 +44,10 @@ class Budget(Amounts):
 
 def check(cfg: Config, budget: Budget) -> None:
     """Refuse, with ValueError, what no scores could make right."""
-    given = [name for name in AMOUNTS if getattr(budget, name) is not None]
-    if len(given) != 1:
+    named = [name for name in AMOUNTS if getattr(budget, name) is not None]
+    if len(named) != 1:
         raise ValueError(f'give exactly one of experts= (how many to keep), ratio= (share to '
-                         f'remove), mass=, parameters= and memory=; got {given or "none"}')
+                         f'remove), mass=, parameters= and memory=; got {named or "none"}')
     if not cfg.moe_layers:
         raise ValueError('this model has no MoE layer (every entry of cfg.experts is 0)')
     if budget.mass is not None:
@@ -55,7 +55,7 @@ def check(cfg: Config, budget: Budget) -> None:
     if budget.floor is not None and not 1 <= budget.floor <= min(
             cfg.experts[i] for i in cfg.moe_layers):
         raise ValueError(f'floor={budget.floor!r}: at least 1, at most what every layer has')
-    if given[0] in ('experts', 'ratio'):
+    if named[0] in ('experts', 'ratio'):
         counts(cfg, experts=budget.experts, ratio=budget.ratio, least=lowest(cfg, budget))
 
 
@@ -103,7 +103,7 @@ def lowest(cfg: Config, budget: Budget) -> int:
     return max(least, budget.floor or 0)
 
 
-def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, int]:
+def plain(cfg: Config, params: Params, budget: Budget) -> dict[int, int]:
     """{layer: G} of a budget that no scores spread: one G per layer, or the largest common one."""
     check_unscored(budget)
     least = lowest(cfg, budget)
@@ -124,7 +124,7 @@ def plain(cfg: Config, params: Mapping[str, Any], budget: Budget) -> dict[int, i
 
 def spent(
     cfg: Config,
-    params: Mapping[str, Any],
+    params: Params,
     budget: Budget,
     scores: Mapping[int, np.ndarray],
     protected: Mapping[int, np.ndarray],
@@ -153,7 +153,7 @@ def spent(
     return {i: n * groups for i, n in sizes.items()}
 
 
-def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
+def affordable(cfg: Config, params: Params, budget: Budget) -> int:
     """How many experts in all fit into `parameters` or `memory`, beside everything else."""
     amount, measure = (budget.parameters, count_params) if budget.memory is None else (
         budget.memory, count_bytes)
@@ -163,7 +163,7 @@ def affordable(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
 
 
 def _prices(
-    cfg: Config, params: Mapping[str, Any], budget: Budget, measure: Callable[[Any], int]
+    cfg: Config, params: Params, budget: Budget, measure: Callable[[Any], int]
 ) -> tuple[int, int]:
     """What the model takes without experts, and what each expert adds (the dearest layer's)."""
     rest, price = measure(params), 0
@@ -177,7 +177,7 @@ def _prices(
     return rest, price
 
 
-def _total(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
+def _total(cfg: Config, params: Params, budget: Budget) -> int:
     """Experts that all layers keep together."""
     if budget.experts is None and budget.ratio is None:
         return affordable(cfg, params, budget)
@@ -186,7 +186,7 @@ def _total(cfg: Config, params: Mapping[str, Any], budget: Budget) -> int:
 
 
 def _too_small(
-    cfg: Config, params: Mapping[str, Any], budget: Budget, least: int
+    cfg: Config, params: Params, budget: Budget, least: int
 ) -> ValueError:
     """The error of a budget that keeps fewer than `least` experts in all."""
     if budget.parameters is None and budget.memory is None:
@@ -201,7 +201,7 @@ def _too_small(
 
 def _by_error(
     cfg: Config,
-    params: Mapping[str, Any],
+    params: Params,
     scores: Mapping[int, np.ndarray],
     floors: Mapping[int, int],
     total: int,

@@ -64,12 +64,12 @@ def covering(values: Units, share: float, floors: Mapping[int, int]) -> dict[int
 
     The rule of ESFT and of NLLB pruning, layer by layer.
     """
-    found = {}
+    counts = {}
     for i, v in values.items():
         cumulative = np.cumsum(by_share(v))
         enough = int(np.searchsorted(cumulative, share - 1e-12)) + 1
-        found[i] = max(floors[i], min(enough, len(v)))
-    return found
+        counts[i] = max(floors[i], min(enough, len(v)))
+    return counts
 
 
 def _mass(values: np.ndarray) -> float:

@@ -22,9 +22,9 @@ def prose(
     assert doc is not None  # python -OO alone leaves docstrings out
     out, item = [], False
     for line in _items_by_line(doc, names):
-        found = _item(line, names)
-        if found is not None:
-            heads = ', '.join(label(n) if label else f'`{n}`' for n in found)
+        heading = _item(line, names)
+        if heading is not None:
+            heads = ', '.join(label(n) if label else f'`{n}`' for n in heading)
             out += [''] if not item and out and out[-1] else []
             out.append(f'- {heads}: {line.partition(": ")[2]}')
         elif item and line and not (line[0] != ' ' and out[-1].endswith('.')):
@@ -32,7 +32,7 @@ def prose(
             continue
         else:
             out += ['', line] if item and line else [line]
-        item = found is not None
+        item = heading is not None
     return '\n'.join(out)
 
 
@@ -76,8 +76,8 @@ def _items_by_line(doc: str, names: Collection[str]) -> list[str]:
 def _item(line: str, names: Collection[str]) -> list[str] | None:
     """The names that a line 'a, b: meaning' is about, if all of them are among `names`."""
     match = re.match(r'([a-z_0-9]+(?:, [a-z_0-9]+)*): ', line)
-    found = match[1].split(', ') if match else []
-    return found if found and set(found) <= set(names) else None
+    labels = match[1].split(', ') if match else []
+    return labels if labels and set(labels) <= set(names) else None
 
 
 def reads(needs: Collection[str]) -> str:

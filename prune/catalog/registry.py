@@ -1,4 +1,4 @@
-"""The catalogue of all methods, whatever they shrink: their rows, options, and what to observe.
+"""The catalog of all methods, whatever they shrink: their rows, options, and what to observe.
 
 A room that shrinks something else (heads, channels) joins with its table of methods in TABLES.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from prune.experts.methods import METHODS
-from prune.inputs.catalogue import find, joined
+from prune.inputs.discovery import find, joined
 from prune.inputs.method import Method
 from prune.inputs.options import checked_options
 from prune.inputs.statistics import options_for
@@ -88,9 +88,9 @@ def observe_options(*names: str, reservoir: int = 8192, **method_options: Any) -
     method named, where its needs depend on them. reservoir: how many tokens to sample, where one of
     the methods needs a sample.
     """
-    given = method_options if len(names) == 1 else {}
+    own_options = method_options if len(names) == 1 else {}
     observed: dict[str, Any] = {}
     for one in map(method, names):
-        chosen = checked_options(one.name, one.function, given)
+        chosen = checked_options(one.name, one.function, own_options)
         observed |= options_for(one.reads(chosen), reservoir)
     return observed

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from moe_jax.base.checks import choice, number
-from moe_jax.base.tree import count_params
+from moe_jax.base.tree import Params, count_params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.evals.quality import Reference
@@ -32,7 +32,7 @@ Named = Mapping[str, Own]
 def safe_sparsity(
     methods: str | Iterable[str] | Named,
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     batches: Iterable[Mapping[str, Any]],
     *,
@@ -99,22 +99,23 @@ def _budgets(cfg: Config, experts: Sequence[int | Sequence[int]] | None,
     floors = {key: options[key] for key in ('floor', 'clamp') if key in options}
     least = budget.lowest(cfg, budget.Budget(experts=1, **floors))
     if experts is None:
-        found = [tuple(max(least, round(share * cfg.experts[i] / cfg.groups) * cfg.groups)
+        budgets = [tuple(max(least, round(share * cfg.experts[i] / cfg.groups) * cfg.groups)
                        for i in cfg.moe_layers) for share in SHARES]
-        found = [counts for counts in found
+        budgets = [counts for counts in budgets
                  if any(c < cfg.experts[i] for c, i in zip(counts, cfg.moe_layers, strict=True))]
     else:
-        found = [tuple(budget.counts(cfg, experts=each, least=least).values()) for each in experts]
-    if not found:
+        budgets = [tuple(budget.counts(cfg, experts=each, least=least).values())
+                   for each in experts]
+    if not budgets:
         raise ValueError('safe_sparsity: no budget below what the model has; give experts=')
-    return sorted(dict.fromkeys(found), key=lambda counts: (-sum(counts), counts))
+    return sorted(dict.fromkeys(budgets), key=lambda counts: (-sum(counts), counts))
 
 
 def _check(
     named: Named,
     budgets: Sequence[tuple[int, ...]],
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     metric: str,
     tolerance: float,
@@ -130,8 +131,8 @@ def _check(
     check_original(cfg, params, stats)
     for name, own in named.values():
         for counts in budgets:
-            asked = request(name, cfg, experts=counts, **{**options, **own})
-        asked.statistics(stats, cfg)
+            wanted = request(name, cfg, experts=counts, **{**options, **own})
+        wanted.statistics(stats, cfg)
 
 
 def _source(reference: Reference, stats: Stats | None, group: str | None,

@@ -38,15 +38,15 @@ class Safety:
         Safe: the upper end of the metric's interval is within the tolerance. None: not even the
         largest tried is.
         """
-        found: dict[str, Point | None] = {p['method']: None for p in self.points}
-        for name in found:
+        safe: dict[str, Point | None] = {p['method']: None for p in self.points}
+        for name in safe:
             mine = [p for p in self.points if p['method'] == name]
             for size in sorted({p['kept'] for p in mine}, reverse=True):
                 equal = [p for p in mine if p['kept'] == size]
                 if any(p[self.metric]['high'] > self.tolerance for p in equal):
                     break
-                found[name] = min(equal, key=lambda p: p[self.metric]['mean'])
-        return found
+                safe[name] = min(equal, key=lambda p: p[self.metric]['mean'])
+        return safe
 
     def stop(self) -> Point | None:
         """The recommended one: the fewest experts of all methods' stops, then the least lost."""
@@ -99,13 +99,13 @@ def measured(quality: Quality) -> dict[str, Any]:
 
 
 def _numbers(quality: Quality, group: str | None) -> dict[str, Any]:
-    found = {}
+    numbers = {}
     for metric in METRICS:
         low, high = quality.interval(metric, group)
         known = math.isfinite(low)
-        found[metric] = {'mean': quality.mean(metric, group), 'low': low if known else None,
+        numbers[metric] = {'mean': quality.mean(metric, group), 'low': low if known else None,
                          'high': high if known else None}
-    other = found['acceptance']
-    found['rejected'] = {name: None if other[mirror] is None else 1 - other[mirror]
+    other = numbers['acceptance']
+    numbers['rejected'] = {name: None if other[mirror] is None else 1 - other[mirror]
                          for name, mirror in (('mean', 'mean'), ('low', 'high'), ('high', 'low'))}
-    return found
+    return numbers

@@ -7,11 +7,10 @@ the evaluated choices: those that no capacity dropped.
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from moe_jax.base.tree import host
+from moe_jax.base.tree import Params, host
 from prune.inputs.router import router_leaves
 
 # Weight matrices of an expert. Biases are no part of a norm: most families have none.
@@ -48,7 +47,7 @@ def standard_error(layer_stats: LayerStats, a: int, c: int) -> np.ndarray:
 
     sqrt(v / N) with the unbiased variance v = (M[2a, 2c] - M[a, c]^2 / N) / (N - 1), M the moments:
     of the mean scores `family(stats, 1, a, c)`, REAP (a=c=1) and MAN (a=0, c=1). Tokens count as
-    independent, which neighbours in a text are not, so take it as a lower bound. Infinite for fewer
+    independent, which neighbors in a text are not, so take it as a lower bound. Infinite for fewer
     than two choices. Raises ValueError where the squares were not summed (MSAN).
     """
     moments = _moments(layer_stats, 2 * a, 2 * c)
@@ -59,7 +58,7 @@ def standard_error(layer_stats: LayerStats, a: int, c: int) -> np.ndarray:
     return np.where(known, np.sqrt(variance / n), np.inf)
 
 
-def weight_sums(params: Mapping[str, Any], layer: int) -> tuple[int, np.ndarray, np.ndarray]:
+def weight_sums(params: Params, layer: int) -> tuple[int, np.ndarray, np.ndarray]:
     """Number of weights of an expert, and of each expert sum |w| and sum w^2: P, [E], [E] float64.
 
     Over all of its matrices. One matrix of one expert at a time, so that a float32 copy of a whole
@@ -78,7 +77,7 @@ def weight_sums(params: Mapping[str, Any], layer: int) -> tuple[int, np.ndarray,
     return sum(math.prod(stack.shape[1:]) for stack in stacks.values()), absolute, square
 
 
-def router_norms(params: Mapping[str, Any], layer: int) -> np.ndarray:
+def router_norms(params: Params, layer: int) -> np.ndarray:
     """Euclidean norm of every router row, [E] float64; ValueError where it is not finite."""
     router = router_leaves(params[f'layer_{layer}']['moe'], 'router norms')
     kernel = np.asarray(router['kernel']).astype(np.float64)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_jax.base.checks import integer
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.evals.quality import Reference
@@ -45,7 +46,7 @@ class Evolved(NamedTuple):
 def evolve(
     name: str,
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     batches: Iterable[Mapping[str, Any]],
     *,
@@ -104,7 +105,7 @@ def evolve(
 class _Fitness:
     """ESAP of the model that keeps these experts of each layer; every budget is run once."""
 
-    def __init__(self, cfg: Config, params: Mapping[str, Any],
+    def __init__(self, cfg: Config, params: Params,
                  batches: Iterable[Mapping[str, Any]], scores: Mapping[int, np.ndarray]) -> None:
         self.scores, self.known = scores, {}
         self.reference = Reference.of(cfg, dict(params), batches)

@@ -3,7 +3,7 @@
 Letters: E experts, G kept, R router rows, D model width, g gates.
 
 'slice' deletes the rows of dropped experts; 'preserve_mass' keeps them in the softmax, never to be
-chosen. Where gates are renormalised over the chosen, or are sigmoids, both give kept experts the
+chosen. Where gates are renormalized over the chosen, or are sigmoids, both give kept experts the
 gates they had, and rows are deleted. Where gates are raw softmax probabilities (OLMoE, DeepSeek-V2,
 Switch), deleting rows makes the gates of all that stay 1/(1 - q) times as large, q being the
 probability of the deleted rows for that token.
@@ -94,7 +94,7 @@ def effect(
         return 'gates as before; dropped experts are constants'
     if not cfg.traits.sliceable:
         return 'router rows of dropped experts go to the least used that stay'
-    if cfg.traits.renormalised:
+    if cfg.traits.renormalized:
         return 'gates of the chosen sum to one, as before'
     if not cfg.traits.rescales or gates == 'preserve_mass':
         return 'gates of kept experts exactly as before'

@@ -6,6 +6,7 @@ Letters: E experts of a layer, G it keeps.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.budget import budget
@@ -20,7 +21,7 @@ TARGETS = ('sample_cross', 'sample_square')  # what `targets` takes from the ori
 
 def plan_layerwise(
     name: str,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     batches: Iterable[Mapping[str, Any]],
     *,
@@ -51,19 +52,19 @@ def plan_layerwise(
     """
     amounts = {'experts': experts, 'ratio': ratio, 'parameters': parameters, 'memory': memory,
                'floor': floor, 'clamp': clamp}
-    asked = layerwise_request(name, cfg, targets=targets, **amounts, **options)
+    wanted = layerwise_request(name, cfg, targets=targets, **amounts, **options)
     check_original(cfg, params, None)
-    counts, own = budget.plain(cfg, params, asked.budget), asked.call.options
+    counts, own = budget.plain(cfg, params, wanted.budget), wanted.call.options
 
-    def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
+    def plan_one(i: int, one: Config, layer: Params, stats: Stats) -> Plan:
         seeded = {'seed': own['seed'] + i} if 'seed' in own else {}
         return plan(name, stats, layer, one, experts=counts[i], clamp=clamp, spread='layer',
-                    group=asked.call.group, **vars(asked.common), **{**own, **seeded})
+                    group=wanted.call.group, **vars(wanted.common), **{**own, **seeded})
 
     return layer_by_layer(
-        params, cfg, of_group(batches, asked.call.group), plan_one, method=name, clamp=clamp,
-        options=asked.record() | {'layerwise': True, 'targets': targets},
-        observe=asked.call.observe_options(reservoir), targets=targets, tokenizer=tokenizer,
+        params, cfg, of_group(batches, wanted.call.group), plan_one, method=name, clamp=clamp,
+        options=wanted.record() | {'layerwise': True, 'targets': targets},
+        observe=wanted.call.observe_options(reservoir), targets=targets, tokenizer=tokenizer,
         progress=progress)
 
 
@@ -73,9 +74,9 @@ def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **option
         if options.get(key, plain) not in (plain, None):
             raise ValueError(f'{key}={options[key]!r} compares layers, and planning layer by layer '
                              'fixes beforehand how many experts each keeps; leave it out')
-    asked = request(name, cfg, **{**options, 'spread': 'layer'})
-    asked.call.check_layerwise('plan it at once')
-    if targets and not set(TARGETS) <= set(asked.call.needs):
+    wanted = request(name, cfg, **{**options, 'spread': 'layer'})
+    wanted.call.check_layerwise('plan it at once')
+    if targets and not set(TARGETS) <= set(wanted.call.needs):
         raise ValueError(f'targets changes nothing for {name!r}, which does not reconstruct '
                          'outputs; it is for naee, greedy, genetic and their like')
-    return asked
+    return wanted

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from prune.experts.keep import keep
 from prune.experts.routers import ROUTERS, Partition
 from prune.plans.layer import LayerPlan
@@ -33,7 +34,7 @@ def most_used(labels: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def merge(
-    layer: Mapping[str, Any],
+    layer: Params,
     stats: Mapping[str, np.ndarray],
     labels: np.ndarray,
     count: np.ndarray,
@@ -71,15 +72,15 @@ def merge(
     return LayerPlan(mix=part.weights, perms=perms, notes=notes, **fields)
 
 
-def _to_reference(experts: Mapping[str, Any], part: Partition, active: np.ndarray) -> np.ndarray:
+def _to_reference(experts: Params, part: Partition, active: np.ndarray) -> np.ndarray:
     return align.permutations(experts, part.references[part.labels], active)
 
 
-def _to_first(experts: Mapping[str, Any], part: Partition, active: np.ndarray) -> np.ndarray:
+def _to_first(experts: Params, part: Partition, active: np.ndarray) -> np.ndarray:
     return align.permutations(experts, np.zeros_like(part.labels), active)
 
 
-def _no_alignment(experts: Mapping[str, Any], part: Partition, active: np.ndarray) -> None:
+def _no_alignment(experts: Params, part: Partition, active: np.ndarray) -> None:
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
@@ -16,7 +17,7 @@ from prune.budget.amounts import Spread
 from prune.experts.keep import Gates, drop, keep
 from prune.experts.protect import super_experts
 from prune.experts.request import Common, FirstLayer, Protect, Request, request
-from prune.inputs.method import Params, Replace
+from prune.inputs.method import Replace
 from prune.inputs.original import check_original
 from prune.inputs.router import check_rows, check_usage
 from prune.inputs.statistics import Layers, LayerStats
@@ -29,7 +30,7 @@ from prune.subsets.top import top
 def plan(
     name: str,
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     *,
     experts: int | Sequence[int] | None = None,
@@ -65,14 +66,14 @@ def plan(
     budget out of range, statistics that are missing, not finite or of another model, a dense model,
     and a model whose router rows already share experts.
     """
-    asked = request(
+    wanted = request(
         name, cfg, experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
         spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
         first_layer=first_layer, group=group, **method_options)
     check_original(cfg, params, stats)
-    check_usage(asked.call, cfg)
-    own, common = asked.statistics(stats, cfg)
-    layers = DECIDE[asked.call.method.form](asked, own, common, params, cfg)
+    check_usage(wanted.call, cfg)
+    own, common = wanted.statistics(stats, cfg)
+    layers = DECIDE[wanted.call.method.form](wanted, own, common, params, cfg)
     if first_layer == 'topk':
         i = min(layers)
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
@@ -81,7 +82,7 @@ def plan(
     return Plan(
         method=name, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
-        data='' if stats is None else stats.data, clamp=clamp, options=asked.record(),
+        data='' if stats is None else stats.data, clamp=clamp, options=wanted.record(),
     )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import at
+from moe_jax.base.tree import Params, at
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.routing import close
 from moe_jax.routing.designs.top_k import top_k
 from prune.experts.methods import METHODS
 from prune.inputs import statistics
-from prune.inputs.catalogue import find
+from prune.inputs.discovery import find
 from prune.inputs.original import check_original
 from prune.inputs.request import call_of
 from prune.subsets.top import top
@@ -26,7 +26,7 @@ from prune.subsets.top import top
 def scores(
     name: str,
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     *,
     group: str | None = None,
@@ -36,15 +36,15 @@ def scores(
 
     Raises ValueError for a method that does not rank, and for what `prune.plan` refuses.
     """
-    asked = call_of(find(METHODS, name), method_options, group=group)
-    if asked.method.form != 'scores':
+    call = call_of(find(METHODS, name), method_options, group=group)
+    if call.method.form != 'scores':
         ranking = [m.name for m in METHODS.values() if m.form == 'scores']
         raise ValueError(f'{name!r} does not rank experts; methods that do: {", ".join(ranking)}')
     check_original(cfg, params, stats)
-    fetch = statistics.by_group if asked.method.per_group else statistics.fetch
-    own = fetch(name, stats, cfg, group, asked.needs)
-    assert asked.method.scores is not None  # the form of the method
-    return asked.method.scores(own, params, cfg, **asked.options)
+    fetch = statistics.by_group if call.method.per_group else statistics.fetch
+    own = fetch(name, stats, cfg, group, call.needs)
+    assert call.method.scores is not None  # the form of the method
+    return call.method.scores(own, params, cfg, **call.options)
 
 
 def kept(ranking: Mapping[int, np.ndarray], counts: Mapping[int, int], groups: int
@@ -55,7 +55,7 @@ def kept(ranking: Mapping[int, np.ndarray], counts: Mapping[int, int], groups: i
 
 
 def shut(
-    params: Mapping[str, Any], cfg: Config, masks: Mapping[int, np.ndarray]
+    params: Params, cfg: Config, masks: Mapping[int, np.ndarray]
 ) -> tuple[dict[str, Any], Config]:
     """The model with the experts outside masks {layer: bool [E]} closed: it computes what the model
     without them (`gates='slice'`) would, in the shapes of the whole one.
@@ -70,6 +70,6 @@ def shut(
     return out, cfg.replace(router=router.replace(bias=True))
 
 
-def _shut(router: Mapping[str, Any], open_R: np.ndarray) -> dict[str, Any]:
+def _shut(router: Params, open_R: np.ndarray) -> dict[str, Any]:
     names = [name for name in close.LEAVES if name == 'bias' or name in router]
     return close.shut(router, jnp.asarray(open_R), names)

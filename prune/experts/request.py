@@ -15,7 +15,7 @@ from prune.budget.budget import Budget
 from prune.experts.keep import REPLACE_NEEDS, Gates
 from prune.experts.methods import METHODS
 from prune.inputs import statistics
-from prune.inputs.catalogue import find
+from prune.inputs.discovery import find
 from prune.inputs.method import Replace
 from prune.inputs.options import check_words, divided
 from prune.inputs.request import Call, call_of
@@ -90,7 +90,7 @@ def request(name: str, cfg: Config, *, group: str | None = None, **options: Any)
     """
     method = find(METHODS, name)
     amounts, common, own = divided(options, Amounts, Common)
-    asked = call_of(method, own, group=group)
+    call = call_of(method, own, group=group)
     if common.replace is None:
         common = dataclasses.replace(common, replace=method.replace)
     spread = method.spread if amounts.spread is None else amounts.spread
@@ -103,4 +103,4 @@ def request(name: str, cfg: Config, *, group: str | None = None, **options: Any)
     budget.check(cfg, whole)
     if method.form != 'scores':
         budget.check_unscored(whole)
-    return Request(asked, whole, common)
+    return Request(call, whole, common)

@@ -1,4 +1,4 @@
-"""Experts to train: expert-specialised fine-tuning (ESFT) chooses those that a task uses.
+"""Experts to train: expert-specialized fine-tuning (ESFT) chooses those that a task uses.
 
     chosen = prune.select_experts(stats, cfg, by='gates', group='law')
     options = train.TrainOptions(..., trainable=train.Trainable(experts=chosen))
@@ -34,7 +34,7 @@ def select(
     by: Literal['gates', 'tokens'] = 'gates',
     share: float | None = None,
     group: str | None = None,
-    normalise: bool = False,
+    normalize: bool = False,
 ) -> dict[int, np.ndarray]:
     """The experts to train in every MoE layer, {layer: ascending ids}.
 
@@ -46,8 +46,8 @@ def select(
         'tokens'   (1/(T K)) sum_t 1[e chosen]
 
     share: above 0 and at most 1; by default the paper's 0.1 of gates, 0.2 of tokens. It is of
-      absolute gate mass: where gates are not renormalised a layer's sum to less than 1.
-    normalise: divide by the layer's sum first, so that `share` is of what the layer uses. The
+      absolute gate mass: where gates are not renormalized a layer's sum to less than 1.
+    normalize: divide by the layer's sum first, so that `share` is of what the layer uses. The
       paper's 0.1 was not chosen for that.
 
     Deviations: the paper averages over samples first, which is the same for samples of one length;
@@ -66,7 +66,7 @@ def select(
     for i in cfg.moe_layers:
         seen = stats.layer(i, group, names=('tokens', SOURCE[by]))
         score = _scores(seen, cfg, i, by)
-        chosen[i] = _prefix(mean(score, score.sum()) if normalise else score, share, i)
+        chosen[i] = _prefix(mean(score, score.sum()) if normalize else score, share, i)
     return chosen
 
 
@@ -105,6 +105,6 @@ def _prefix(score: np.ndarray, share: float, layer: int) -> np.ndarray:
     if not reached.size:
         raise ValueError(
             f'layer {layer}: the scores of all its experts sum to {score.sum():.4f}, less than '
-            f'share={share}; choose a smaller share, or normalise=True'
+            f'share={share}; choose a smaller share, or normalize=True'
         )
     return np.sort(order[:reached[0] + 1])

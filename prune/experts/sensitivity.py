@@ -3,9 +3,9 @@
 Letters: E experts of a layer, G kept.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.experts import ranking
@@ -18,7 +18,7 @@ from prune.subsets.error import sample_of
 def sensitivity(
     name: str,
     stats: Stats,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     *,
     group: str | None = None,

@@ -230,20 +230,20 @@ class Foreign:
 
 def _by_index(places: Sequence[Place], raw: Mapping[Any, Any]) -> dict[Any, Any]:
     """A batch whose inputs are under layer indices."""
-    found = {key.strip('/') if isinstance(key, str) else key: value for key, value in raw.items()}
+    inputs = {key.strip('/') if isinstance(key, str) else key: value for key, value in raw.items()}
     for i, place in enumerate(places):
-        if place.prefix not in found:
+        if place.prefix not in inputs:
             continue
-        value = found[place.prefix]
+        value = inputs[place.prefix]
         if place.index is None:
-            found[i] = value
+            inputs[i] = value
             continue
         stacked = sum(other.prefix == place.prefix for other in places)
         if len(value) != stacked:
             raise ValueError(f'inputs of {place.prefix!r} have shape {jnp.shape(value)}; the first '
                              f'axis must be its {stacked} layers')
-        found[i] = value[place.index]
-    return found
+        inputs[i] = value[place.index]
+    return inputs
 
 
 def _check_expressible(index: int, layer: LayerPlan) -> None:

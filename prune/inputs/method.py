@@ -22,7 +22,6 @@ Form = Literal['scores', 'choose', 'plan', 'solve']
 Replace = Literal['none', 'mean']
 Scope = Literal['output', 'matrix', 'layer', 'global']
 Function = Callable[..., Any]
-Params = Mapping[str, Any]  # a tree of parameters, as `moe_jax.init` makes it
 Counts = Mapping[int, int]  # {layer: G}
 # Names of statistics, or those of each part that a unit has (of an expert: gate, up, down).
 Needs = tuple[str, ...] | Mapping[str, tuple[str, ...]]

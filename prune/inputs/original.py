@@ -4,13 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from moe_jax.base.checks import nearest
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model import fingerprint
 from moe_jax.model.params import check_params
 
 
-def check_original(cfg: Config, params: Mapping[str, Any], stats: Stats | None) -> None:
+def check_original(cfg: Config, params: Params, stats: Stats | None) -> None:
     """Refuse, with ValueError, merged models, params of another config, foreign statistics."""
     if shared := [i for i in cfg.moe_layers if cfg.alias(i) is not None]:
         raise ValueError(
@@ -20,7 +21,7 @@ def check_original(cfg: Config, params: Mapping[str, Any], stats: Stats | None) 
     check_model(cfg, params, stats, 'prune.plan')
 
 
-def check_model(cfg: Config, params: Mapping[str, Any], stats: Stats | None, where: str) -> None:
+def check_model(cfg: Config, params: Params, stats: Stats | None, where: str) -> None:
     """Refuse, with ValueError, params of another config and statistics of another model."""
     check_params(cfg, params, where, only='/moe/')
     if stats is None or not fingerprint.differs(stats.fingerprint, params, cfg, 'these statistics'):

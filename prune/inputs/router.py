@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.inputs.request import Call
 from prune.plans.layer import LayerPlan
@@ -10,7 +11,7 @@ from prune.plans.layer import LayerPlan
 COUNTS = frozenset(('count', 'count_top1', 'tokens', 'vocab'))  # statistics of how often alone
 
 
-def router_leaves(moe: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+def router_leaves(moe: Params, what: str) -> Mapping[str, Any]:
     """The router's parameters; ValueError where its design has none, for `what` reads them."""
     if not (router := moe.get('router')):
         raise ValueError(f"{what}: reads the router's parameters, and the design of this one has "

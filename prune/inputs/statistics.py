@@ -75,7 +75,7 @@ def _checked(method: str, cfg: Config, layer: int, name: str, value: np.ndarray 
              ) -> np.ndarray:
     about = statistic(name)
     if value is None:
-        how = f' with {option(name)}' if about.asked else ''
+        how = f' with {option(name)}' if about.option else ''
         raise ValueError(
             f'method {method!r} needs the statistic {name!r}, which layer {layer} lacks; '
             f'observe again{how}'
@@ -105,13 +105,13 @@ def options_for(needs: Collection[str], reservoir: int = 8192) -> dict[str, obje
     """The options of `moe_jax.observe` that these statistics need."""
     options: dict[str, object] = {}
     for name in needs:
-        asked = statistic(name).asked
-        if asked == 'reservoir' or asked.startswith('outputs'):
+        option = statistic(name).option
+        if option == 'reservoir' or option.startswith('outputs'):
             options['reservoir'] = reservoir
-        if asked.startswith('outputs'):
+        if option.startswith('outputs'):
             options['outputs'] = 'all'
-        elif asked and asked != 'reservoir':
-            options[asked] = True
+        elif option and option != 'reservoir':
+            options[option] = True
     return options
 
 

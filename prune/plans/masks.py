@@ -7,13 +7,12 @@ stay, in the order of the flat matrix, the highest bit first.
 
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import host
+from moe_jax.base.tree import Params, host
 
 LEAVES = ('gate', 'up', 'down')
 PREFIX = 'layer_'
@@ -52,15 +51,15 @@ def masked(leaf: Any, packed: np.ndarray, values: np.ndarray | None = None) -> A
     return jnp.where(bits.reshape(leaf.shape) > 0, kept, jnp.zeros((), leaf.dtype))
 
 
-def sparsity(params: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+def sparsity(params: Params) -> dict[int, dict[str, float]]:
     """{layer: {'gate', 'up' or 'down': share of exact zeros}} of the routed experts of a model."""
-    found = {}
+    shares = {}
     for name, block in params.items():
         if name.startswith(PREFIX) and 'moe' in block:
             experts = block['moe']['experts']
-            found[int(name.removeprefix(PREFIX))] = {
+            shares[int(name.removeprefix(PREFIX))] = {
                 leaf: _zeros(experts[leaf]) for leaf in LEAVES if leaf in experts}
-    return dict(sorted(found.items()))
+    return dict(sorted(shares.items()))
 
 
 def _zeros(leaf: Any) -> float:

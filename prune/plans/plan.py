@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.layers import ffn
 from moe_jax.model import fingerprint
@@ -52,7 +53,7 @@ class Plan:
         for i, layer in self.layers.items():
             check_sizes(f'plan layer {i}', layer, self.experts[i], self.width, self.expert_hidden)
 
-    def check(self, cfg: Config, params: Mapping[str, Any]) -> None:
+    def check(self, cfg: Config, params: Params) -> None:
         """Refuse, with ValueError, a model that is not the one this plan was made for."""
         for name in ('experts', 'width', 'expert_hidden'):
             ours, theirs = getattr(self, name), getattr(cfg, name)

@@ -1,7 +1,7 @@
 """Line the hidden units of one expert up with another's, so that averaging them makes sense.
 
 Hidden units of a feed-forward expert can be reordered freely. Given a reference J, expert y is
-reordered by the permutation P that maximises <up_J, up_y P^T> + <down_J, P down_y> (Ainsworth et
+reordered by the permutation P that maximizes <up_J, up_y P^T> + <down_J, P down_y> (Ainsworth et
 al. 2023, "Git Re-Basin", weight matching), a linear assignment problem. Biases of the hidden layer
 (and a gate matrix, where experts have one) belong to the unit, so they count in the profit and move
 with it; the output bias does not.
@@ -10,21 +10,19 @@ Letters: E experts, D model width, F expert hidden width.
 """
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import count_bytes, host
+from moe_jax.base.tree import Params, count_bytes, host
 from prune.plans.masks import hidden_axis
 from prune.similarity.assignment import assign
 
 
 def permutations(
-    experts: Mapping[str, Any], reference_of: np.ndarray, active: np.ndarray | None = None
+    experts: Params, reference_of: np.ndarray, active: np.ndarray | None = None
 ) -> np.ndarray:
     """Best order of every expert's hidden units, perms [E, F], against expert reference_of[e].
 
@@ -49,7 +47,7 @@ def permutations(
     return perms
 
 
-def permute(experts: Mapping[str, Any], perms: np.ndarray) -> dict[str, jax.Array]:
+def permute(experts: Params, perms: np.ndarray) -> dict[str, jax.Array]:
     """Reorder the hidden units of every expert: unit f of expert e becomes its old perms[e, f]."""
     index = jnp.asarray(perms, jnp.int32)
     moved = {}
@@ -64,7 +62,7 @@ def permute(experts: Mapping[str, Any], perms: np.ndarray) -> dict[str, jax.Arra
     return moved
 
 
-def _profit(experts: Mapping[str, Any], reference: int, expert: int) -> np.ndarray:
+def _profit(experts: Params, reference: int, expert: int) -> np.ndarray:
     """Inner product of every hidden unit of the reference with every one of the expert, [F, F]."""
     with np.errstate(over='ignore', invalid='ignore'):
         profit = _units(experts, reference) @ _units(experts, expert).T
@@ -77,13 +75,13 @@ def _profit(experts: Mapping[str, Any], reference: int, expert: int) -> np.ndarr
     return profit
 
 
-def _threads(experts: Mapping[str, Any]) -> int:
+def _threads(experts: Params) -> int:
     """One per core, and no more than have 16 F^2 bytes each in the experts' own size."""
     hidden = experts['up'].shape[2]
     return max(1, min(os.cpu_count() or 1, count_bytes(experts) // (16 * hidden**2)))
 
 
-def _units(experts: Mapping[str, Any], expert: int) -> np.ndarray:
+def _units(experts: Params, expert: int) -> np.ndarray:
     """All weights of each hidden unit of one expert as a row, [F, M] float32.
 
     <rows of the reference, rows of y> is then the whole profit matrix, all leaves at once.

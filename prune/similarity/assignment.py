@@ -22,7 +22,7 @@ LEAST = np.float32(1e-30)
 
 
 def assign(profit: np.ndarray) -> np.ndarray:
-    """The order [n] that maximises sum_i profit[i, order[i]], for a finite float32 profit [n, n].
+    """The order [n] that maximizes sum_i profit[i, order[i]], for a finite float32 profit [n, n].
 
     Takes 12 n^2 bytes beside the profit at most.
     """

@@ -98,22 +98,22 @@ def kmeans(
     best, best_inertia = np.arange(len(points)), np.inf
     for _ in range(restarts):
         labels = _lloyd(points, points[_plus_plus(points, groups, rng)])
-        centres = _centres(points, labels, groups)
-        inertia = float(((points - centres[labels]) ** 2).sum())
+        centers = _centers(points, labels, groups)
+        inertia = float(((points - centers[labels]) ** 2).sum())
         # Restarts that find the same optimum differ by rounding; the first one stays.
         if not best_inertia < np.inf or inertia < best_inertia - 1e-9 * (1 + best_inertia):
             best, best_inertia = labels, inertia
     return canonical(best), best_inertia
 
 
-def nearest(similarity_EE: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Labels [E]: each expert joins the most similar of the `centres` [G]; ties, the lowest one.
+def nearest(similarity_EE: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Labels [E]: each expert joins the most similar of the `centers` [G]; ties, the lowest one.
 
-    A centre always stays with itself; labels are positions in ascending `centres`.
+    A center always stays with itself; labels are positions in ascending `centers`.
     """
-    centres = np.sort(np.asarray(centres))
-    labels = np.argmax(similarity_EE[:, centres], axis=1)
-    labels[centres] = np.arange(len(centres))
+    centers = np.sort(np.asarray(centers))
+    labels = np.argmax(similarity_EE[:, centers], axis=1)
+    labels[centers] = np.arange(len(centers))
     return labels
 
 
@@ -130,21 +130,21 @@ def _symmetric(cosine_EE: np.ndarray) -> np.ndarray:
     return cosine_EE
 
 
-def _uncentred(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _uncentered(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
     return gram
 
 
-def _centre_experts(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _center_experts(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
     total = np.asarray(stats['logit_sum'], np.float64)
     return gram - np.outer(total, total) / float(stats['tokens'])
 
 
-def _centre_tokens(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
+def _center_tokens(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndarray:
     gram = gram - gram.mean(axis=0, keepdims=True)
     return gram - gram.mean(axis=1, keepdims=True)
 
 
-_CENTER = {'none': _uncentred, 'expert': _centre_experts, 'token': _centre_tokens}
+_CENTER = {'none': _uncentered, 'expert': _center_experts, 'token': _center_tokens}
 
 
 def _plus_plus(points: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
@@ -163,20 +163,20 @@ def _plus_plus(points: np.ndarray, groups: int, rng: np.random.Generator) -> np.
     return np.array(chosen)
 
 
-def _lloyd(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Labels [n] where Lloyd's iteration from centres [G, D] comes to rest."""
-    groups, labels = len(centres), np.full(len(points), -1)
+def _lloyd(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Labels [n] where Lloyd's iteration from centers [G, D] comes to rest."""
+    groups, labels = len(centers), np.full(len(points), -1)
     for _ in range(MAX_STEPS):
-        distance = ((points[:, None, :] - centres[None, :, :]) ** 2).sum(axis=2)
+        distance = ((points[:, None, :] - centers[None, :, :]) ** 2).sum(axis=2)
         new = _fill_empty(np.argmin(distance, axis=1), distance, groups)
         if np.array_equal(new, labels):
             break
-        labels, centres = new, _centres(points, new, groups)
+        labels, centers = new, _centers(points, new, groups)
     return labels
 
 
 def _fill_empty(labels: np.ndarray, distance: np.ndarray, groups: int) -> np.ndarray:
-    """Give each empty group the point farthest from its centre, out of a group of two or more."""
+    """Give each empty group the point farthest from its center, out of a group of two or more."""
     labels = labels.copy()
     own = distance[np.arange(len(labels)), labels]
     for g in range(groups):
@@ -187,7 +187,7 @@ def _fill_empty(labels: np.ndarray, distance: np.ndarray, groups: int) -> np.nda
     return labels
 
 
-def _centres(points: np.ndarray, labels: np.ndarray, groups: int) -> np.ndarray:
+def _centers(points: np.ndarray, labels: np.ndarray, groups: int) -> np.ndarray:
     """Means [G, D] of the points [n, D] of each group."""
     member = np.arange(groups)[:, None] == labels[None, :]
     return (member @ points) / member.sum(axis=1, keepdims=True)

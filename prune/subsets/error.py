@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.subsets.gates import (
     Router,
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
         return float(np.asarray(self.square, np.float64).mean())
 
 
-def sample_of(seen: Mapping[str, np.ndarray], moe: Mapping[str, Any], cfg: Config) -> Sample:
+def sample_of(seen: Mapping[str, np.ndarray], moe: Params, cfg: Config) -> Sample:
     """The reservoir in a layer's statistics, and its router's correction, made ready for searches.
 
     Raises ValueError for a reservoir without tokens.
@@ -153,9 +154,9 @@ def _looped(
     for start in range(0, len(masks), CHUNK):
         part = masks[start:start + CHUNK]
         padded = np.pad(part, ((0, CHUNK - len(part)), (0, 0)))
-        found = _chunk(sample, padded, len(part), depth, rule, select, block)
-        sums.append(np.asarray(found[0], np.float64)[:len(part)])
-        totals.append(np.asarray(found[1])[:len(part)])
+        summed = _chunk(sample, padded, len(part), depth, rule, select, block)
+        sums.append(np.asarray(summed[0], np.float64)[:len(part)])
+        totals.append(np.asarray(summed[1])[:len(part)])
     return np.concatenate(sums), np.concatenate(totals)
 
 
@@ -184,16 +185,16 @@ def _without(sample, mask, depth, rule):
     grown = jnp.ones((1, 1))
     if rule.gate.rescales:
         grown = total[:, None] / (total[:, None] - router.scores)
-    found = sample.square[:, None] - 2 * linear[:, None] * grown + square[:, None] * grown**2
-    found, lowest = jnp.broadcast_to(found, sample.cross.shape), jnp.min(total)
+    errors = sample.square[:, None] - 2 * linear[:, None] * grown + square[:, None] * grown**2
+    errors, lowest = jnp.broadcast_to(errors, sample.cross.shape), jnp.min(total)
     for k in range(rule.topk):
         others = jnp.concatenate([ids[:k], ids[k + 1:]])
         total = left_without(router, mask, rule, ids[k])
         linear, square = _products(sample, others, gates(router, rule, others, total))
         anew = sample.square - 2 * linear + square
-        found = found.at[jnp.arange(tokens), ids[k]].set(anew, mode='drop')
+        errors = errors.at[jnp.arange(tokens), ids[k]].set(anew, mode='drop')
         lowest = jnp.minimum(lowest, total.min())
-    return _by_block(jnp.where(mask[None], found, 0.0), BLOCK), lowest
+    return _by_block(jnp.where(mask[None], errors, 0.0), BLOCK), lowest
 
 
 def _products(sample, ids, gates):

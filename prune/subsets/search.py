@@ -30,11 +30,11 @@ def every(experts: int, count: int, groups: int = 1) -> np.ndarray:
     """All sets of `count` experts, ids [n, G], in lexicographic order."""
     size, each = experts // groups, count // groups
     block = np.array(list(itertools.combinations(range(size), each)), np.int32)
-    found = np.zeros((1, 0), np.int32)
+    subsets = np.zeros((1, 0), np.int32)
     for g in range(groups):
-        tail = np.tile(block + g * size, (len(found), 1))
-        found = np.concatenate([np.repeat(found, len(block), axis=0), tail], axis=1)
-    return found
+        tail = np.tile(block + g * size, (len(subsets), 1))
+        subsets = np.concatenate([np.repeat(subsets, len(block), axis=0), tail], axis=1)
+    return subsets
 
 
 def ranked(values: np.ndarray, groups: int = 1) -> np.ndarray:

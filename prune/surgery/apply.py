@@ -3,13 +3,13 @@
 Letters: E experts before, G after, R router rows after, D model width.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import CLOSED, Config
 from moe_jax.layers.weights import init_std
 from moe_jax.model.params import check_params
@@ -22,7 +22,7 @@ from prune.surgery.combine import combine
 
 
 def apply(
-    params: Mapping[str, Any], cfg: Config, plan: Plan, *, donate: bool = False
+    params: Params, cfg: Config, plan: Plan, *, donate: bool = False
 ) -> tuple[dict[str, Any], Config]:
     """The smaller model of a plan, (params, cfg); the inputs stay as they are.
 
@@ -71,7 +71,7 @@ def config_of(plan: Plan, cfg: Config) -> Config:
 
 
 def apply_layer(
-    moe: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int, *, donate: bool = False
+    moe: Params, layer: LayerPlan, cfg: Config, index: int, *, donate: bool = False
 ) -> dict[str, Any]:
     """The parameters of one MoE layer (`layer_<index>/moe`) after its plan, on the same mesh."""
     experts, mesh = {}, sharding.mesh_of(moe)
@@ -99,7 +99,7 @@ def _mixed(name: str, old: Any, layer: LayerPlan) -> Any:
 
 
 def _router(
-    router: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int
+    router: Params, layer: LayerPlan, cfg: Config, index: int
 ) -> dict[str, Any]:
     if layer.fresh is not None:
         return _fresh(router, layer, cfg, index)
@@ -113,7 +113,7 @@ def _router(
 
 
 def _fresh(
-    router: Mapping[str, Any], layer: LayerPlan, cfg: Config, index: int
+    router: Params, layer: LayerPlan, cfg: Config, index: int
 ) -> dict[str, Any]:
     """Router rows as `moe_jax.init` draws them, biases zero; seed and layer index choose the draw.
     """

@@ -5,7 +5,7 @@ before it.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from moe_jax.base.tree import at
+from moe_jax.base.tree import Params, at
 from moe_jax.calibration.layerwise import layerwise
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
@@ -22,13 +22,13 @@ class Layerwise(NamedTuple):
     """The plan, the smaller model it makes (already made), and the statistics it was made from."""
 
     plan: Plan
-    params: dict[str, Any]
+    params: Params
     cfg: Config
     stats: Stats
 
 
 def layer_by_layer(
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     batches: Iterable[Mapping[str, Any]],
     plan_one: PlanOne,
@@ -49,7 +49,7 @@ def layer_by_layer(
     layers: dict[int, LayerPlan] = {}
 
     def compress(
-        i: int, one: Config, layer: Mapping[str, Any], stats: Stats
+        i: int, one: Config, layer: Params, stats: Stats
     ) -> tuple[dict[str, Any], Config]:
         part = plan_one(i, one, {'layer_0': layer}, stats)
         layers[i] = part.layers[0]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.inputs.original import check_model, of_group
@@ -14,7 +15,7 @@ from prune.weights.sparsify import sparsify
 
 def sparsify_layerwise(
     method: str,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     batches: Iterable[Mapping[str, Any]],
     *,
@@ -33,29 +34,29 @@ def sparsify_layerwise(
     'global', which compares layers, is refused, and so are methods that read gradients or nothing.
     progress(done, layers) is called after each layer.
     """
-    asked = layerwise_weight_request(method, cfg, **options)
+    wanted = layerwise_weight_request(method, cfg, **options)
     check_model(cfg, params, None, 'prune.sparsify_layerwise')
-    amount = ({'sparsity': asked.sparsity} if asked.pattern is None
-              else {'pattern': asked.pattern})
-    common = {'scope': asked.scope, 'leaves': asked.leaves, 'group': asked.call.group}
+    amount = ({'sparsity': wanted.sparsity} if wanted.pattern is None
+              else {'pattern': wanted.pattern})
+    common = {'scope': wanted.scope, 'leaves': wanted.leaves, 'group': wanted.call.group}
 
-    def plan_one(i: int, one: Config, layer: Mapping[str, Any], stats: Stats) -> Plan:
-        return sparsify(method, stats, layer, one, **amount, **common, **asked.call.options)
+    def plan_one(i: int, one: Config, layer: Params, stats: Stats) -> Plan:
+        return sparsify(method, stats, layer, one, **amount, **common, **wanted.call.options)
 
     return layer_by_layer(
-        params, cfg, of_group(batches, asked.call.group), plan_one, method=method,
-        options=asked.record() | {'layerwise': True}, observe=asked.call.observe_options(),
+        params, cfg, of_group(batches, wanted.call.group), plan_one, method=method,
+        options=wanted.record() | {'layerwise': True}, observe=wanted.call.observe_options(),
         tokenizer=tokenizer, progress=progress)
 
 
 def layerwise_weight_request(method: str, cfg: Config, **options: Any) -> WeightRequest:
     """The keywords of `sparsify_layerwise`, checked: ValueError for what it cannot do."""
-    asked = weight_request(method, cfg, **options)
-    if asked.scope == 'global':
+    wanted = weight_request(method, cfg, **options)
+    if wanted.scope == 'global':
         raise ValueError(f"scope='global' of {method!r} compares layers, and layer by layer fixes "
                          "beforehand what each loses; give scope='layer', 'matrix' or 'output'")
-    asked.call.check_layerwise('sparsify at once')
-    if any(name.startswith('grad_') for name in asked.call.needs):
+    wanted.call.check_layerwise('sparsify at once')
+    if any(name.startswith('grad_') for name in wanted.call.needs):
         raise ValueError(f'{method!r} reads gradients, which need the whole model; use '
                          'moe_jax.observe with gradients=True, and prune.sparsify')
-    return asked
+    return wanted

@@ -10,13 +10,13 @@ from typing import Any, get_args
 import numpy as np
 
 from moe_jax.base.checks import nearest, number
-from moe_jax.base.tree import host
+from moe_jax.base.tree import Params, host
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.layers import ffn
 from prune.inputs import statistics
-from prune.inputs.catalogue import find
-from prune.inputs.method import Method, Params, Scope
+from prune.inputs.discovery import find
+from prune.inputs.method import Method, Scope
 from prune.inputs.options import checked_options, divided
 from prune.inputs.request import Call
 from prune.plans.masks import LEAVES, matrix
@@ -145,8 +145,8 @@ def weight_request(
     method = find(WEIGHT_METHODS, name, WHAT)
     if not cfg.moe_layers:
         raise ValueError('no layer of this model has experts; there is nothing to sparsify')
-    zeros, given = divided(options, Zeros)
-    own = checked_options(name, method.function, given)
+    zeros, own_options = divided(options, Zeros)
+    own = checked_options(name, method.function, own_options)
     scope = _scope(method, zeros.scope, zeros.pattern)
     leaves = _leaves(name, cfg, zeros.leaves)
     pattern = None if zeros.pattern is None else _pattern(name, cfg, zeros.pattern, leaves)

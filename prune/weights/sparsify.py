@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
-from prune.inputs.method import Params, Scope
+from prune.inputs.method import Scope
 from prune.inputs.original import check_model
 from prune.plans.layer import LayerPlan
 from prune.plans.masks import pack
@@ -28,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 def sparsify(
     method: str,
     stats: Stats | None,
-    params: Mapping[str, Any],
+    params: Params,
     cfg: Config,
     *,
     sparsity: float | None = None,
@@ -58,16 +59,16 @@ def sparsify(
     share or pattern that cannot be, statistics that are missing, not finite or of another model,
     and a dense model.
     """
-    asked = weight_request(method, cfg, sparsity=sparsity, scope=scope, pattern=pattern,
+    wanted = weight_request(method, cfg, sparsity=sparsity, scope=scope, pattern=pattern,
                            leaves=leaves, group=group, **method_options)
     check_model(cfg, params, stats, 'prune.sparsify')
-    asked.check_statistics(stats, cfg)
-    decide = _solved if asked.call.method.form == 'solve' else _SCOPES[asked.scope]
-    layers = decide(asked, stats, params, cfg)
+    wanted.check_statistics(stats, cfg)
+    decide = _solved if wanted.call.method.form == 'solve' else _SCOPES[wanted.scope]
+    layers = decide(wanted, stats, params, cfg)
     return Plan(
         method=method, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
-        data='' if stats is None else stats.data, options=asked.record(),
+        data='' if stats is None else stats.data, options=wanted.record(),
     )
 
 

@@ -89,7 +89,7 @@ def layer() -> None:
             with jax.set_mesh(mesh):
                 placed = sharding.place({'moe': {'experts': weights}}, mesh)['moe']['experts']
                 many = run(partial(parallel.evaluate, form=form))(placed, x, gates)
-            # The value itself is a sum of cancelling terms, whose order differs.
+            # The value itself is a sum of canceling terms, whose order differs.
             pairs = zip(*map(jax.tree.leaves, ((one[0][1], one[1]), (many[0][1], many[1]))),
                         strict=True)
             for a, b in pairs:

@@ -106,17 +106,17 @@ def test_an_error_in_one_process_ends_the_other(tmp_path):
 def test_which_processes_there_are_is_read_from_the_environment():
     plain = {'JAX_COORDINATOR_ADDRESS': 'host:1234', 'JAX_NUM_PROCESSES': '4',
              'JAX_PROCESS_ID': '3'}
-    assert processes.given(plain) == {'coordinator_address': 'host:1234', 'num_processes': 4,
+    assert processes.addresses_of(plain) == {'coordinator_address': 'host:1234', 'num_processes': 4,
                                       'process_id': 3}
-    assert processes.given(plain | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}) is None
-    assert processes.given({}) is None
+    assert processes.addresses_of(plain | {'JAX_NUM_PROCESSES': '1', 'JAX_PROCESS_ID': '0'}) is None
+    assert processes.addresses_of({}) is None
     slurm = {'SLURM_PROCID': '0', 'SLURM_NTASKS': '8', 'SLURM_JOB_ID': '1'}
-    assert processes.given(slurm) is None  # an allocation, and no step of several tasks
-    assert processes.given(slurm | {'SLURM_STEP_NUM_TASKS': '8'}) == {
+    assert processes.addresses_of(slurm) is None  # an allocation, and no step of several tasks
+    assert processes.addresses_of(slurm | {'SLURM_STEP_NUM_TASKS': '8'}) == {
         'cluster_detection_method': 'slurm'}
-    assert processes.given({'TPU_WORKER_HOSTNAMES': 'a,b'}) == {}
-    assert processes.given({'TPU_WORKER_HOSTNAMES': 'localhost'}) is None
+    assert processes.addresses_of({'TPU_WORKER_HOSTNAMES': 'a,b'}) == {}
+    assert processes.addresses_of({'TPU_WORKER_HOSTNAMES': 'localhost'}) is None
     with pytest.raises(ValueError, match='JAX_PROCESS_ID is not'):
-        processes.given({k: v for k, v in plain.items() if k != 'JAX_PROCESS_ID'})
+        processes.addresses_of({k: v for k, v in plain.items() if k != 'JAX_PROCESS_ID'})
     with pytest.raises(ValueError, match='number of this one, from 0'):
-        processes.given(plain | {'JAX_PROCESS_ID': '4'})
+        processes.addresses_of(plain | {'JAX_PROCESS_ID': '4'})

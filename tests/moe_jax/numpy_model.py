@@ -36,7 +36,7 @@ def gates_of(probs, ids, gate):
     return chosen if raw else chosen / chosen.sum(axis=1, keepdims=True)
 
 
-def sigmoid_route(logits, correction, topk, groups, used, renormalised, scale):
+def sigmoid_route(logits, correction, topk, groups, used, renormalized, scale):
     """ids and gates of sigmoid routing (DeepSeek-V3), token by token."""
     ids, gates = [], []
     for z in logits:
@@ -47,7 +47,7 @@ def sigmoid_route(logits, correction, topk, groups, used, renormalised, scale):
         best = sorted(range(groups), key=lambda g: (-worth[g], g))[:used]
         allowed = [r for r in range(len(z)) if r // each in best]
         chosen = sorted(allowed, key=lambda r: (-ranked[r], r))[:topk]
-        gate = score[chosen] / (score[chosen].sum() if renormalised else 1)
+        gate = score[chosen] / (score[chosen].sum() if renormalized else 1)
         ids.append(chosen)
         gates.append(scale * gate)
     return np.array(ids), np.array(gates)

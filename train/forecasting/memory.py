@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import leaves_with_paths
+from moe_jax.base.tree import Params, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.experts import evaluate, forms
 from moe_jax.kernels import target
 from moe_jax.layers import attention, attention_loop, ffn
 from moe_jax.model import decoder
-from moe_jax.model.decoder import Params
 from train.forecasting import mesh
 from train.forecasting.mesh import Axes
 from train.forecasting.residuals import kept_bytes

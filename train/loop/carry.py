@@ -13,7 +13,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from moe_jax.model.decoder import Params
+from moe_jax.base.tree import Params
 from train.loop import store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, init_state

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from moe_jax.base import processes, sharding, signals
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params
 from moe_jax.storage import native
 from train.loop import feed, live, store
 from train.loop.feed import Batches, Digest

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe_jax.base.tree import leaves_with_paths
-from moe_jax.model.decoder import Params
+from moe_jax.base.tree import Params, leaves_with_paths
 from train.loop import live, store
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, merged

@@ -14,8 +14,7 @@ import optax
 
 from moe_jax.base import sharding
 from moe_jax.base.sharding import first_device, replicated
-from moe_jax.base.tree import leaves_with_paths, map_with_path
-from moe_jax.model.decoder import Params
+from moe_jax.base.tree import Params, leaves_with_paths, map_with_path
 from train.loop.options import TrainOptions
 from train.optim.adamw import Recipe, adamw, moments
 from train.trainable import resolved

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState, recipe
 from train.objectives.objective import LANGUAGE_MODEL, Batch, Loss, Objective, Share, share_of

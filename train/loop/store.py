@@ -24,9 +24,8 @@ import orbax.checkpoint as ocp
 
 from moe_jax.base import lock, processes
 from moe_jax.base.files import DiskFull, guard_space, sync, write
-from moe_jax.base.tree import count_bytes, leaves_with_paths
+from moe_jax.base.tree import Params, count_bytes, leaves_with_paths
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import same_model
 from train.loop.options import TrainOptions
 from train.loop.state import TrainState

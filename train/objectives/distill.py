@@ -10,10 +10,11 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.experts import parallel
 from moe_jax.layers import ffn
-from moe_jax.model.decoder import Params, forward
+from moe_jax.model.decoder import forward
 from moe_jax.routing import routing
 from moe_jax.routing.alias import to_experts
 from train.objectives import losses
@@ -33,7 +34,7 @@ class Gap:
     of: ffn.Ffn
     dtype: str
 
-    def __call__(self, weights: dict[str, Any], x: jax.Array) -> jax.Array:
+    def __call__(self, weights: Params, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.dtype(self.dtype))
 
         def add(total: jax.Array, member: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:

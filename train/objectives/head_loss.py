@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.config import Config
 from moe_jax.kernels.outer import summed_outer
-from moe_jax.model.decoder import Params, unembed
+from moe_jax.model.decoder import unembed
 from train.objectives import losses
 
 BLOCK = 2**23  # logits that exist at a time: 32 MB of float32

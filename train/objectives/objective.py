@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from moe_jax.model.decoder import Params, hidden
+from moe_jax.model.decoder import hidden
 from train.objectives import head_loss, losses
 
 Batch = dict[str, Any]

@@ -21,10 +21,10 @@ import numpy as np
 
 from moe_jax.base import sharding
 from moe_jax.base.sharding import replicated
-from moe_jax.base.tree import take
+from moe_jax.base.tree import Params, take
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model.decoder import Params, forward
+from moe_jax.model.decoder import forward
 from train.objectives import losses
 from train.objectives.objective import Batch
 

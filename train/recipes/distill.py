@@ -27,10 +27,10 @@ import numpy as np
 
 from moe_jax.base import sharding
 from moe_jax.base.sharding import replicated
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.layers import ffn
-from moe_jax.model.decoder import Params
 from moe_jax.model.fingerprint import fingerprint
 from train.loop.live import Report
 from train.loop.logbook import Evaluate, History
@@ -91,7 +91,7 @@ class Distill:
             raise ValueError(f'Distill.temperature={self.temperature}: is of the logits, which are '
                              'left out; give logits > 0, or no temperature')
         if not (self.logits or self.hidden or self.experts):
-            raise ValueError('Distill: nothing is learnt from the teacher; give logits, hidden or '
+            raise ValueError('Distill: nothing is learned from the teacher; give logits, hidden or '
                              'experts, or use train.finetune')
 
 
@@ -240,7 +240,7 @@ def _mixes(cfg: Config, recipe: Distill, theirs: Config | None,
 
 def _objective(
     cfg: Config, recipe: Distill, teacher: Teacher | None, question: Question,
-    mixes: dict[int, np.ndarray], experts: dict[str, Any], home: jax.sharding.Sharding,
+    mixes: dict[int, np.ndarray], experts: Params, home: jax.sharding.Sharding,
 ) -> Objective:
     counts = {name: getattr(recipe, name) for name in
               ('ce', 'logits', 'temperature', 'hidden', 'experts', 'auxiliary')}

@@ -5,9 +5,9 @@ import functools
 from pathlib import Path
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model.decoder import Params
 from train.loop import feed
 from train.loop.fit import Callback, fit
 from train.loop.live import Report

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 
 from moe_jax.base import sharding
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model.decoder import Params, init, shapes
+from moe_jax.model.decoder import init, shapes
 from train.loop import feed
 from train.loop.fit import fit
 from train.loop.live import Report

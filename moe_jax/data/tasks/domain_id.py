@@ -15,11 +15,11 @@ PER_DOMAIN: dict[Side, int] = {'train': 480, 'validation': 120}
 
 def passages(documents: Sequence[Document], count: int) -> list[tuple[str, str, str]]:
     """(id, group, text) of at most `count` passages, taken by hash from all documents."""
-    found = [(f'{document.id}@{index}', document.group, piece)
+    pieces = [(f'{document.id}@{index}', document.group, piece)
              for document in documents
              for index, span in enumerate(spans(document.text, CHARACTERS))
              if len(piece := document.text[span]) >= SHORTEST]
-    return sorted(found, key=lambda passage: order(passage[0]))[:count]
+    return sorted(pieces, key=lambda passage: order(passage[0]))[:count]
 
 
 def make(corpus: Corpus, seed: int = 0) -> Task:
@@ -27,15 +27,15 @@ def make(corpus: Corpus, seed: int = 0) -> Task:
     choices = tuple(f' {domain}' for domain in corpus.domains)
     sides: dict[Side, list[Example]] = {'train': [], 'validation': []}
     for side, examples in sides.items():
-        found = [passages(one_side(corpus.part(domain, 'task'), side, seed), PER_DOMAIN[side])
+        by_domain = [passages(one_side(corpus.part(domain, 'task'), side, seed), PER_DOMAIN[side])
                  for domain in corpus.domains]
-        fewest = min(map(len, found))
+        fewest = min(map(len, by_domain))
         if not fewest:
-            empty = [domain for domain, texts in zip(corpus.domains, found, strict=True)
+            empty = [domain for domain, texts in zip(corpus.domains, by_domain, strict=True)
                      if not texts]
             raise ValueError(f"task 'domain_id': no {side} passages of {empty}; each domain needs "
                              f'two documents in its task part, of {SHORTEST} characters or more')
-        for label, texts in enumerate(found):
+        for label, texts in enumerate(by_domain):
             for id, group, text in texts[:fewest]:
                 context, clips = prompts.render('domain_id', {'passage': text}, choices)
                 examples.append(Example(f'domain_id/{id}', context, choices, label, group, clips))

@@ -67,14 +67,14 @@ def questions(entries: Sequence[Entry], count: int) -> Iterable[Example]:
 
 def distractors(item: Entry, pool: Sequence[Entry]) -> list[str]:
     """Three other glosses of the pool, from the position that the headword's hash gives onwards."""
-    start, found = int.from_bytes(order('walk' + item.id)[:8], 'big'), [item.gloss]
+    start, glosses = int.from_bytes(order('walk' + item.id)[:8], 'big'), [item.gloss]
     for step in range(len(pool)):
         other = pool[(start + step) % len(pool)]
-        if other.gloss not in found and item.headword.lower() not in other.gloss.lower():
-            found.append(other.gloss)
-        if len(found) == OPTIONS:
+        if other.gloss not in glosses and item.headword.lower() not in other.gloss.lower():
+            glosses.append(other.gloss)
+        if len(glosses) == OPTIONS:
             break
-    return found[1:]
+    return glosses[1:]
 
 
 def make(corpus: Corpus, seed: int = 0) -> Task:
@@ -82,7 +82,7 @@ def make(corpus: Corpus, seed: int = 0) -> Task:
     if DOMAIN not in corpus.domains:
         raise KeyError(f"task 'gloss_choice': the corpus has no domain {DOMAIN!r}, only "
                        f'{corpus.domains}; load the pinned corpus')
-    entries = [found for document in corpus.part(DOMAIN, 'task') if (found := entry(document))]
+    entries = [one for document in corpus.part(DOMAIN, 'task') if (one := entry(document))]
     sides = {side: tuple(questions(one_side(entries, side, seed), count))
              for side, count in COUNT.items()}
     return Task('gloss_choice', sides['train'], sides['validation'],

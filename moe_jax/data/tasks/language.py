@@ -1,4 +1,4 @@
-"""Language modelling on one domain: fresh documents to fine-tune on, the held-out ones to score."""
+"""Language modeling on one domain: fresh documents to fine-tune on, the held-out ones to score."""
 
 from moe_jax.data.documents import Corpus
 from moe_jax.data.tasks.example import TextTask

@@ -55,9 +55,9 @@ def load(name: str, data_dir: str | os.PathLike) -> Task:
     for part in PARTS:
         files = part_files(folder, part)
         if not files:
-            found = sorted(path.name for path in folder.iterdir())
+            present = sorted(path.name for path in folder.iterdir())
             raise FileNotFoundError(f'{folder}: no {part} file for task {name!r}; name it '
-                                    f'{part}.parquet or {part}.jsonl; found {found}')
+                                    f'{part}.parquet or {part}.jsonl; found {present}')
         parts[part] = tuple(
             example for number, path in enumerate(files)
             for example in superglue_rows.examples(name, read_rows(path), str(path),

@@ -42,8 +42,8 @@ def questions(document: Document) -> list[Example]:
 
 def draw(documents: Sequence[Document], count: int) -> list[Example]:
     """At most `count` questions, by hash over all documents."""
-    found = [example for document in documents for example in questions(document)]
-    return sorted(found, key=lambda example: order(example.id))[:count]
+    examples = [example for document in documents for example in questions(document)]
+    return sorted(examples, key=lambda example: order(example.id))[:count]
 
 
 def make(corpus: Corpus, seed: int = 0) -> Task:

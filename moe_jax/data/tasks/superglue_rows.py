@@ -44,8 +44,8 @@ class Row(NamedTuple):
         if isinstance(value, str) and value in classes:
             return classes.index(value)
         if value is None or value in (-1, ''):
-            raise ValueError(f'{self.where}: column {names[0]!r} is {value!r}: an unlabelled '
-                             f'(test) row; give labelled rows only')
+            raise ValueError(f'{self.where}: column {names[0]!r} is {value!r}: an unlabeled '
+                             f'(test) row; give labeled rows only')
         if not isinstance(value, int) or not 0 <= value < len(classes):
             raise ValueError(f'{self.where}: column {names[0]!r} is {value!r}; labels are '
                              f'0..{len(classes) - 1} or {list(classes)}')
@@ -90,12 +90,12 @@ def cb(row: Row) -> Item:
 
 def copa(row: Row) -> Item:
     """The likelier of two causes or effects of a premise; by premise."""
-    premise, asked = row.text('premise'), row.column('question')
+    premise, relation = row.text('premise'), row.column('question')
     asks = {'cause': 'why did it happen', 'effect': 'what came of it'}
-    if asked not in asks:
-        raise ValueError(f"{row.where}: column 'question' is {asked!r}, not one of {list(asks)}")
+    if relation not in asks:
+        raise ValueError(f"{row.where}: column 'question' is {relation!r}, not one of {list(asks)}")
     choices = (f' {row.text("choice1")}', f' {row.text("choice2")}')
-    return Item({'premise': premise, 'ask': asks[asked]}, choices,
+    return Item({'premise': premise, 'ask': asks[relation]}, choices,
                 row.label(('choice1', 'choice2'), 'label'), group_key(premise))
 
 
@@ -147,8 +147,8 @@ def record(row: Row) -> Item | None:
     """
     answers = list(row.column('answers'))
     if not answers:
-        raise ValueError(f"{row.where}: column 'answers' is empty: an unlabelled (test) row; "
-                         f'give labelled rows only')
+        raise ValueError(f"{row.where}: column 'answers' is empty: an unlabeled (test) row; "
+                         f'give labeled rows only')
     gold, entities = answers[0], dict.fromkeys(row.column('entities'))
     if gold not in entities:
         raise ValueError(f"{row.where}: column 'answers' has {gold!r}, which is not in 'entities'")
@@ -245,5 +245,5 @@ def examples(name: str, rows: Iterable[Mapping[str, Any]], where: str, part: str
             if example is not None:
                 made.append(example)
     if not made:
-        raise ValueError(f'{where}: no rows for task {name!r}; give a file with labelled rows')
+        raise ValueError(f'{where}: no rows for task {name!r}; give a file with labeled rows')
     return tuple(made)

@@ -38,7 +38,7 @@ class Hash:
 
     @property
     def traits(self) -> Traits:
-        return Traits(self.topk, clamp=True, sliceable=False, renormalised=True,
+        return Traits(self.topk, clamp=True, sliceable=False, renormalized=True,
                       reads=frozenset({'tokens'}))
 
     @property

@@ -66,7 +66,7 @@ class TopK:
         gate = GATE[self.gate]
         return Traits(
             self.topk, self.groups, gate.group_best, self.groups_used, self.clamp,
-            renormalised=gate.renormalised, rescales=gate.rescales,
+            renormalized=gate.renormalized, rescales=gate.rescales,
             reads=frozenset({'key'} if self.jitter else ()))
 
     @property

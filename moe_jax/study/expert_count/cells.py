@@ -17,18 +17,18 @@ PARALLEL_ROUNDS, MODELLED = 9, ('h100', 'v5e')
 
 def cells(study: Study, material: Material) -> list[Cell]:
     """All cells of a study, in the order to run them: cells that others need come first."""
-    found = []
+    cells = []
     for seed in study.seeds:
         models = {z: pretrain_cell(study, material, z, seed) for z in study.experts}
-        found += models.values()
-        found += [_usage(study, material, models[z], seed) for z in study.experts]
+        cells += models.values()
+        cells += [_usage(study, material, models[z], seed) for z in study.experts]
         if seed == study.seeds[0]:
-            found += [_latency(study, seed), _parallel(study, seed)]
-            found += [_embedding(study, material, models[z], z, g, seed) for z, g in study.pairs]
+            cells += [_latency(study, seed), _parallel(study, seed)]
+            cells += [_embedding(study, material, models[z], z, g, seed) for z, g in study.pairs]
         for task in study.tasks:
-            found += [_score(study, material, models[z], task, z, g, method, seed)
+            cells += [_score(study, material, models[z], task, z, g, method, seed)
                       for z, g, method in compared(study)]
-    return found
+    return cells
 
 
 def compared(study: Study) -> list[tuple[int, int, Method | None]]:

@@ -10,13 +10,13 @@ import numpy as np
 
 import prune
 import train
+from moe_jax.base.tree import Params
 from moe_jax.calibration.observe import observe
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.evals.scores import Scores
 from moe_jax.evals.tasks import evaluate
 from moe_jax.model import cost
-from moe_jax.model.decoder import Params
 from moe_jax.study import parallel as devices
 from moe_jax.study.cell import Cell
 from moe_jax.study.clock import forward_milliseconds
@@ -88,31 +88,31 @@ def latency(shop: Workshop, cell: Cell) -> Outputs:
     """Milliseconds of a forward pass by expert count, in interleaved rounds of one run."""
     study, counts = shop.study, cell.inputs['experts']
     shape = (study.score_rows, study.pretrain.length)
-    found = forward_milliseconds(
+    milliseconds = forward_milliseconds(
         [shop.after_pretraining(study.model_with(n)) for n in counts], shape, LATENCY_ROUNDS
     )
     sizes = {str(n): 4 * cost.count(study.model_with(n)).total for n in counts}
     return {
         'experts': counts, 'tokens': shape[0] * shape[1], 'parameters': sizes,
-        'milliseconds': {str(n): times for n, times in zip(counts, found, strict=True)},
+        'milliseconds': {str(n): times for n, times in zip(counts, milliseconds, strict=True)},
     }
 
 
 def parallel(shop: Workshop, cell: Cell) -> Outputs:
     """Milliseconds of a forward pass by number of experts and of devices they are spread over."""
-    study, asked = shop.study, cell.inputs
+    study, inputs = shop.study, cell.inputs
     shape = (study.score_rows, study.pretrain.length)
     configs = {n: study.model_with(n).replace(capacity_train=None, capacity_eval=None)
-               for n in asked['experts']}
-    found = devices.measured([c.to_json() for c in configs.values()], asked['degrees'], shape,
-                             asked['rounds'])
+               for n in inputs['experts']}
+    measured = devices.measured([c.to_json() for c in configs.values()], inputs['degrees'], shape,
+                             inputs['rounds'])
     return {
         'tokens': shape[0] * shape[1],
-        'milliseconds': dict(zip(map(str, configs), found, strict=True)),
+        'milliseconds': dict(zip(map(str, configs), measured, strict=True)),
         'modelled': {name: {str(count): {
             str(n): 1000 * forward_latency(cfg, shape, {'expert': n}, name).seconds
-            for n in asked['degrees']} for count, cfg in configs.items()}
-            for name in asked['devices']},
+            for n in inputs['degrees']} for count, cfg in configs.items()}
+            for name in inputs['devices']},
     }
 
 

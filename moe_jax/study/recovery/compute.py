@@ -13,12 +13,12 @@ import numpy as np
 
 import prune
 import train
+from moe_jax.base.tree import Params
 from moe_jax.calibration.observe import observe
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.evals.tasks import evaluate
 from moe_jax.inference.score import score
-from moe_jax.model.decoder import Params
 from moe_jax.study import records
 from moe_jax.study.cell import Cell
 from moe_jax.study.recovery.cells import NONE, label, shrink_options

@@ -17,9 +17,9 @@ def read(path: str | Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 def about(records: Iterable[dict[str, Any]]) -> str:
     """The kind of study of raw records, by the last record that names one."""
-    found = [r['outputs'].get('about') for r in records
+    kinds = [r['outputs'].get('about') for r in records
              if r['kind'] == 'study' and isinstance(r.get('outputs'), dict)]
-    return str(found[-1] or EXPERT_COUNT) if found else EXPERT_COUNT
+    return str(kinds[-1] or EXPERT_COUNT) if kinds else EXPERT_COUNT
 
 
 def _lines(text: str) -> tuple[list[dict[str, Any]], list[str]]:

@@ -4,6 +4,6 @@ A file has one function, of a form that `prune.inputs.method` describes, and end
 `METHOD = Method(...)`. Its docstring is published in docs/methods.md.
 """
 
-from prune.inputs.catalogue import discovered
+from prune.inputs.discovery import discovered
 
 METHODS = discovered(__name__, __path__)

@@ -12,14 +12,14 @@ negative. An expert of zeros, which has no ratio, scores 0 whatever is kept and 
 Biases are left out.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.activation_scores import weight_sums
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 
@@ -37,7 +37,7 @@ def scores(
     return {i: SCORE[keep](*ratio(params, i)) for i in cfg.moe_layers}
 
 
-def ratio(params: Mapping[str, Any], layer: int) -> tuple[np.ndarray, np.ndarray]:
+def ratio(params: Params, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """mean |w| / root mean square of w of every expert, [E] float64, and which have weights, [E].
 
     The ratio of an expert of zeros is 0.

@@ -1,7 +1,7 @@
 """DiEP: learn a mask on every expert's gate by gradient descent on the layer's reconstruction.
 
 Source: Bai et al., "DiEP: Adaptive Mixture-of-Experts Compression through Differentiable Expert
-Pruning", arXiv 2509.16105: a score a_e per expert and one b per layer, relaxed, minimise the
+Pruning", arXiv 2509.16105: a score a_e per expert and one b per layer, relaxed, minimize the
 reconstruction error plus a penalty (0.01); three steps on a follow each step on b; the experts of
 all layers are then compared, so layers keep unequally many (SPREAD).
 
@@ -9,10 +9,10 @@ Here a mask m_e = sigmoid(a_e + b) multiplies the gate of expert e, and
 
     mean_t |y_t - y'_t|^2 / mean_t |y_t|^2 + lam * mean_e m_e
 
-is minimised by Adam on inner products of expert outputs of a reservoir. A token has K places and
+is minimized by Adam on inner products of expert outputs of a reservoir. A token has K places and
 fills them in its own order of the experts: the r-th takes w_r = min(m_r, K - m_1 - ... - m_(r-1)),
-at least 0, of them. Its gate is that of its score times w_r, renormalised over the w_r where the
-convention renormalises; softmax scores are shares of sum_e m_e exp(z_e). So masks of 0 and 1 give
+at least 0, of them. Its gate is that of its score times w_r, renormalized over the w_r where the
+convention renormalizes; softmax scores are shares of sum_e m_e exp(z_e). So masks of 0 and 1 give
 exactly the router with the rows sliced, and a mask between them lets the next experts in. The score
 is a_e + b.
 
@@ -30,9 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.routing.designs.top_k import choose
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 from prune.subsets import error
 from prune.subsets.error import Sample
@@ -101,7 +102,7 @@ def masked_gates(rule: Rule, seen: Masked, picked: jax.Array, mask: jax.Array) -
     places = jnp.clip(rule.topk - before, 0.0, in_order)
     filled = jnp.take_along_axis(places, seen.rank[picked], axis=1) * seen.scores[picked]
     total = jnp.ones((len(picked), 1))
-    if rule.gate.renormalised:
+    if rule.gate.renormalized:
         total = filled.sum(axis=1, keepdims=True) + 1e-20
     elif rule.gate.rescales:
         total = (seen.scores[picked] @ mask)[:, None] + 1e-20

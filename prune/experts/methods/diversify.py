@@ -1,7 +1,7 @@
 """Diversifying the expert knowledge: experts that say the same are grouped, and each group merged.
 
 Source: Zhang et al., "Diversifying the Expert Knowledge for Task-Agnostic Pruning in Sparse
-Mixture-of-Experts", arXiv 2407.09590. Experts are alike by the linear centred kernel alignment
+Mixture-of-Experts", arXiv 2407.09590. Experts are alike by the linear centered kernel alignment
 (CKA; Kornblith et al. 2019) of their outputs, or by their weights, which may be aligned first.
 Members of a group are averaged, after alignment, and so are their router rows.
 
@@ -10,16 +10,15 @@ hidden units are aligned to the first expert of the group; outputs are those on 
 tokens, routed or not.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from moe_jax.base.tree import host
+from moe_jax.base.tree import Params, host
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.align import permutations, permute
@@ -63,25 +62,25 @@ def plan(
 
 
 def cka(outputs: np.ndarray) -> np.ndarray:
-    """Linear CKA [E, E] of outputs [S, E, D]: the cosine of the experts' centred kernels.
+    """Linear CKA [E, E] of outputs [S, E, D]: the cosine of the experts' centered kernels.
 
     |X_i^T X_j|^2 / (|X_i^T X_i| |X_j^T X_j|), Frobenius norms, each X [S, D] without its mean over
     tokens. An expert whose output is the same for all tokens has 0 to every other one. Kernels
     X X^T are float32 and never whole, their products float64.
     """
     tokens, experts = outputs.shape[:2]
-    centred = np.stack([_centre(outputs[:, e]) for e in range(experts)])
+    centered = np.stack([_center(outputs[:, e]) for e in range(experts)])
     step = max(1, BLOCK // (experts * tokens))
     gram = np.zeros((experts, experts))
     for start in range(0, tokens, step):
-        kernels = centred[:, start:start + step] @ centred.transpose(0, 2, 1)
+        kernels = centered[:, start:start + step] @ centered.transpose(0, 2, 1)
         rows = kernels.reshape(experts, -1).astype(np.float64)
         gram += rows @ rows.T
     # Centring leaves rounding of constant outputs, about 1e-14 of their square.
     return cosine(gram, 1e-10 * float(np.einsum('sed,sed->e', outputs, outputs).max()))
 
 
-def weight_cosine(experts: Mapping[str, Any]) -> np.ndarray:
+def weight_cosine(experts: Params) -> np.ndarray:
     """Cosine [E, E] of all weights of two experts, each as one vector."""
     gram: Any = 0.0
     for leaf in experts.values():
@@ -93,21 +92,21 @@ def weight_cosine(experts: Mapping[str, Any]) -> np.ndarray:
     return cosine(gram)
 
 
-def _centre(outputs: np.ndarray) -> np.ndarray:
+def _center(outputs: np.ndarray) -> np.ndarray:
     """Outputs [S, D] without their mean, float32."""
     outputs = outputs.astype(np.float64)
     return (outputs - outputs.mean(axis=0)).astype(np.float32)
 
 
-def _outputs(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
+def _outputs(experts: Params, stats: LayerStats) -> np.ndarray:
     return cka(stats['sample_output'])
 
 
-def _weights(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
+def _weights(experts: Params, stats: LayerStats) -> np.ndarray:
     return weight_cosine(experts)
 
 
-def _aligned(experts: Mapping[str, Any], stats: LayerStats) -> np.ndarray:
+def _aligned(experts: Params, stats: LayerStats) -> np.ndarray:
     count = experts['up'].shape[0]
     return weight_cosine(permute(experts, permutations(experts, np.zeros(count, int))))
 

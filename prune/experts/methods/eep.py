@@ -16,22 +16,22 @@ operators open; here a child takes each new expert from one of two parents, then
 by normal noise. The best always live on, so the result is never worse than the best set found.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import mix
+from moe_jax.base.tree import Params, mix
 from moe_jax.config import Config
 from moe_jax.experts.evaluate import dropless
 from moe_jax.layers import ffn
 from moe_jax.routing.designs.top_k import choose
 from prune.experts.keep import keep
 from prune.experts.methods.genetic import gate_mass, search, share
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.subsets import error as reconstruct
@@ -44,7 +44,7 @@ CHANGED = 0.25  # share of the entries that a mutation changes
 class Target(NamedTuple):
     """A layer and its reservoir: inputs [S, D], logits [S, E], correction [E], output [S, D]."""
 
-    experts: Mapping[str, Any]
+    experts: Params
     inputs: jax.Array
     logits: jax.Array
     correction: jax.Array | None
@@ -97,7 +97,7 @@ def plan(
     return plans
 
 
-def target_of(cfg: Config, layer: Mapping[str, Any], seen: LayerStats) -> Target:
+def target_of(cfg: Config, layer: Params, seen: LayerStats) -> Target:
     """The reservoir's inputs, and what the layer's own experts give on them with its own gates."""
     gates = np.asarray(seen['sample_gates'], np.float32)
     ids = np.argsort(-gates, axis=1, kind='stable')[:, :min(cfg.topk, gates.shape[1])]
@@ -156,7 +156,7 @@ def evolved(
 
 @partial(jax.jit, static_argnums=0)
 def _routed(
-    ffn: ffn.Ffn, experts: Mapping[str, Any], x: jax.Array, ids: jax.Array, gates: jax.Array
+    ffn: ffn.Ffn, experts: Params, x: jax.Array, ids: jax.Array, gates: jax.Array
 ) -> jax.Array:
     """Output [S, D] of a layer for its experts ids [S, K] and gates [S, K]."""
     return dropless(ffn, experts, x, ids, gates)[0].astype(jnp.float32)

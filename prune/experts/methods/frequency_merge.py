@@ -1,4 +1,4 @@
-"""Frequency merging: the most used experts are centres, every other one joins the most similar.
+"""Frequency merging: the most used experts are centers, every other one joins the most similar.
 
 Source: the baseline of UNCURL (ENLSP-IV 2024, table 3). It differs from `uncurl` in the partition
 alone: same similarity, alignment, weights and router. Ties go to the lower index.
@@ -6,10 +6,11 @@ alone: same similarity, alignment, weights and router. Ties go to the lower inde
 
 
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import CENTER_NEEDS, Center, nearest, similarity
@@ -31,11 +32,11 @@ def plan(
     plans = {}
     for i, groups in counts.items():
         count, alike = stats[i]['count_top1'], similarity(stats[i], center)
-        centres = top(count, groups)
+        centers = top(count, groups)
         plans[i] = merge(
-            params[f'layer_{i}']['moe'], stats[i], nearest(alike, centres), count,
+            params[f'layer_{i}']['moe'], stats[i], nearest(alike, centers), count,
             router_init=router_init, align_to='reference' if align else 'none', seed=seed,
-            notes={'similarity': alike, 'centres': centres},
+            notes={'similarity': alike, 'centers': centers},
         )
     return plans
 

@@ -5,7 +5,7 @@ Experts", ICLR 2026). Score of expert e: sum over the tokens routed to it of g_t
 a=1, c=1 of the family of arXiv 2606.15716. The sum grows with how often an expert is used, which
 REAP's mean does not.
 
-Deviations: gates are those that the model applies; the code renormalises them over the chosen
+Deviations: gates are those that the model applies; the code renormalizes them over the chosen
 experts, which sums cannot undo, and which changes nothing in a model that does so itself. Tokens
 that an expert's capacity dropped are left out.
 """
@@ -13,9 +13,10 @@ that an expert's capacity dropped are left out.
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 

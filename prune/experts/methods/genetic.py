@@ -15,8 +15,9 @@ layer and its choice of combinations over blocks of layers are not part of the s
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.subsets import error
 from prune.subsets import search as subsets

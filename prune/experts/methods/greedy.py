@@ -10,8 +10,9 @@ of each group goes in turn. Ties drop the highest index.
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers
 from prune.subsets import error
 from prune.subsets.error import Sample

@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.linkage import Linkage, agglomerate

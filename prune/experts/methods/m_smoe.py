@@ -16,10 +16,11 @@ from typing import Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import CENTER_NEEDS, Center, nearest, similarity
@@ -54,7 +55,7 @@ def plan(
         plans[i] = merge(
             params[f'layer_{i}']['moe'], stats[i], nearest(alike, dominants), stats[i]['count'],
             router_init=router_init, align_to=align, seed=seed,
-            notes={'similarity': alike, 'centres': dominants},
+            notes={'similarity': alike, 'centers': dominants},
         )
     return plans
 
@@ -70,8 +71,8 @@ def spend(
     open_layers = [i for i in counts if counts[i] < len(usage[i])]
     budget = sum(counts[i] for i in open_layers) - floor * len(open_layers)
     rest = [(-u, i) for i in open_layers for u in -np.sort(-usage[i])[floor:]]
-    given = [i for _, i in sorted(rest)[:budget]]
-    return {i: floor + given.count(i) if i in open_layers else n for i, n in counts.items()}
+    owners = [i for _, i in sorted(rest)[:budget]]
+    return {i: floor + owners.count(i) if i in open_layers else n for i, n in counts.items()}
 
 
 def _as_asked(

@@ -11,9 +11,10 @@ library's.
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 

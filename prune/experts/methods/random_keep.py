@@ -6,8 +6,9 @@ No paper; no statistics.
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers
 
 

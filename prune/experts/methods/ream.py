@@ -5,13 +5,13 @@ released code. Saliency is REAP's, the mean over an expert's tokens of gate time
 most salient experts are centroids. Visited from the most salient on, each takes the `size` - 1
 nearest experts that are left, so most groups stay single and a few grow large. The distance is 1 -
 ((1 + cos_o) / 2 + s) / 2 with cos_o the cosine of the mean gated outputs and s = 1 - D / max D, D =
-sqrt(2 - 2 cos_z) that of the normalised logits over tokens. A group is the saliency-weighted mean
+sqrt(2 - 2 cos_z) that of the normalized logits over tokens. A group is the saliency-weighted mean
 of its members, aligned to its centroid, whose router row it keeps.
 
 Deviations: all layers are planned from the intact model (the paper goes layer by layer);
 alignment is by weights alone (the code adds hidden activations and works on a projection of both);
 means are over tokens (the code's are means of batch means, and its saliency takes gates as they
-were before renormalisation); an expert without saliency has weight 0 beside others (the code puts a
+were before renormalization); an expert without saliency has weight 0 beside others (the code puts a
 number in its place).
 """
 
@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import cosine, similarity
@@ -40,7 +41,7 @@ def plan(
     align: Literal['reference', 'first', 'none'] = 'reference',
     seed: int = 0,
 ) -> dict[int, LayerPlan]:
-    """One plan per MoE layer; its notes have `saliency` [E], `centres` [G] and `distance` [E, E].
+    """One plan per MoE layer; its notes have `saliency` [E], `centers` [G] and `distance` [E, E].
 
     size: the most experts in a group, centroid included.
     router_init: `prune.experts.routers`; 'reference', the centroid's row, is the paper's.
@@ -58,11 +59,11 @@ def plan(
                 f'experts; keep more experts, or size={-(-cfg.experts[i] // groups)} or more'
             )
         saliency, apart = saliencies(stats[i]), distances(stats[i])
-        centres = top(saliency, groups)
+        centers = top(saliency, groups)
         plans[i] = merge(
-            params[f'layer_{i}']['moe'], stats[i], gather(apart, saliency, centres, size), saliency,
+            params[f'layer_{i}']['moe'], stats[i], gather(apart, saliency, centers, size), saliency,
             router_init=router_init, align_to=align, seed=seed,
-            notes={'saliency': saliency, 'centres': centres, 'distance': apart},
+            notes={'saliency': saliency, 'centers': centers, 'distance': apart},
         )
     return plans
 
@@ -83,14 +84,14 @@ def distances(stats: LayerStats) -> np.ndarray:
     return 1 - (outputs + gates) / 2
 
 
-def gather(distance: np.ndarray, saliency: np.ndarray, centres: np.ndarray, size: int
+def gather(distance: np.ndarray, saliency: np.ndarray, centers: np.ndarray, size: int
            ) -> np.ndarray:
-    """Labels [E], positions in `centres` [G]: each, the most salient first, takes its nearest."""
+    """Labels [E], positions in `centers` [G]: each, the most salient first, takes its nearest."""
     labels = np.full(len(distance), -1)
-    labels[centres] = np.arange(len(centres))
-    for g in np.argsort(-saliency[centres], kind='stable'):
+    labels[centers] = np.arange(len(centers))
+    for g in np.argsort(-saliency[centers], kind='stable'):
         left = np.flatnonzero(labels < 0)
-        order = np.argsort(distance[centres[g], left], kind='stable')
+        order = np.argsort(distance[centers[g], left], kind='stable')
         labels[left[order[:size - 1]]] = g
     return labels
 

@@ -6,7 +6,7 @@ routed to it; b=1, a=1, c=1 of the family of arXiv 2606.15716.
 `prune.experts.activation_scores.standard_error` says how sure the mean is, and
 `prune.experts.protect.super_experts` finds those the paper's code can protect.
 
-Deviations: gates are those that the model applies; the code renormalises them over the chosen
+Deviations: gates are those that the model applies; the code renormalizes them over the chosen
 experts by default, which sums cannot undo, and which changes nothing in a model that does so
 itself. Tokens that an expert's capacity dropped are left out. The minimum of tokens is this
 library's.
@@ -15,9 +15,10 @@ library's.
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.activation_scores import family
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 

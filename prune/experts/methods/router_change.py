@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.model.params import check_params
 from prune.experts.activation_scores import router_norms
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 

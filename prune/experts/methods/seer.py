@@ -5,7 +5,7 @@ Mixture-of-Experts", arXiv 2404.05089, the pruning stage. Score of expert e: sum
 applied over all tokens. Its hard counts are the method `frequency`.
 
 Deviations: the paper's code is not public, and its soft count can be read as gates of the chosen
-experts or as full probabilities, so both are here. Where a model does not renormalise gates the two
+experts or as full probabilities, so both are here. Where a model does not renormalize gates the two
 differ by the unchosen mass alone. The paper's fine-tuning with fewer active experts and an entropy
 penalty is no part of a plan.
 """
@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from prune.inputs.method import Cost, Method, Params
+from prune.inputs.method import Cost, Method
 from prune.inputs.statistics import Layers
 
 SOFT_COUNT = {'gates': 'gate_sum', 'probs': 'prob_sum'}

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
-from moe_jax.base.tree import host
+from moe_jax.base.tree import Params, host
 from moe_jax.config import Config
 from prune.experts.keep import keep
 from prune.experts.merge import merge
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.router import router_leaves
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
@@ -67,7 +67,7 @@ def plan(
     return plans
 
 
-def distances(moe: Mapping[str, Any], weight: float) -> np.ndarray:
+def distances(moe: Params, weight: float) -> np.ndarray:
     """Distance [E, E] of router rows over the norm of the whole router, times `weight`."""
     rows = np.asarray(router_leaves(moe, 'stun')['kernel']).astype(np.float64)
     return weight * squareform(pdist(rows)) / max(float(np.linalg.norm(rows)), 1e-300)
@@ -92,8 +92,8 @@ def clusters(
         (height, i) for i, tree in trees.items() if counts[i] <= len(tree.heights)
         for height in tree.heights[:len(tree.heights) + 1 - floor]
     )
-    asked = sum(len(d) - counts[i] for i, d in distance.items())
-    made = [i for _, i in joins[:asked]]
+    excess = sum(len(d) - counts[i] for i, d in distance.items())
+    made = [i for _, i in joins[:excess]]
     partitions = {}
     for i, tree in trees.items():
         n = made.count(i)
@@ -101,7 +101,7 @@ def clusters(
     return partitions
 
 
-def representative(experts: Mapping[str, Any], ids: np.ndarray) -> int:
+def representative(experts: Params, ids: np.ndarray) -> int:
     """The expert of `ids` whose weights are nearest to the mean of theirs; ties, the lowest."""
     away, size = np.zeros(len(ids)), 0.0
     for leaf in experts.values():

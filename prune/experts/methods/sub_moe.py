@@ -20,10 +20,11 @@ from typing import Literal
 
 import numpy as np
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers, LayerStats
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import embed, kmeans, mean_cosine

@@ -6,7 +6,7 @@ logits, (1 + cos) / 2, spectral clustering, alignment to the most used expert of
 weighted by top-1 counts, random router that must then be trained.
 
 Where the paper leaves room: the map to [0, 1] is applied once; the Laplacian is the symmetric
-normalised one with row-normalised eigenvectors (Ng, Jordan and Weiss, which it cites); k-means
+normalized one with row-normalized eigenvectors (Ng, Jordan and Weiss, which it cites); k-means
 keeps the best of 10 seeded restarts; a cluster without traffic is a plain mean; a layer that keeps
 all its experts keeps its router. The paper suggests, and does not evaluate, keeping the first layer
 greedy, since its logits show no clusters: `first_layer='topk'` of `prune.plan`.
@@ -14,10 +14,11 @@ greedy, since its logits show no clusters: `first_layer='topk'` of `prune.plan`.
 
 
 
+from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from prune.experts.merge import merge
 from prune.experts.routers import ROUTER_NEEDS, RouterInit
-from prune.inputs.method import Cost, Counts, Method, Params
+from prune.inputs.method import Cost, Counts, Method
 from prune.inputs.statistics import Layers
 from prune.plans.layer import LayerPlan
 from prune.similarity.cluster import CENTER_NEEDS, Center, similarity, spectral
@@ -36,7 +37,7 @@ def plan(
 ) -> dict[int, LayerPlan]:
     """One plan per MoE layer.
 
-    center: how logits are centred before the cosine (`prune.similarity.cluster.similarity`).
+    center: how logits are centered before the cosine (`prune.similarity.cluster.similarity`).
     router_init: `prune.experts.routers`; 'random' is the paper's, the others give a usable model at
     once.
     align: permute hidden units to match the reference expert before averaging.

@@ -5,6 +5,6 @@ which the lowest go; `solve` chooses the mask itself and changes the weights tha
 docstring is published in docs/methods.md.
 """
 
-from prune.inputs.catalogue import discovered
+from prune.inputs.discovery import discovered
 
 WEIGHT_METHODS = discovered(__name__, __path__)

@@ -38,7 +38,7 @@ def empty(cfg, rows):
     sizes = {'R': rows, 'D': cfg.width, 'F': cfg.expert_hidden, 'k': cfg.topk - 1, 'B': BINS}
     found = {name: np.zeros([sizes.get(s, s) for s in stat.shape])
              for name, stat in STATISTICS.items()
-             if stat.asked in ('', 'dense') and name != 'vocab'}
+             if stat.option in ('', 'dense') and name != 'vocab'}
     return found | {'vocab': {}}
 
 

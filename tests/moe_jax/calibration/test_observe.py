@@ -11,8 +11,8 @@ from moe_jax.inference.score import score
 from tests.moe_jax import numpy_model
 from tests.moe_jax.calibration.observe_loops import by_loops
 
-DEFAULT = {name for name, stat in STATISTICS.items() if not stat.asked}
-DENSE = {name for name, stat in STATISTICS.items() if stat.asked == 'dense'}
+DEFAULT = {name for name, stat in STATISTICS.items() if not stat.option}
+DENSE = {name for name, stat in STATISTICS.items() if stat.option == 'dense'}
 
 
 @pytest.fixture(scope='module')

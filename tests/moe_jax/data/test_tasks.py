@@ -166,14 +166,14 @@ def test_the_original_superglue_lines_are_read_too(tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'change', 'message'), [
-    ('boolq', {'label': -1}, r"row 1: column 'label' is -1: an unlabelled \(test\) row"),
+    ('boolq', {'label': -1}, r"row 1: column 'label' is -1: an unlabeled \(test\) row"),
     ('boolq', {'label': 2}, r"row 1: column 'label' is 2; labels are 0..1"),
     ('boolq', {'passage': ' '}, r"row 1: column 'passage' is ' ', not text"),
     ('copa', {'question': 'why'}, r"row 1: column 'question' is 'why'"),
     ('copa', {'choice2': 'The bell rang.'}, r'row 1: .*distinct choices'),
     ('winogrande', {'sentence': 'no blank'}, r"row 1: column 'sentence' has no _"),
     ('wsc', {'span2_index': 9}, r"row 1: column 'span2_index' is 9"),
-    ('record', {'answers': []}, r"row 1: column 'answers' is empty: an unlabelled"),
+    ('record', {'answers': []}, r"row 1: column 'answers' is empty: an unlabeled"),
     ('record', {'answers': ['Dan']}, r"row 1: column 'answers' has 'Dan'"),
     ('record', {'passage': {'text': 'x'}}, r"row 1: column 'passage' is nested, but"),
     ('own', {'choices': 'high'}, r"row 1: column 'choices' is 'high', not a list"),

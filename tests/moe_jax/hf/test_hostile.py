@@ -104,7 +104,7 @@ def test_a_terabyte_that_is_only_announced_is_not_allocated(folder):
 def test_quantised_tensors_are_refused_by_name_with_the_remedy(folder, dtype):
     size = {'I64': 8, 'F64': 8}.get(dtype, 1)
     (folder / FILE).write_bytes(file({'blocks': tensor([0, 2 * size], dtype=dtype)}, 2 * size))
-    with pytest.raises(ValueError, match=rf'blocks in {FILE} is {dtype}: .*dequantise it first'):
+    with pytest.raises(ValueError, match=rf'blocks in {FILE} is {dtype}: .*dequantize it first'):
         open_folder(folder)
 
 

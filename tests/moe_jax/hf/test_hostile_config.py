@@ -61,7 +61,7 @@ def test_an_unknown_model_type_lists_what_is_supported(folder, kind):
 @pytest.mark.parametrize('section', [{'quant_method': 'fp8'}, {}, 'awq'])
 def test_quantised_weights_are_refused_with_the_remedy(folder, section):
     changed(folder, quantization_config=section)
-    with pytest.raises(ValueError, match=r'weights are quantised .* dequantise them first'):
+    with pytest.raises(ValueError, match=r'weights are quantized .* dequantize them first'):
         open_folder(folder)
 
 

@@ -120,7 +120,7 @@ def test_places_take_a_methods_embedding():
     np.testing.assert_allclose(np.abs(found), [[1.5, 0.5]] * 4, atol=1e-7)
 
 
-def test_clusters_colour_what_is_merged(stats):
+def test_clusters_color_what_is_merged(stats):
     figure = pictures.clusters(plan(), stats)
     shown = [ax for ax in figure.axes if ax.get_title(loc='left')]
     assert [ax.get_title(loc='left') for ax in shown] == [

@@ -31,7 +31,7 @@ def params(cfg, draw):
 def test_ratio_by_loops(gate):
     found = choose(LOGITS, topk=3, gate=gate, scale=2.5)
     skip = Skip(kind='ratio', thresholds=((0.6, 0.4),))
-    after, used = skipping.apply(found, skip, 0, renormalised=GATE[gate].renormalised)
+    after, used = skipping.apply(found, skip, 0, renormalized=GATE[gate].renormalized)
     some = 0
     for n in range(40):
         g = np.asarray(found.gates[n], np.float64)

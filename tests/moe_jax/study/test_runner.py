@@ -194,8 +194,8 @@ def test_grown_seeds_reuse_what_is_there(texts, tmp_path, counted):
 def test_a_changed_input_redoes_its_cells_and_a_new_label_none(texts, tmp_path, counted):
     runner.run(STUDY, tmp_path, data_dir=texts)
     counted.clear()
-    labelled = STUDY.replace(rivals=(Method(label='often', name='frequency'),))
-    runner.run(labelled, tmp_path, data_dir=texts)
+    labeled = STUDY.replace(rivals=(Method(label='often', name='frequency'),))
+    runner.run(labeled, tmp_path, data_dir=texts)
     assert not counted
     kept = records.read(tmp_path).values()
     assert {r['method'] for r in kept if r['kind'] == 'score'} == {'none', 'uncurl', 'often'}

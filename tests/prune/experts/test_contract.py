@@ -185,7 +185,7 @@ def test_statistics_that_are_not_finite_are_refused(seen, name):
 def test_renaming_experts_renames_the_decision(seen, name):
     """The same experts under other numbers: the same ones are kept, or merged together.
 
-    Not of random choice, nor of seeded noise (eep) or seeded centres of k-means (sub_moe).
+    Not of random choice, nor of seeded noise (eep) or seeded centers of k-means (sub_moe).
     """
     cfg, params, stats = seen('plain')
     apart = {'count_top1': np.array([5, 9, 2, 14, 7, 11])}  # ties go by the number

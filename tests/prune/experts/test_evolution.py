@@ -21,7 +21,7 @@ BASE = Config(
     topk=2, gate='softmax_topk_renorm', ffn='swiglu', ffn_bias=False, capacity_eval=None,
 )
 FORMS = {
-    'renormalised': BASE,
+    'renormalized': BASE,
     'raw': BASE.replace(gate='softmax_topk', topk=1),
     'top-k first, router bias': BASE.replace(gate='topk_softmax', router_bias=True),
     'sigmoid with correction': BASE.replace(gate='sigmoid_topk_renorm', correction=True),

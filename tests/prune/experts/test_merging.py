@@ -201,20 +201,20 @@ def test_ream_gathers_around_the_most_salient_first():
     """Expert 4 is visited first and takes its two nearest, though 1 is nearer to centroid 0."""
     line = np.array([0.0, 0.9, 1.2, 5.0, 1.5, 9.0])
     apart, saliency = np.abs(line[:, None] - line), np.array([8.0, 2, 1, 3, 9, 0])
-    centres = np.array([0, 4])
-    assert ream.gather(apart, saliency, centres, 3).tolist() == [0, 1, 1, 0, 1, 0]
-    assert ream.gather(apart, saliency, centres, 4).tolist() == [0, 1, 1, 1, 1, 0]
-    assert ream.gather(apart, saliency, centres, 9).tolist() == [0, 1, 1, 1, 1, 1]
-    assert ream.gather(apart, np.zeros(6), centres, 4).tolist() == [0, 0, 0, 0, 1, 1]
+    centers = np.array([0, 4])
+    assert ream.gather(apart, saliency, centers, 3).tolist() == [0, 1, 1, 0, 1, 0]
+    assert ream.gather(apart, saliency, centers, 4).tolist() == [0, 1, 1, 1, 1, 0]
+    assert ream.gather(apart, saliency, centers, 9).tolist() == [0, 1, 1, 1, 1, 1]
+    assert ream.gather(apart, np.zeros(6), centers, 4).tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_ream_weighs_by_saliency_and_keeps_the_centroids_row():
     params, stats = case.make(5, noise=0.5)
     layers = ream.plan(stats, params, case.config(), {0: 3, 2: 2}, size=3)
     for i, layer in layers.items():
-        saliency, centres = layer.notes['saliency'], layer.notes['centres']
-        assert set(centres) == set(np.argsort(-saliency)[:layer.after])
-        assert sorted(layer.notes['references']) == centres.tolist()
+        saliency, centers = layer.notes['saliency'], layer.notes['centers']
+        assert set(centers) == set(np.argsort(-saliency)[:layer.after])
+        assert sorted(layer.notes['references']) == centers.tolist()
         for g, row in enumerate(layer.mix):
             ids = np.flatnonzero(layer.notes['labels'] == g)
             assert len(ids) <= 3

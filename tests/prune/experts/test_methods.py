@@ -132,7 +132,7 @@ def test_renaming_experts_renames_the_merge(cfg, params, from_logits, seed):
 def test_frequency_merge_gathers_around_the_most_used(cfg, params, from_logits):
     stats = planted(cfg, from_logits, [8, 1, 2, 7, 1, 9])
     layer = prune.plan('frequency_merge', stats, params, cfg, experts=3).layers[2]
-    assert layer.notes['centres'].tolist() == [0, 3, 5]
+    assert layer.notes['centers'].tolist() == [0, 3, 5]
     assert layer.notes['labels'].tolist() == [0, 1, 0, 2, 2, 1]
     assert layer.notes['references'].tolist() == [0, 5, 3]
     np.testing.assert_allclose(layer.mix[1], [0, .1, 0, 0, 0, .9], rtol=1e-6)

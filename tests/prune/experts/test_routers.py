@@ -67,8 +67,8 @@ def test_logsumexp_router_is_the_least_squares_router_up_to_what_softmax_ignores
     target = np.stack([lse(z[:, part.labels == g]) for g in range(3)], axis=1)
     theirs = np.linalg.lstsq(x, target, rcond=None)[0].T
     # Rows may share any vector: softmax sees differences only.
-    centre = np.eye(3) - 1 / 3
-    np.testing.assert_allclose(centre @ ours, centre @ theirs, atol=0.05)
+    center = np.eye(3) - 1 / 3
+    np.testing.assert_allclose(center @ ours, center @ theirs, atol=0.05)
 
 
 @pytest.mark.parametrize('seed', range(3))

@@ -18,14 +18,14 @@ def esft() -> Config:
                   experts=(EXPERTS, 0, EXPERTS), topk=TOPK, capacity_eval=None, shared_hidden=4)
 
 
-def draw_gates(seed: int, renormalised: bool) -> np.ndarray:
+def draw_gates(seed: int, renormalized: bool) -> np.ndarray:
     """Applied gates [T, E] of top-2 routing; expert 3 is never chosen."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(TOKENS, EXPERTS)) + np.arange(EXPERTS) / 3
     logits[:, 3] = -50
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     gates = np.where(probs >= np.sort(probs, axis=1)[:, [-TOPK]], probs, 0)
-    return gates / gates.sum(axis=1, keepdims=True) if renormalised else gates
+    return gates / gates.sum(axis=1, keepdims=True) if renormalized else gates
 
 
 def stats_of(gates: dict[str, dict[int, np.ndarray]]) -> Stats:
@@ -53,13 +53,13 @@ def smallest_set(score: np.ndarray, share: float) -> int:
 
 
 @pytest.mark.parametrize('share', [None, 0.05, 0.3, 0.45])
-@pytest.mark.parametrize('normalise', [False, True])
+@pytest.mark.parametrize('normalize', [False, True])
 @pytest.mark.parametrize('by', ['gates', 'tokens'])
 @pytest.mark.parametrize('group', [None, 'law'])
-def test_the_shortest_prefix_that_reaches_the_share(esft, by, normalise, share, group):
+def test_the_shortest_prefix_that_reaches_the_share(esft, by, normalize, share, group):
     gates = {g: {i: draw_gates(7 * i + k, False) for i in (0, 2)}
              for k, g in enumerate(('law', 'intent'))}
-    chosen = select(stats_of(gates), esft, by=by, share=share, group=group, normalise=normalise)
+    chosen = select(stats_of(gates), esft, by=by, share=share, group=group, normalize=normalize)
     assert list(chosen) == [0, 2]
     share = {'gates': 0.1, 'tokens': 0.2}[by] if share is None else share
     for i, ids in chosen.items():
@@ -70,7 +70,7 @@ def test_the_shortest_prefix_that_reaches_the_share(esft, by, normalise, share, 
             for e in range(EXPERTS):
                 mine = token[e] if by == 'gates' else (token[e] > 0) / TOPK
                 score[e] += mine / len(seen)
-        score = score / score.sum() if normalise else score
+        score = score / score.sum() if normalize else score
         assert ids.tolist() == sorted(ids.tolist()) and len(ids) == smallest_set(score, share)
         assert set(ids) == set(np.argsort(-score, kind='stable')[:len(ids)])
 
@@ -85,7 +85,7 @@ def test_a_selection_by_hand(esft):
     # Half of the mass: 0.1 of it is one expert more than 0.1 of a token.
     half = of_scores([.1, .1, .1, .1, .05, .05], [.5, 0, 0, 0, 0, 0])
     assert select(half, esft, share=.15)[0].tolist() == [0, 1]
-    assert select(half, esft, share=.5, normalise=True)[0].tolist() == [0, 1, 2]
+    assert select(half, esft, share=.5, normalize=True)[0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize('by', ['gates', 'tokens'])

@@ -7,7 +7,7 @@ import pytest
 
 from prune.catalog import registry
 from prune.experts.methods import METHODS
-from prune.inputs.catalogue import discovered, find, joined
+from prune.inputs.discovery import discovered, find, joined
 from prune.inputs.method import FORMS, Cost, Method
 from prune.inputs.options import AtLeast, checked_options
 from prune.weights.methods import WEIGHT_METHODS
@@ -120,7 +120,7 @@ def test_a_file_in_the_package_is_enough(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_one_catalogue_of_all_kinds():
+def test_one_catalog_of_all_kinds():
     assert list(registry.ALL) == [*METHODS, *WEIGHT_METHODS]
     assert {m.kind for m in registry.ALL.values()} == set(FORMS)
     with pytest.raises(ValueError, match="two methods are called 'aimer'"):

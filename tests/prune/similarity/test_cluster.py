@@ -115,9 +115,9 @@ def test_scipys_kmeans_loses_groups_and_stops_short():
     with pytest.raises(ClusterError, match='clusters is empty'):
         kmeans2(points, 4, minit='++', missing='raise', rng=0)
     blobs, _ = make_blobs(60, 3, centers=5, cluster_std=0.6, random_state=0)
-    centres, labels = zip(*(kmeans2(blobs, 5, iter=300, minit='++', rng=seed)
+    centers, labels = zip(*(kmeans2(blobs, 5, iter=300, minit='++', rng=seed)
                             for seed in range(10)), strict=True)
-    inertia = [((blobs - c[k]) ** 2).sum() for c, k in zip(centres, labels, strict=True)]
+    inertia = [((blobs - c[k]) ** 2).sum() for c, k in zip(centers, labels, strict=True)]
     assert max(inertia) > 2 * cluster.kmeans(blobs, 5)[1]
 
 

@@ -81,7 +81,7 @@ def test_norms_of_routed_tokens_against_loops(params, stats, name, gated):
 
 
 def test_gates_of_one_make_moe_pruner_wanda():
-    one = CFG.replace(topk=1)  # renormalised over the one that is chosen
+    one = CFG.replace(topk=1)  # renormalized over the one that is chosen
     params = drawn(one)
     stats = observed(one, params)
     plans = [prune.sparsify(n, stats, params, one) for n in ('wanda', 'moe_pruner')]

@@ -263,7 +263,7 @@ def test_router_kd_moves_routers_towards_the_teacher(teacher):
     ({'logits': 'balance'}, "logits='balance': must be finite"),
     ({'experts': 'equal'}, "experts='equal'.*or 'balance'"),
     ({'logits': 1.0, 'temperature': 0.0}, 'temperature=0.0: must be positive'),
-    ({}, 'nothing is learnt from the teacher'),
+    ({}, 'nothing is learned from the teacher'),
 ])
 def test_recipes_are_checked(fields, words):
     with pytest.raises(ValueError, match=words):

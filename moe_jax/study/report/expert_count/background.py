@@ -30,9 +30,10 @@ def stage_gaps(records: Records, model: Model) -> dict[str, float]:
 
 def stage_names(records: Records) -> tuple[str, ...]:
     """Stages of shrunk models in the order of the recovery, unknown ones last."""
-    found = {stage.name for s in records.scores if s.model.method != SCRATCH for stage in s.stages}
-    known = [name for name in names.STAGES if name in found]
-    return (*known, *sorted(found - set(known)))
+    present = {stage.name for s in records.scores if s.model.method != SCRATCH
+               for stage in s.stages}
+    known = [name for name in names.STAGES if name in present]
+    return (*known, *sorted(present - set(known)))
 
 
 def recovery(records: Records) -> Table | None:

@@ -68,11 +68,11 @@ def _noise(verdict: Verdict) -> str | None:
 
 def caveats(verdict: Verdict, records: Records) -> tuple[str, ...]:
     """Cautions for a reader before a verdict: seeds, splits, training, cost, noise."""
-    told = [*verdict.contrasts, *(c for r in verdict.rivals for c in r.pairs)]
+    contrasts = [*verdict.contrasts, *(c for r in verdict.rivals for c in r.pairs)]
     for lineup in verdict.lineups:
-        told += [s.final for s in lineup.standings if s.final] + list(lineup.behind)
-    comparisons = len({frozenset((c.model, c.other)) for c in told})
-    found = [
+        contrasts += [s.final for s in lineup.standings if s.final] + list(lineup.behind)
+    comparisons = len({frozenset((c.model, c.other)) for c in contrasts})
+    cautions = [
         _seeds(verdict),
         _noise(verdict),
         'Intervals are 95% percentile intervals of a paired bootstrap over groups of examples, '
@@ -86,9 +86,9 @@ def caveats(verdict: Verdict, records: Records) -> tuple[str, ...]:
         _cost(records),
     ]
     if verdict.uninformative:
-        found.append(
+        cautions.append(
             f'On {listed(verdict.uninformative)} no model is measurably above always giving '
             'the commonest '
             'answer (allowing for the number of models): accuracy there carries no information.'
         )
-    return tuple(text for text in found if text)
+    return tuple(text for text in cautions if text)

@@ -105,11 +105,11 @@ def shrunk_losses(records: Records, table: Table) -> dict[Key, float]:
 
 
 def _loss(losses: Mapping[Key, float], model: Model, tasks: Sequence[str]) -> Loss | None:
-    found = {(s, t): v for (s, t, m), v in losses.items() if m == model and t in tasks}
-    if not found:
+    matching = {(s, t): v for (s, t, m), v in losses.items() if m == model and t in tasks}
+    if not matching:
         return None
-    values = list(found.values())
-    return Loss(float(np.mean(values)), min(values), max(values), frozenset(found))
+    values = list(matching.values())
+    return Loss(float(np.mean(values)), min(values), max(values), frozenset(matching))
 
 
 def shared(cells: Mapping[str, Cells]) -> set[str]:
@@ -141,13 +141,13 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement | No
     count = len(first)
     if count < FEWEST or len(set(first)) == 1 or len(set(second)) == 1:
         return None
-    found: Any = stats.spearmanr(first, second)  # its stubs name no field of the result
-    chance = float(found.pvalue)
+    spearman: Any = stats.spearmanr(first, second)  # its stubs name no field of the result
+    chance = float(spearman.pvalue)
     if count <= EXACT:
         one, other = stats.rankdata(first), stats.rankdata(second)
         sums = other[np.array(list(permutations(range(count))))] @ (one - one.mean())
         chance = float(np.mean(np.abs(sums) >= abs(other @ (one - one.mean())) - 1e-9))
-    return Agreement(float(found.statistic), chance, count)
+    return Agreement(float(spearman.statistic), chance, count)
 
 
 def _measured(
@@ -159,7 +159,7 @@ def _measured(
 ) -> dict[str, Standing]:
     """Every method with anything recorded at one Z -> G, without ranks, in the study's order."""
     text, choice = ([t for t in tasks if is_choice(records, t) == kind] for kind in (False, True))
-    found = {}
+    standings = {}
     for method in records.study.methods:
         model = Model(*pair, method)
         parts = (
@@ -168,16 +168,16 @@ def _measured(
             contrast(table, model, scratch(model.keep), tasks),
         )
         if any(part is not None for part in parts):
-            found[method] = Standing(model, *parts)
-    return found
+            standings[method] = Standing(model, *parts)
+    return standings
 
 
 def _behind(table: Table, standings: Sequence[Standing]) -> tuple[Contrast, ...]:
     """The best after recovery minus each other one that has a rank."""
     ranked = sorted((s for s in standings if s.final_rank), key=lambda s: s.final_rank or 0)
-    found = [contrast(table, ranked[0].model, s.model, s.final.tasks) for s in ranked[1:]
+    behind = [contrast(table, ranked[0].model, s.model, s.final.tasks) for s in ranked[1:]
              if s.final is not None]
-    return tuple(c for c in found if c is not None)
+    return tuple(c for c in behind if c is not None)
 
 
 def _lineup(table: Table, found: dict[str, Standing], kind: str) -> Lineup:

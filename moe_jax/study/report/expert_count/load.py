@@ -236,7 +236,7 @@ def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score
     keep = {z: set(ds) for z, ds in study.keep.items()}
     for model in shrunk:
         keep.setdefault(model.experts, set()).add(model.keep)
-    found = sorted({s.task for s in scores} - set(study.tasks))
+    unplanned = sorted({s.task for s in scores} - set(study.tasks))
     # Without a plan the question of this library decides which method a verdict is about.
     methods = {m.method for m in shrunk} - set(study.methods)
     methods = sorted(methods, key=lambda m: (m != 'uncurl', m))
@@ -245,7 +245,7 @@ def _complete(study: Study, pretrains: tuple[Pretrain, ...], scores: tuple[Score
         description=study.description,
         experts=tuple(sorted(experts | set(study.experts) | set(keep))),
         keep={z: tuple(sorted(keep[z], reverse=True)) for z in sorted(keep)},
-        tasks=study.tasks + tuple(found),
+        tasks=study.tasks + tuple(unplanned),
         notes=study.notes,
         methods=study.methods + tuple(methods),
         seeds=tuple(

@@ -11,25 +11,25 @@ def table(records: Records) -> Table | None:
     """A row for each expert count: quality from scratch, and milliseconds on 1, 2, ... devices."""
     if not records.parallels:
         return None
-    found = records.parallels[0]
-    degrees = sorted({n for times in found.measured.values() for n in times})
-    devices = sorted(found.modelled)
+    timing = records.parallels[0]
+    degrees = sorted({n for times in timing.measured.values() for n in times})
+    devices = sorted(timing.modelled)
     rows = []
-    for experts, times in sorted(found.measured.items()):
+    for experts, times in sorted(timing.measured.items()):
         cells = [Cell(str(experts)), Cell(_quality(records, experts))]
         for n in degrees:
             rounds = times.get(n, ())
             cells.append(Cell(f'{np.median(rounds):.2f}', f'[{min(rounds):.2f}, {max(rounds):.2f}]')
                          if rounds else Cell('–'))
         for device in devices:
-            by_degree = found.modelled[device].get(experts, {})
+            by_degree = timing.modelled[device].get(experts, {})
             cells.append(Cell(' / '.join(f'{by_degree[n]:.3g}' for n in degrees
                                          if n in by_degree) or '–'))
         rows.append(tuple(cells))
     listed = ' / '.join(map(str, degrees))
     heads = ('experts', 'from scratch, nats', *(f'ms on {n}' for n in degrees),
              *(f'{device}, ms on {listed}' for device in devices))
-    return Table('Quality and latency over devices', heads, tuple(rows), _note(found.tokens))
+    return Table('Quality and latency over devices', heads, tuple(rows), _note(timing.tokens))
 
 
 def _quality(records: Records, experts: int) -> str:

@@ -41,21 +41,21 @@ def _figures(records: Records, found: Verdict) -> tuple[tuple[Figure, ...], str]
 
 def build(records: Records, *, figures: bool = True) -> Report:
     """Makes a report from records, in memory."""
-    found = verdict(records)
+    outcome = verdict(records)
     made = {
-        'answer': tables.answer(found, records),
-        'accuracy': tables.accuracy(found, records),
-        'quality': tables.quality(found, records),
+        'answer': tables.answer(outcome, records),
+        'accuracy': tables.accuracy(outcome, records),
+        'quality': tables.quality(outcome, records),
         'recovery': background.recovery(records),
         'pretrained': background.pretrained(records),
         'heldout': background.heldout(records),
         'timings': background.timings(records),
         'parallel': parallel.table(records),
     }
-    made |= {f'methods from {z}': table for z, table in tables.methods(found).items()}
-    drawn, notice = _figures(records, found) if figures else ((), '')
+    made |= {f'methods from {z}': table for z, table in tables.methods(outcome).items()}
+    drawn, notice = _figures(records, outcome) if figures else ((), '')
     kept = {name: table for name, table in made.items() if table is not None}
-    return Report(records, found, words(found, records), kept, drawn, notice)
+    return Report(records, outcome, words(outcome, records), kept, drawn, notice)
 
 
 def blocks(report: Report) -> tuple[Block, ...]:

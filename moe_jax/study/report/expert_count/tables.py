@@ -29,8 +29,8 @@ def models(records: Records) -> tuple[Model, ...]:
     planned = {scratch(z) for z in study.experts} | {scratch(g) for _, g in pairs}
     planned |= {Model(z, g, headline) for z, g in pairs if headline}
     order = [SCRATCH, headline, *(m for m in study.methods if m != headline)]
-    found = planned | {s.model for s in records.scores}
-    return tuple(sorted(found, key=lambda m: (order.index(m.method), m.experts, -m.keep)))
+    models = planned | {s.model for s in records.scores}
+    return tuple(sorted(models, key=lambda m: (order.index(m.method), m.experts, -m.keep)))
 
 
 def blocks(rows: Sequence[Model]) -> tuple[int, ...]:
@@ -57,10 +57,11 @@ def _cell(
     value = show(float(np.mean(complete)))
     if model.method == SCRATCH or set(tasks) & set(single):
         return Cell(value)
-    found = contrast(table, model, scratch(model.keep), tasks)
-    if found is None or len(found.tasks) < len(tasks):
+    difference = contrast(table, model, scratch(model.keep), tasks)
+    if difference is None or len(difference.tasks) < len(tasks):
         return Cell(value)
-    return Cell(f'{value} ({names.SIGNS[found.status]})', _span(found.estimate, show), found.status)
+    return Cell(f'{value} ({names.SIGNS[difference.status]})', _span(difference.estimate, show),
+                difference.status)
 
 
 def _span(estimate: Estimate, show: Callable[[float], str]) -> str:
@@ -150,12 +151,12 @@ def answer(verdict: Verdict, records: Records) -> Table:
             if before not in (None, z):
                 rules.append(len(rows))
             before = z
-            found = [_find(view, z, g) for view in views]
+            thresholds = [_find(view, z, g) for view in views]
             tail = (EMPTY, EMPTY)
-            if found[0] is not None:
-                tail = (Cell(str(len(found[0].tasks))), Cell(str(len(found[0].seeds))))
+            if thresholds[0] is not None:
+                tail = (Cell(str(len(thresholds[0].tasks))), Cell(str(len(thresholds[0].seeds))))
             lead = (Cell(f'{z}->{g}'), Cell(names.ratio(z / g)))
-            rows.append((*lead, *(_gain(c) for c in found), *tail))
+            rows.append((*lead, *(_gain(c) for c in thresholds), *tail))
     name = names.method(verdict.method or 'shrunk')
     note = (
         'Nats, mean over tasks; higher is better, 0 is equal. + better, - worse, = within noise '
@@ -208,8 +209,8 @@ def _methods(own: Sequence[Lineup]) -> Table:
     heads, columns = ['method'], []
     for lineup in own:
         arrow = f'{lineup.experts}->{lineup.keep}'
-        found = {s.model.method: s for s in lineup.standings}
-        cells = [_standing(found.get(m), lineup.kind, kinds) for m in order]
+        by_method = {s.model.method: s for s in lineup.standings}
+        cells = [_standing(by_method.get(m), lineup.kind, kinds) for m in order]
         columns += zip(*cells, strict=True)
         for kind in kinds:
             heads += [f'{arrow}: lost, {kind}', *(['rank'] if kind == lineup.kind else [])]
@@ -218,14 +219,14 @@ def _methods(own: Sequence[Lineup]) -> Table:
     return Table(f'Methods from {own[0].experts} experts', tuple(heads), tuple(rows))
 
 
-def _standing(found: Standing | None, ranked: str, kinds: Sequence[str]) -> list[Cell]:
+def _standing(standing: Standing | None, ranked: str, kinds: Sequence[str]) -> list[Cell]:
     """A method's cells at one Z -> G: losses, the ranked kind with its rank, then the final one."""
-    found = found or Standing(Model(0, 0, ''))
+    standing = standing or Standing(Model(0, 0, ''))
     cells = []
     for kind in kinds:
-        cells.append(_lost(found.text if kind == 'text' else found.choice))
-        cells += [_rank(found.loss_rank)] if kind == ranked else []
-    return [*cells, _gain(found.final), _rank(found.final_rank)]
+        cells.append(_lost(standing.text if kind == 'text' else standing.choice))
+        cells += [_rank(standing.loss_rank)] if kind == ranked else []
+    return [*cells, _gain(standing.final), _rank(standing.final_rank)]
 
 
 def _lost(loss: Loss | None) -> Cell:

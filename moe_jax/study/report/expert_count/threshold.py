@@ -59,8 +59,8 @@ def crossings(log2_factors: np.ndarray, differences_BK: np.ndarray) -> np.ndarra
     row = np.arange(len(differences_BK))
     high, low = differences_BK[row, before], differences_BK[row, first]
     share = np.where(high > low, high / np.where(high > low, high - low, 1.0), 0.0)
-    found = log2_factors[before] + share * (log2_factors[first] - log2_factors[before])
-    factors = np.where(first == 0, 0.0, np.exp2(found))
+    crossing = log2_factors[before] + share * (log2_factors[first] - log2_factors[before])
+    factors = np.where(first == 0, 0.0, np.exp2(crossing))
     return np.where(negative.any(axis=1), factors, np.inf)
 
 

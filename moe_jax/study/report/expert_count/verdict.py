@@ -64,9 +64,9 @@ def _rival(
     pairs = []
     for z, kept in records.study.keep.items():
         for g in kept:
-            found = contrast(table, Model(z, g, headline), Model(z, g, other), tasks)
-            if found is not None:
-                pairs.append(found)
+            pair = contrast(table, Model(z, g, headline), Model(z, g, other), tasks)
+            if pair is not None:
+                pairs.append(pair)
     if not pairs:
         return None
     return Rival(other, tuple(pairs), mean([p.estimate for p in pairs]))
@@ -98,12 +98,12 @@ def _against_scratch(
 ) -> tuple[Contrast, ...]:
     if method is None:
         return ()
-    found = [
+    contrasts = [
         contrast(table, Model(z, g, method), scratch(g), tasks)
         for z, kept in records.study.keep.items()
         for g in kept
     ]
-    return tuple(c for c in found if c is not None)
+    return tuple(c for c in contrasts if c is not None)
 
 
 def _notes(groups: dict[str, int], single: Sequence[str]) -> list[str]:

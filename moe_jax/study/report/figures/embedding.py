@@ -15,10 +15,11 @@ COLUMNS = 3
 
 def _choose(records: Records) -> Embedding | None:
     """The largest model, at the largest count of clusters that eight colours tell apart."""
-    found = [e for e in records.embeddings if e.layers]
-    if not found:
+    drawable = [e for e in records.embeddings if e.layers]
+    if not drawable:
         return None
-    return min(found, key=lambda e: (-e.experts, e.keep > len(style.HUES), -e.keep, e.task, e.seed))
+    return min(drawable, key=lambda e: (-e.experts, e.keep > len(style.HUES), -e.keep, e.task,
+                                        e.seed))
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:

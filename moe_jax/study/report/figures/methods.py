@@ -22,8 +22,8 @@ FAINT = '#9aa3b2'
 
 def _chosen(verdict: Verdict) -> list[Lineup]:
     """At most six, those with most methods first, then the smallest size; in table order."""
-    found = sorted(verdict.lineups, key=lambda x: (-len(x.standings), x.keep, -x.experts))[:PANELS]
-    return [x for x in verdict.lineups if x in found]
+    chosen = sorted(verdict.lineups, key=lambda x: (-len(x.standings), x.keep, -x.experts))[:PANELS]
+    return [x for x in verdict.lineups if x in chosen]
 
 
 def _title(lineups: list[Lineup]) -> str:

@@ -16,8 +16,8 @@ COLUMNS = 3
 
 
 def _point(verdict: Verdict, task: str, model: Model) -> float | None:
-    found = [e for (_, t, m), e in verdict.quality.items() if t == task and m == model]
-    return mean(found).value if found else None
+    estimates = [e for (_, t, m), e in verdict.quality.items() if t == task and m == model]
+    return mean(estimates).value if estimates else None
 
 
 def _line(verdict: Verdict, task: str, wanted: list[Model]) -> tuple[list[int], list[float]]:

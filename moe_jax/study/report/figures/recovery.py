@@ -29,8 +29,8 @@ def _pairs(records: Records) -> list[tuple[int, int]]:
         for z, kept in records.study.keep.items()
         for g in kept
     }
-    found = sorted((p for p in methods if methods[p]), key=lambda p: (-methods[p], -p[0], -p[1]))
-    return sorted(found[:PANELS], key=lambda p: (p[0], -p[1]))
+    order = sorted((p for p in methods if methods[p]), key=lambda p: (-methods[p], -p[0], -p[1]))
+    return sorted(order[:PANELS], key=lambda p: (p[0], -p[1]))
 
 
 def draw(records: Records, verdict: Verdict) -> tuple[Figure, str] | None:
@@ -107,12 +107,12 @@ def _looks(records: Records, verdict: Verdict) -> dict[str, dict[str, object]]:
 
 
 def _standing_out(verdict: Verdict) -> list[str]:
-    found = [verdict.method]
+    methods = [verdict.method]
     if verdict.lineups:
         lineup = min(verdict.lineups, key=lambda x: (x.keep, -x.experts))
         for order in (lineup.by_final(), lineup.by_loss()):
-            found += [s.model.method for s in (*order[:2], *order[-1:])]
-    return list(dict.fromkeys(m for m in [*found, 'random'] if m))
+            methods += [s.model.method for s in (*order[:2], *order[-1:])]
+    return list(dict.fromkeys(m for m in [*methods, 'random'] if m))
 
 
 def _panel(
@@ -127,9 +127,9 @@ def _panel(
     handles = {}
     for method in records.study.methods:
         gaps = background.stage_gaps(records, Model(z, g, method))
-        found = [(k, gaps[s]) for k, s in enumerate(stages) if s in gaps]
-        if found:
-            line = ax.plot(*zip(*found, strict=True), **looks[method])[0]
+        points = [(k, gaps[s]) for k, s in enumerate(stages) if s in gaps]
+        if points:
+            line = ax.plot(*zip(*points, strict=True), **looks[method])[0]
             handles[REST if looks[method] is GREY else names.method(method)] = line
     return handles
 

@@ -32,12 +32,12 @@ class Report:
 
 def build(records: Records, *, figures: bool = True) -> Report:
     """Makes a report from records, in memory."""
-    found = finding(records)
-    main = tuple(tables.answer(r, found, records) for r in found.rankings)
-    by_task = [tables.by_task(r, records) for r in found.rankings]
+    outcome = finding(records)
+    main = tuple(tables.answer(r, outcome, records) for r in outcome.rankings)
+    by_task = [tables.by_task(r, records) for r in outcome.rankings]
     behind = [*by_task, tables.pretrained(records), tables.rates(records)]
-    pictures, notice = drawn(lambda: _figures(records, found)) if figures else ((), '')
-    return Report(records, found, words(found, records), main,
+    pictures, notice = drawn(lambda: _figures(records, outcome)) if figures else ((), '')
+    return Report(records, outcome, words(outcome, records), main,
                   tuple(t for t in behind if t is not None), pictures, notice)
 
 

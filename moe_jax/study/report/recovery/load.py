@@ -41,9 +41,9 @@ def _model(record: dict[str, Any]) -> Outcome:
 
 
 def _search(out: dict[str, Any]) -> dict[float, float | None]:
-    found = out.get('search') or {'rates': [], 'losses': []}
-    losses = [None if x is None else number('search', x) for x in found['losses']]
-    return dict(zip(map(float, found['rates']), losses, strict=True))
+    search = out.get('search') or {'rates': [], 'losses': []}
+    losses = [None if x is None else number('search', x) for x in search['losses']]
+    return dict(zip(map(float, search['rates']), losses, strict=True))
 
 
 def _recovered(record: dict[str, Any]) -> Recovered:

@@ -72,9 +72,9 @@ def finding(records: Records) -> Finding:
     before = [-e.value for key, e in table.items() if key[2] == UNSHRUNK]
     shrinks = [way.label for way in records.study.ways]
     shrinks += sorted({m.shrink for _, _, m in table} - {*shrinks, NONE})
-    found = (_ranking(records, table, shrink) for shrink in shrinks)
+    rankings = (_ranking(records, table, shrink) for shrink in shrinks)
     return Finding(float(np.mean(before)) if before else None,
-                   tuple(ranking for ranking in found if ranking is not None), tuple(notes))
+                   tuple(ranking for ranking in rankings if ranking is not None), tuple(notes))
 
 
 def _ranking(records: Records, table: dict[Key, Estimate], shrink: str) -> Ranking | None:
@@ -124,8 +124,8 @@ def _standing(records: Records, table: dict[Key, Estimate], model: Outcome, bare
 
 def _pairs(table: dict[Key, Estimate], *models: Outcome) -> list[tuple[int, str]]:
     """(seed, task) at which all of these models were measured."""
-    found = [{(seed, task) for seed, task, m in table if m == model} for model in models]
-    return sorted(set.intersection(*found))
+    measured = [{(seed, task) for seed, task, m in table if m == model} for model in models]
+    return sorted(set.intersection(*measured))
 
 
 def _difference(table: dict[Key, Estimate], model: Outcome, other: Outcome,

@@ -72,9 +72,9 @@ def rates(records: Records) -> Table | None:
     shrinks, recipes = [NONE, *(w.label for w in records.study.ways)], list(records.study.recipes)
 
     def place(r: Recovered) -> tuple:
-        found = [known.index(name) if name in known else len(known) for known, name in
+        places = [known.index(name) if name in known else len(known) for known, name in
                  ((shrinks, r.model.shrink), (recipes, r.model.recipe))]
-        return (r.task, *found, r.model, r.seed)
+        return (r.task, *places, r.model, r.seed)
 
     rows = [(Cell(f'{_shrunk(r.model)}: {r.model.recipe}, {r.task}'),
              *(_tried(r, rate) for rate in shown)) for r in sorted(tried, key=place)]

@@ -24,7 +24,7 @@ class Case(NamedTuple):
     tokens: int
     width: int
     hidden: int
-    evaluate: int
+    experts: int
     topk: int
     gated: bool
     dtype: str = 'bfloat16'

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> Results:
     made: list[Stats] = []
     making = seconds(lambda: made.append(statistics_of(cfg, params, x)))
     results = measure(cfg, params, x, made[0], kept, args)
-    settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalized, SwiGLU '
+    settings = (f'one layer, E={experts}, G={kept}, S={tokens:,}, top {TOPK} renormalised, SwiGLU '
                 f'D={width} F={hidden}, float32; the rival scales with D F, the search does not')
     yield settings, [
         *results, Measured('inner products of all experts, once (with compilation)', making)]

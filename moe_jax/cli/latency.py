@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from moe_jax.cli.observe import Positional
+from moe_jax.cli.shared import Positional
 
 ROUNDS = 9
 
@@ -41,12 +41,12 @@ def latency(
     from rich.console import Console
     from rich.table import Table
 
-    from moe_jax.cli import info
+    from moe_jax.cli import model_table
     from moe_jax.study import parallel as clock
     from moe_jax.study.description import machine
     from train.forecasting.latency import forward_latency
 
-    base = info.config_of(model).replace(capacity_train=None, capacity_eval=None)
+    base = model_table.config_of(model).replace(capacity_train=None, capacity_eval=None)
     configs = [base.with_experts(n) for n in experts]
     table = Table(title=f'{model}: milliseconds of a forward pass over {rows} x {length} tokens',
                   title_justify='left')

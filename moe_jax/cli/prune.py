@@ -1,28 +1,22 @@
-"""`moe-jax prune`: a smaller model from a saved one, asked for by `prune`'s own dataclasses.
-
-`main.py` imports this file, and `prune` with it, when the command is named.
-"""
+"""`moe-jax prune`: a smaller model from a saved one; its flags are `prune`'s dataclasses."""
 
 import dataclasses
 import functools
 import re
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-import prune
-from moe_jax.cli import prune_checks
+from moe_jax.cli.job import Flat, Job, options_set
 from moe_jax.cli.shared import Positional
-from moe_jax.cli.shrink import Command, Flat, Job, options_set, shrink
-from moe_jax.config import Config
-from moe_jax.model.cost import count
 from prune.budget.amounts import Amounts
-from prune.catalog import registry
-from prune.experts.request import Common
-from prune.inputs.method import Cost
-from prune.surgery.apply import config_of
+from prune.experts.common import Common
+
+if TYPE_CHECKING:
+    from moe_jax.config import Config
+    from prune import Plan
 
 UNITS = {
     'parameters': {'': 1, 'k': 10**3, 'M': 10**6, 'B': 10**9},
@@ -54,7 +48,9 @@ def prune_model(
     targets: bool = False,
     reservoir: int | None = None,
 ) -> None:
-    """The command; `main.py` says what it is for.
+    """Plan a smaller model, carry the plan out and save it, with its plan and tokenizer.
+
+    How much stays is said by exactly one of --experts, --ratio, --mass, --parameters and --memory.
 
     Args:
         model: a model's folder, native or a Hugging Face checkpoint.
@@ -65,6 +61,12 @@ def prune_model(
         reservoir: with --layerwise: tokens of each task to sample, where the method needs a sample
             (default: 8192).
     """
+    import prune
+    from moe_jax.cli import prune_checks
+    from moe_jax.cli.shrink import Command, shrink
+    from prune.catalog import registry
+    from prune.inputs.method import Cost
+
     own = prune.check_options(job.method, job.own())
     if registry.method(job.method).cost is Cost.CHECKPOINTS:
         raise ValueError(f'{job.method} compares two checkpoints, and this command reads one; use '
@@ -87,8 +89,11 @@ def _size(name: str, text: str) -> int:
     return int(Decimal(match[1]) * UNITS[name][match[2]])
 
 
-def _show(plan: prune.Plan, cfg: Config) -> None:
+def _show(plan: 'Plan', cfg: 'Config') -> None:
     """Print the plan, and what becomes of the model's size."""
+    from moe_jax.model.cost import count
+    from prune.surgery.apply import config_of
+
     print(plan.describe())
     small = config_of(plan, cfg)
     before, after = count(cfg), count(small)

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from moe_jax.base.tree import Params, leaves_with_paths, map_with_path
 from moe_jax.calibration.stats import Stats
-from moe_jax.cli.shrink import Job
+from moe_jax.cli.job import Job
 from moe_jax.config import Config
 from moe_jax.hf import load as hf_load
 from moe_jax.hf.expressible import Kind, Outcome, faults, summary

@@ -1,24 +1,20 @@
-"""`moe-jax sparsify`: zeros inside a saved model's experts, asked for by `prune`'s own dataclass.
-
-`main.py` imports this file, and `prune` with it, when the command is named.
-"""
+"""`moe-jax sparsify`: zeros inside a saved model's experts; its flags are `prune`'s dataclass."""
 
 import dataclasses
 import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import prune
-from moe_jax.calibration.stats import Stats
+from moe_jax.cli.job import Flat, Job, options_set
 from moe_jax.cli.shared import Positional
-from moe_jax.cli.shrink import Command, Flat, Job, options_set, shrink
-from moe_jax.config import Config
-from moe_jax.hf.expressible import Outcome, faults
-from moe_jax.storage import folder
-from prune.weights.layerwise import layerwise_weight_request
-from prune.weights.request import Zeros, weight_request
+from prune.weights.zeros import Zeros
+
+if TYPE_CHECKING:
+    from moe_jax.calibration.stats import Stats
+    from moe_jax.config import Config
+    from prune import Plan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +31,16 @@ class Shares(Zeros):
 
 
 def sparsify_model(model: Positional[Path], /, job: Flat[Job], zeros: Flat[Shares]) -> None:
-    """The command; `main.py` says what it is for.
+    """Set a share of the weights inside the experts to zero, and save the model, plan, tokenizer.
 
     Args:
         model: a model's folder, native or a Hugging Face checkpoint.
         job: the method, what it reads, and the folder to write.
         zeros: how many weights go, and from where.
     """
+    import prune
+    from moe_jax.cli.shrink import Command, shrink
+
     own = prune.check_weight_options(job.method, job.own())
     keywords = {**zeros.keywords(), **own}
     check = functools.partial(_check, job, keywords)
@@ -57,8 +56,14 @@ def _pattern(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check(job: Job, keywords: Mapping[str, Any], model: Path, stats: Stats | None) -> None:
+def _check(job: Job, keywords: Mapping[str, Any], model: Path, stats: 'Stats | None'
+           ) -> None:
     """Raise ValueError for what `prune.sparsify` or the export would refuse later."""
+    from moe_jax.hf.expressible import Outcome, faults
+    from moe_jax.storage import folder
+    from prune.weights.layerwise import layerwise_weight_request
+    from prune.weights.request import weight_request
+
     cfg = folder.config_of(model)
     if job.layerwise:
         layerwise_weight_request(job.method, cfg, group=job.group, **keywords)
@@ -69,7 +74,7 @@ def _check(job: Job, keywords: Mapping[str, Any], model: Path, stats: Stats | No
                          f'{"; ".join(reasons.values())}. Use --to native')
 
 
-def _show(plan: prune.Plan, cfg: Config) -> None:
+def _show(plan: 'Plan', cfg: 'Config') -> None:
     """Print the plan; the model keeps its size."""
     del cfg
     print(plan.describe())

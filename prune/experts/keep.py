@@ -10,15 +10,15 @@ probability of the deleted rows for that token.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from moe_jax.config import CLOSED, Config
+from prune.experts.common import Gates
 from prune.inputs.method import Replace
 from prune.plans.layer import LayerPlan
 
-Gates = Literal['slice', 'preserve_mass']
 REPLACE_NEEDS = {'none': (), 'mean': ('output_sum', 'moments')}
 
 

@@ -14,9 +14,10 @@ from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
 from prune.budget import budget
 from prune.budget.amounts import Spread
-from prune.experts.keep import Gates, drop, keep
+from prune.experts.common import Common, FirstLayer, Gates, Protect
+from prune.experts.keep import drop, keep
 from prune.experts.protect import super_experts
-from prune.experts.request import Common, FirstLayer, Protect, Request, request
+from prune.experts.request import Request, request
 from prune.inputs.method import Replace
 from prune.inputs.original import check_original
 from prune.inputs.router import check_rows, check_usage

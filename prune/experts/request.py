@@ -5,14 +5,15 @@ Letters: E experts of a layer, G kept.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.budget import budget
 from prune.budget.amounts import Amounts, Spread
 from prune.budget.budget import Budget
-from prune.experts.keep import REPLACE_NEEDS, Gates
+from prune.experts.common import Common, FirstLayer, Gates, Protect
+from prune.experts.keep import REPLACE_NEEDS
 from prune.experts.methods import METHODS
 from prune.inputs import statistics
 from prune.inputs.discovery import find
@@ -21,32 +22,11 @@ from prune.inputs.options import check_words, divided
 from prune.inputs.request import Call, call_of
 from prune.inputs.statistics import Layers
 
-Protect = Literal['none', 'super']
-FirstLayer = Literal['same', 'topk', 'keep']
 PROTECT_NEEDS = {'none': (), 'super': ('element_max',)}
 FIRST_NEEDS = {'same': (), 'keep': (), 'topk': ('count_top1',)}
 WELCOME = ('count_top1', 'prob_sum')  # for notes, where they are there
 WORDS = {'gates': Gates, 'replace': Replace, 'protect': Protect, 'first_layer': FirstLayer,
          'spread': Spread}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Common:
-    """The options that serve every method which drops experts, and what becomes of the first layer.
-
-    Attributes:
-        gates: slice deletes the router rows of dropped experts; preserve_mass keeps them in the
-            softmax, never to be chosen.
-        replace: mean puts the mean output in place of a dropped expert (default: the method's own).
-        protect: super never drops the few experts with extreme outputs.
-        first_layer: of the first MoE layer keep the most used experts (topk), or all (keep),
-            instead of asking the method (same).
-    """
-
-    gates: Gates = 'slice'
-    replace: Replace | None = None
-    protect: Protect = 'none'
-    first_layer: FirstLayer = 'same'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from prune.plans.masks import pack
+from prune.weights.zeros import Pattern
 
-Pattern = tuple[int, int]
 Parts = Callable[[], Iterable[tuple[Hashable, np.ndarray]]]
 CHUNK = 1 << 22  # scores that are counted at a time
 

@@ -20,31 +20,13 @@ from prune.inputs.method import Method, Scope
 from prune.inputs.options import checked_options, divided
 from prune.inputs.request import Call
 from prune.plans.masks import LEAVES, matrix
-from prune.weights.cut import WITHIN, Pattern, per_pattern
+from prune.weights.cut import WITHIN, per_pattern
 from prune.weights.methods import WEIGHT_METHODS
 from prune.weights.stack import TRAFFIC, Stack, by_expert
+from prune.weights.zeros import Pattern, Zeros
 
 SPARSITY = 0.5
 WHAT = 'method for weights'  # in messages
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Zeros:
-    """How many weights go and from where, as it is asked for: what `prune.sparsify` takes.
-
-    Attributes:
-        sparsity: the share of weights that become zero, from 0 to below 1 (default: 0.5).
-        scope: within what weights are compared, and that share is exact: every output of a matrix,
-            every expert's matrix, all of a layer, or all (global) (default: the method's own).
-        pattern: N:M, such as 2:4: of every M consecutive inputs of an output, N stay; instead of
-            sparsity and scope.
-        leaves: some of gate, up and down (default: all).
-    """
-
-    sparsity: float | None = None
-    scope: Scope | None = None
-    pattern: Pattern | None = None
-    leaves: Collection[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

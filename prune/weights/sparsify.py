@@ -19,9 +19,10 @@ from prune.inputs.original import check_model
 from prune.plans.layer import LayerPlan
 from prune.plans.masks import pack
 from prune.plans.plan import Plan
-from prune.weights.cut import Pattern, pooled
+from prune.weights.cut import pooled
 from prune.weights.request import WeightRequest, weight_request
 from prune.weights.stack import MIN_TOKENS
+from prune.weights.zeros import Pattern
 
 Arrays = dict[str, np.ndarray]
 

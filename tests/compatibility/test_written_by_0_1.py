@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import moe_jax
-from moe_jax.cli.main import main
+from moe_jax.cli import main
 from tests.compatibility import opened
 
 DATA = Path(__file__).with_name('written_by_0_1')

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from moe_jax.base import processes, sharding, signals
+from moe_jax.base.signals import Interrupted
 from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.storage import native
@@ -140,13 +141,13 @@ class _Run:
             state, metrics, carry = self.callback.after(step, state, metrics, carry)
         return state, metrics, carry
 
-    def interrupted(self, step: int) -> signals.Interrupted:
+    def interrupted(self, step: int) -> Interrupted:
         kept = f'saved in {self.folder.out}; the same call goes on from there' if self.folder \
             else 'nothing was saved: the run has no folder'
         signal = self.stop.name or 'a signal to another process'
         message = f'stopped by {signal} after step {step} of {self.options.steps}; {kept}'
         log.warning(message)
-        return signals.Interrupted(message, step)
+        return Interrupted(message, step)
 
 
 def _opened(

@@ -18,7 +18,7 @@ import numpy as np
 
 from prune.inputs.method import Cost, Method
 from prune.inputs.options import AtLeast
-from prune.weights.cut import Pattern, per_output, per_pattern, share
+from prune.weights.cut import per_output, per_pattern, share
 from prune.weights.obs import factor
 from prune.weights.obs import solve as surgeon
 from prune.weights.stack import (
@@ -29,6 +29,7 @@ from prune.weights.stack import (
     channel_norms,
     mean_per_token,
 )
+from prune.weights.zeros import Pattern
 
 # The Gram matrix of the inputs of each matrix.
 GRAM = {'gate': 'input_gram', 'up': 'input_gram', 'down': 'hidden_gram'}

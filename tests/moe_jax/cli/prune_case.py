@@ -61,7 +61,7 @@ def run(monkeypatch, *arguments) -> int:
     monkeypatch.delenv('MOE_JAX_TRACEBACK', raising=False)
     monkeypatch.setattr(sys, 'argv', ['moe-jax', *map(str, arguments)])
     try:
-        main.main()
+        main()
     except SystemExit as end:
         return end.code or 0
     return 0

@@ -43,7 +43,7 @@ class Command:
         self.monkeypatch.setattr(sys, 'argv', ['moe-jax', *map(str, arguments)])
         code = 0
         try:
-            main.main()
+            main()
         except SystemExit as end:
             code = end.code or 0
         self.out, self.err = self.capsys.readouterr()
@@ -206,7 +206,7 @@ def test_no_network_is_said_within_seconds(config, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith('_proxy')}
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, '-c', 'from moe_jax.cli.main import main; main()', 'study', str(config()),
+        [sys.executable, '-c', 'from moe_jax.cli import main; main()', 'study', str(config()),
          '--out', str(tmp_path / 'run')],
         env=environment | dead, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and 'Traceback' not in done.stderr

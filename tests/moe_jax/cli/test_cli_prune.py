@@ -14,7 +14,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.cli.shared import model_and_tasks
 from moe_jax.storage import native
 from prune.budget.amounts import Amounts
-from prune.experts.request import Common
+from prune.experts.common import Common
 from prune.plans.arrays import ARRAYS
 from tests.moe_jax.cli.prune_case import HIDDEN, LAYERS, WIDTH
 

@@ -13,7 +13,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.cli.shared import model_and_tasks
 from moe_jax.hf.folder import is_hf
 from moe_jax.storage import native
-from prune.weights.request import Zeros
+from prune.weights.zeros import Zeros
 from tests.moe_jax.cli import prune_case
 
 PLANS = {

@@ -13,15 +13,14 @@ import pytest
 
 import moe_jax
 import prune
-from moe_jax.cli import convert
-from moe_jax.cli.main import main
+from moe_jax.cli import convert, main
 from moe_jax.cli.prune import Sizes, prune_model
-from moe_jax.cli.shrink import Job
+from moe_jax.cli.job import Job
 from moe_jax.families import describe
 from moe_jax.hf import writer
 from moe_jax.storage import folder as storage
+from prune.experts.common import Common
 from prune.experts.keep import keep
-from prune.experts.request import Common
 from prune.plans.plan import Plan
 from tests.moe_jax.hf import lexicon, tiny
 

@@ -34,7 +34,7 @@ def pruned(source, stats, tmp_path, monkeypatch):
             'moe-jax', 'prune', str(source), *method, *flags.split(), '--stats', str(stats),
             '--out', str(tmp_path / 'small'), '--to', to])
         try:
-            main.main()
+            main()
         except SystemExit as end:
             return end.code or 0
         return 0

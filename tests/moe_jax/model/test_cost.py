@@ -3,7 +3,7 @@ import pytest
 from moe_jax import preset
 from moe_jax.base.text import human
 from moe_jax.base.tree import count_params
-from moe_jax.cli import info
+from moe_jax.cli import model_table
 from moe_jax.model import cost, decoder
 from moe_jax.study.clock import forward_milliseconds
 
@@ -75,7 +75,7 @@ def test_human(count, text):
 
 
 def test_the_table_adds_up(cfg):
-    table = info.table(cfg, 'cfg')
+    table = model_table.table(cfg, 'cfg')
     total, active = (
         [int(cell.replace(',', '')) for cell in table.columns[i].cells] for i in (3, 4))
     found = cost.count(cfg)
@@ -84,10 +84,10 @@ def test_the_table_adds_up(cfg):
 
 
 def test_config_of_a_preset_and_of_a_folder(cfg, tmp_path):
-    assert info.config_of('tiny', 3) == preset('tiny', experts=3)
+    assert model_table.config_of('tiny', 3) == preset('tiny', experts=3)
     (tmp_path / 'config.json').write_text(cfg.to_json())
-    assert info.config_of(str(tmp_path)) == cfg
+    assert model_table.config_of(str(tmp_path)) == cfg
     with pytest.raises(ValueError, match='is a saved model'):
-        info.config_of(str(tmp_path), 3)
+        model_table.config_of(str(tmp_path), 3)
     with pytest.raises(ValueError, match='no preset'):
-        info.config_of('tinny')
+        model_table.config_of('tinny')

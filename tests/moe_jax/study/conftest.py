@@ -70,7 +70,7 @@ def command(monkeypatch):
     def run(*arguments) -> int:
         monkeypatch.setattr(sys, 'argv', ['moe-jax', *map(str, arguments)])
         try:
-            main.main()
+            main()
         except SystemExit as end:
             return 0 if end.code is None else end.code
         return 0

@@ -22,7 +22,7 @@ from tests.moe_jax.study import study_tiny
 
 STUDY = study_tiny.config()
 CONFIG = Path(study_tiny.__file__)
-PROGRAM = 'from moe_jax.cli.main import main; main()'
+PROGRAM = 'from moe_jax.cli import main; main()'
 CELLS = 15
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import prune
-from moe_jax.cli.main import main
+from moe_jax.cli import main
 from prune.catalog import describe, docstrings, registry
 
 PAGE = Path(__file__).parents[3] / 'docs/methods.md'

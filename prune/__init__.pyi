@@ -16,7 +16,7 @@ from .experts.layerwise import plan_layerwise
 from .experts.planner import plan
 from .experts.protect import super_experts
 from .experts.ranking import scores
-from .experts.select import select as select_experts
+from .experts.select import select_experts
 from .experts.sensitivity import sensitivity
 from .foreign.foreign import Foreign
 from .foreign.leaves import Leaf

@@ -1,6 +1,7 @@
 """The architecture: rooms only, arrows down, no circles. Imports inside functions count too."""
 
 import ast
+import importlib
 import tomllib
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_circles_are_found():
 
 
 def test_no_module_imports_itself_in_a_circle(graph):
-    # The faces import everything and are imported inside functions of the rooms above them.
+    # The faces are imported inside functions of the rooms above them.
     faces = set(PACKAGES)
     assert not circles({name: targets - faces for name, targets in graph.items()
                         if name not in faces})
@@ -60,8 +61,23 @@ def test_no_module_imports_itself_in_a_circle(graph):
 
 @pytest.mark.parametrize('package', PACKAGES)
 def test_there_are_rooms_and_nothing_beside_them(package):
-    files = [path.name for path in (ROOT / package).iterdir() if path.is_file()]
-    assert files == ['__init__.py']
+    files = {path.name for path in (ROOT / package).iterdir() if path.is_file()}
+    # The face, its stub of what it exports, and what `python -m` asks for.
+    assert files - {'__main__.py'} == {'__init__.py', '__init__.pyi'}
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_a_face_exports_what_its_stub_names_and_no_room_hides_behind_a_function(package):
+    face = importlib.import_module(package)
+    stub = ast.parse((ROOT / package / '__init__.pyi').read_text())
+    names = [alias.name for node in stub.body if isinstance(node, ast.ImportFrom)
+             for alias in node.names]
+    listed, = (ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign))
+    rooms = {path.parent.name for path in (ROOT / package).glob('*/__init__.py')}
+    assert sorted(names) == sorted(listed) == sorted(face.__all__)
+    assert not set(names) & rooms
+    for name in names:
+        getattr(face, name)
 
 
 def test_contracts_name_packages_alone():

@@ -27,7 +27,7 @@ SHARE = {'gates': 0.1, 'tokens': 0.2}
 ROUNDING = 1e-6  # of sums taken in float32
 
 
-def select(
+def select_experts(
     stats: Stats,
     cfg: Config,
     *,

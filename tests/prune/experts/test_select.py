@@ -7,7 +7,7 @@ import pytest
 
 from moe_jax import Config, Stats
 from prune.experts.protect import super_experts
-from prune.experts.select import select
+from prune.experts.select import select_experts
 
 EXPERTS, TOPK, TOKENS = 6, 2, 50
 
@@ -59,7 +59,7 @@ def smallest_set(score: np.ndarray, share: float) -> int:
 def test_the_shortest_prefix_that_reaches_the_share(esft, by, normalize, share, group):
     gates = {g: {i: draw_gates(7 * i + k, False) for i in (0, 2)}
              for k, g in enumerate(('law', 'intent'))}
-    chosen = select(stats_of(gates), esft, by=by, share=share, group=group, normalize=normalize)
+    chosen = select_experts(stats_of(gates), esft, by=by, share=share, group=group, normalize=normalize)
     assert list(chosen) == [0, 2]
     share = {'gates': 0.1, 'tokens': 0.2}[by] if share is None else share
     for i, ids in chosen.items():
@@ -79,23 +79,23 @@ def test_a_selection_by_hand(esft):
     stats = of_scores([.05, .4, .05, .2, .1, .2], [0, 0, 1, 0, 0, 0])
     for share, want in ((.1, [1]), (.4, [1]), (.41, [1, 3]), (.7, [1, 3, 5]), (.85, [1, 3, 4, 5]),
                         (.92, [0, 1, 3, 4, 5]), (1.0, [0, 1, 2, 3, 4, 5])):
-        chosen = select(stats, esft, share=share)
+        chosen = select_experts(stats, esft, share=share)
         assert chosen[0].tolist() == want and chosen[2].tolist() == [2]
-    assert select(stats, esft)[0].tolist() == [1]
+    assert select_experts(stats, esft)[0].tolist() == [1]
     # Half of the mass: 0.1 of it is one expert more than 0.1 of a token.
     half = of_scores([.1, .1, .1, .1, .05, .05], [.5, 0, 0, 0, 0, 0])
-    assert select(half, esft, share=.15)[0].tolist() == [0, 1]
-    assert select(half, esft, share=.5, normalize=True)[0].tolist() == [0, 1, 2]
+    assert select_experts(half, esft, share=.15)[0].tolist() == [0, 1]
+    assert select_experts(half, esft, share=.5, normalize=True)[0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize('by', ['gates', 'tokens'])
 def test_the_whole_share_takes_every_expert_with_traffic(esft, by):
     """Sums taken in float32 may miss 1 by rounding; an expert without traffic is left out."""
     gates = {'all': {i: draw_gates(i, True).astype(np.float32) for i in (0, 2)}}
-    for ids in select(stats_of(gates), esft, by=by, share=1.0).values():
+    for ids in select_experts(stats_of(gates), esft, by=by, share=1.0).values():
         assert ids.tolist() == [0, 1, 2, 4, 5]
     rounded = of_scores([.5, .2999999, .2, 0, 0, 0], [0, 0, 0, .9999998, 0, 0])
-    chosen = select(rounded, esft, share=1.0)
+    chosen = select_experts(rounded, esft, share=1.0)
     assert chosen[0].tolist() == [0, 1, 2] and chosen[2].tolist() == [3]
 
 
@@ -104,7 +104,7 @@ def test_a_token_share_counts_k_choices_of_a_layer(esft):
     small = esft.replace(experts=(1, 0, 1), clamp=True)
     layer = {'tokens': np.asarray(9), 'count': np.array([9]), 'gate_sum': np.array([9.])}
     stats = Stats('made up', {'all': {0: layer, 2: layer}})
-    assert select(stats, small, by='tokens', share=1.0)[0].tolist() == [0]
+    assert select_experts(stats, small, by='tokens', share=1.0)[0].tolist() == [0]
 
 
 def test_rows_that_share_an_expert_add_up(esft):
@@ -112,40 +112,40 @@ def test_rows_that_share_an_expert_add_up(esft):
     alias = (0, 1, 0, 2, 3, 2)
     shared = esft.replace(experts=(3, 0, 3), aliases=(alias, None, alias), constants=(1, 0, 1))
     stats = of_scores([.2, .3, .2, 0, .3, 0], [0, 0, 0, .1, 0, .1])
-    chosen = select(stats, shared, share=.2)
+    chosen = select_experts(stats, shared, share=.2)
     assert chosen[0].tolist() == [0] and chosen[2].tolist() == [2]
     with pytest.raises(ValueError, match=r'layer 0.*sum to 0\.7000'):
-        select(stats, shared, share=.8)
+        select_experts(stats, shared, share=.8)
 
 
 def test_bad_statistics_and_options_are_refused(esft):
     stats = stats_of({'law': {i: draw_gates(i, False) for i in (0, 2)}})
     for share in (0, -0.1, 1.01, float('nan')):
         with pytest.raises(ValueError, match=r'share=.* in \(0, 1\]'):
-            select(stats, esft, share=share)
+            select_experts(stats, esft, share=share)
     with pytest.raises(ValueError, match="by='token'; did you mean 'tokens'"):
-        select(stats, esft, by='token')
+        select_experts(stats, esft, by='token')
     with pytest.raises(ValueError, match=r"group 'lax' .*did you mean 'law'"):
-        select(stats, esft, group='lax')
+        select_experts(stats, esft, group='lax')
     with pytest.raises(ValueError, match='statistics are empty'):
-        select(Stats('made up', {}), esft)
+        select_experts(Stats('made up', {}), esft)
     with pytest.raises(ValueError, match=r'layers \[0, 2\], the model has MoE layers \[0\]'):
-        select(stats, esft.replace(experts=(EXPERTS, 0, 0)))
+        select_experts(stats, esft.replace(experts=(EXPERTS, 0, 0)))
     with pytest.raises(ValueError, match=r"'gate_sum' of layer 0 has shape \(6,\).*4 router rows"):
-        select(stats, esft.replace(experts=(4, 0, 4)))
+        select_experts(stats, esft.replace(experts=(4, 0, 4)))
     with pytest.raises(ValueError, match=r'layer \d: .*sum to 0\.\d+, less than share=0\.99'):
-        select(stats, esft, share=0.99)
+        select_experts(stats, esft, share=0.99)
     for value in (np.nan, np.inf, -1.0):
         broken = of_scores([value, .5, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0])
         with pytest.raises(ValueError, match=r"'gate_sum' of layer 0 .*not finite"):
-            select(broken, esft)
+            select_experts(broken, esft)
     broken = stats_of({'law': {i: draw_gates(i, False)[:0] for i in (0, 2)}})
     with pytest.raises(ValueError, match='layer 0 saw no token'):
-        select(broken, esft)
+        select_experts(broken, esft)
     del stats.groups['law'][2]['count']
     with pytest.raises(ValueError, match="'count', which layer 2 lacks"):
-        select(stats, esft, by='tokens')
-    assert list(select(stats, esft)) == [0, 2]
+        select_experts(stats, esft, by='tokens')
+    assert list(select_experts(stats, esft)) == [0, 2]
 
 
 def in_layers(*values: list[float]) -> dict[int, dict[str, np.ndarray]]:

@@ -14,8 +14,8 @@ import pytest
 import moe_jax
 import prune
 from moe_jax.cli import convert, main
-from moe_jax.cli.prune import Sizes, prune_model
 from moe_jax.cli.job import Job
+from moe_jax.cli.prune import Sizes, prune_model
 from moe_jax.families import describe
 from moe_jax.hf import writer
 from moe_jax.storage import folder as storage

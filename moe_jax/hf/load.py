@@ -92,7 +92,7 @@ def load(
     log.info('%s: %.2f GB of parameters, at most %.2f GB more while loading', source.folder,
              source.bytes / 1e9, source.largest / 1e9)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params: Params = {}
+    params: dict[str, Any] = {}
     suspects = []
     check_digests(source.folder)
     _check_tied(source)
@@ -167,7 +167,7 @@ def _check_tied(source: Source) -> None:
                              'one of them')
 
 
-def _put(params: Params, path: str, leaf: Any) -> None:
+def _put(params: dict[str, Any], path: str, leaf: Any) -> None:
     *parents, name = path.split('/')
     for parent in parents:
         params = params.setdefault(parent, {})

@@ -11,15 +11,13 @@ import stat
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only after this)
 import numpy as np
 from safetensors import SafetensorError, safe_open
-
-from moe_jax.base.tree import Params
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
@@ -201,7 +199,7 @@ def _headers(name: str, file: Any, known: Mapping[str, Tensor]
 
 
 def _index_faults(index: Mapping[str, str], tensors: Mapping[str, Tensor],
-                  opened: Params) -> list[str]:
+                  opened: Collection[str]) -> list[str]:
     """Where the index and the files that opened disagree: swapped or stale shards."""
     faults = []
     for name in sorted(index.keys() | tensors.keys()):

@@ -52,6 +52,7 @@ def losses(out):
         json.loads, (out / 'metrics.jsonl').read_text().splitlines())}
 
 
+@pytest.mark.full
 def test_two_processes_stop_and_die_and_give_what_one_gives(tmp_path):
     whole, run = tmp_path / 'whole', tmp_path / 'run'
     alone, = launch(whole, alone=True)

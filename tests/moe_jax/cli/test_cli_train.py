@@ -197,6 +197,7 @@ def written(config, start, teacher):
     return config
 
 
+@pytest.mark.full
 def test_a_merged_model_learns_from_the_one_it_was_made_from(
     command, config, models, texts, tmp_path, capsys
 ):

@@ -1,4 +1,4 @@
-"""The table of sub-commands: --help and wrong arguments, without importing what they do not need."""
+"""The table of sub-commands: --help and wrong arguments import nothing that they do not need."""
 
 import inspect
 import subprocess

@@ -20,6 +20,7 @@ def run(*args):
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='the limit is Linux\'s')
 def test_a_large_model_is_loaded_pruned_and_exported_within_1_3_times_its_size(tmp_path):
     source, out = tmp_path / 'source', tmp_path / 'out'

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.matrix import rows
 from tests.moe_jax.hf import lexicon, tiny
 
 TASKS = ('choice', 'rolling', 'until')
@@ -35,7 +36,7 @@ def evaluate(model, tasks):
         for name, items in found['samples'].items()}
 
 
-@pytest.mark.parametrize('batch', [1, 8])
+@pytest.mark.parametrize('batch', rows([1, 8], quick=[8]))
 def test_items_and_metrics_equal_the_harness_on_transformers(place, batch):
     pytest.importorskip('torch')
     pytest.importorskip('accelerate')

@@ -231,6 +231,7 @@ def test_no_compiler_and_one_that_refuses(monkeypatch, tmp_path):
         build.build()
 
 
+@pytest.mark.full
 @pytest.mark.skipif(platform.machine() != 'x86_64', reason='names instructions of x86-64')
 @pytest.mark.parametrize('without', WITHOUT)
 def test_processors_that_can_less(without, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from moe_jax.study import material, report, runner
@@ -45,8 +46,10 @@ def caches(shared):
 
 
 @pytest.fixture(scope='package')
-def texts(tmp_path_factory) -> Path:
-    return study_tiny.write_texts(tmp_path_factory.mktemp('texts'))
+def texts(shared) -> Path:
+    with FileLock(shared / 'texts.lock'):
+        folder = shared / 'texts'
+        return folder if folder.exists() else study_tiny.write_texts(folder)
 
 
 @pytest.fixture(scope='package')
@@ -55,10 +58,12 @@ def stuff(texts) -> material.Material:
 
 
 @pytest.fixture(scope='package')
-def unbroken(texts, tmp_path_factory) -> Path:
-    """The folder of the tiny study, run without a break."""
-    folder = tmp_path_factory.mktemp('unbroken') / 'study'
-    report.write(runner.run(study_tiny.config(), folder, data_dir=texts), folder)
+def unbroken(texts, shared) -> Path:
+    """The folder of the tiny study, run once without a break, whichever worker comes first."""
+    folder = shared / 'unbroken/study'
+    with FileLock(shared / 'unbroken.lock'):
+        if not (folder / 'table.md').exists():
+            report.write(runner.run(study_tiny.config(), folder, data_dir=texts), folder)
     return folder
 
 

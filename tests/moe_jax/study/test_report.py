@@ -252,6 +252,7 @@ def test_console_fits_its_width(raw):
     assert max(map(len, narrow.split('\n'))) <= 62
 
 
+@pytest.mark.full
 def test_figures_of_half_a_study_draw(raw):
     for kind in ('pretrain', 'latency', 'usage', 'embedding'):
         drawn = expert_count.build(gather([r for r in raw if r['kind'] == kind])).figures

@@ -17,6 +17,7 @@ from moe_jax.study.report.expert_count.lineup import agreement
 from moe_jax.study.report.expert_count.load import gather
 from moe_jax.study.report.expert_count.verdict import verdict
 from moe_jax.study.report.expert_count.words import words
+from tests.matrix import rows
 from tests.moe_jax.study import synthetic
 
 TASKS = ('lm-code', 'lm-speeches', 'entails')
@@ -185,7 +186,7 @@ def test_agreement_is_exact_for_few_methods():
     )
 
 
-@pytest.mark.parametrize('count', [3, 30])
+@pytest.mark.parametrize('count', rows([3, 30], quick=[3]))
 def test_the_figure_is_drawn(tmp_path, count):
     more = {f'method {n}': ((0.01 * n,) * 3, -0.002 * n) for n in range(count - 3)}
     raw = without(planted(more, seeds=(0,)), method='random')
@@ -201,6 +202,7 @@ def test_the_figure_is_drawn(tmp_path, count):
     assert 'recovery' in {f.name for f in made.figures}
 
 
+@pytest.mark.full
 def test_what_half_a_study_has_is_drawn():
     for kept in (
         without(planted(), method='none', keep=4),

@@ -81,6 +81,7 @@ def stop(folder, texts, after, delay, number):
     return process, ''.join(lines) + rest
 
 
+@pytest.mark.full
 def test_stopped_again_and_again_it_ends_with_the_same_table(unbroken, texts, tmp_path, command,
                                                              capsys):
     rng, folder = random.Random(1), tmp_path / 'study'

@@ -16,6 +16,7 @@ from moe_jax.layers import ffn
 from moe_jax.model.decoder import shapes
 from moe_jax.model.fingerprint import fingerprint
 from prune.plans.arrays import ARRAYS
+from tests.matrix import rows
 
 CFG = Config(
     vocab=64, positions=16, width=8, heads=2, mlp_hidden=8, expert_hidden=6, experts=(5, 0, 5),
@@ -40,11 +41,11 @@ def equal_layers(a, b):
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
 
 
-@pytest.mark.parametrize('name, options', [
+@pytest.mark.parametrize('name, options', rows([
     ('reap', {}), ('naee', {}), ('ream', {}), ('uncurl', {}),
     ('hc_smoe', {'router_init': 'reference'}),
     ('reap', {'gates': 'preserve_mass', 'replace': 'mean'}),
-])
+], quick=[('naee', {}), ('uncurl', {}), ('reap', {'gates': 'preserve_mass', 'replace': 'mean'})]))
 def test_each_layer_is_planned_on_what_the_shrunk_ones_before_it_give(params, name, options):
     found = prune.plan_layerwise(name, params, CFG, BATCHES, experts=3, **WISH, **options)
     wish = prune.observe_options(name, reservoir=64)
@@ -159,6 +160,7 @@ def test_what_is_recorded_is_what_a_plan_at_once_records(params):
     assert found.plan.options == at_once.options | {'layerwise': True, 'targets': False}
 
 
+@pytest.mark.full
 def test_a_clamped_model_is_shrunk_further(params):
     small, cfg = prune.apply(params, CFG, prune.plan('expert_norm', None, params, CFG,
                                                      experts=(1, 4), clamp=True))

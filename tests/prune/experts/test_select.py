@@ -59,7 +59,8 @@ def smallest_set(score: np.ndarray, share: float) -> int:
 def test_the_shortest_prefix_that_reaches_the_share(esft, by, normalize, share, group):
     gates = {g: {i: draw_gates(7 * i + k, False) for i in (0, 2)}
              for k, g in enumerate(('law', 'intent'))}
-    chosen = select_experts(stats_of(gates), esft, by=by, share=share, group=group, normalize=normalize)
+    chosen = select_experts(stats_of(gates), esft, by=by, share=share, group=group,
+                            normalize=normalize)
     assert list(chosen) == [0, 2]
     share = {'gates': 0.1, 'tokens': 0.2}[by] if share is None else share
     for i, ids in chosen.items():

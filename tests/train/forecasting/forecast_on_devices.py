@@ -1,6 +1,6 @@
 """Run by test_forecast_xla.py in a process of its own: what XLA allocates and sends on 4 devices.
 
-Prints one line of JSON for each case, of one device: its name, bytes by XLA, bytes by the forecast,
+Prints one line of JSON for each case named: the case, bytes by XLA, bytes by the forecast,
 bytes of collectives' results in the compiled program, bytes sent by the forecast.
 """
 
@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 
 os.environ['XLA_FLAGS'] = ' '.join(
     [os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=4'])
@@ -62,8 +63,9 @@ def sent(program) -> dict[str, int]:
     return found
 
 
-def main() -> None:
-    for name, (cfg, rows, length, axes) in CASES.items():
+def main(names: list[str]) -> None:
+    for name in names:
+        cfg, rows, length, axes = CASES[name]
         options = train.TrainOptions(steps=2, warmup=1, batch=rows, length=length)
         program = compiled(cfg, options, axes)
         stats = program.memory_analysis()
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import moe_jax.storage.native
+from tests.matrix import rows
 from tests.train import train_tiny
 from tests.train.train_tiny import CFG, equal, params, program_options
 from train.loop import store
@@ -51,11 +52,12 @@ def finish(out):
     assert process.returncode == 0, errors
 
 
-def test_kill_9_at_any_moment_then_resume_equals_unbroken(tmp_path):
+@pytest.mark.parametrize('steps', rows([[9], [3, 9, 15]], quick=[[9]]))
+def test_kill_9_at_any_moment_then_resume_equals_unbroken(tmp_path, steps):
     reference, out = tmp_path / 'unbroken/run', tmp_path / 'broken/run'
     finish(reference)
     rng = random.Random(0)
-    for step in (3, 9, 15):
+    for step in steps:
         process = launch(out)
         wait_for_step(process, step)
         time.sleep(rng.uniform(0, 0.2))

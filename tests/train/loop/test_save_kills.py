@@ -15,7 +15,7 @@ from tests.train.train_tiny import CFG, OPTIONS, params
 from train.loop import store
 
 PROGRAM = Path(__file__).with_name('saving.py')
-KILLS = int(os.environ.get('MOE_JAX_KILLS', '2'))
+KILLS = int(os.environ.get('MOE_JAX_KILLS', '1'))
 
 
 def test_no_complete_step_is_lost_and_no_partial_one_is_loaded(tmp_path):

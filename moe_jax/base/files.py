@@ -4,6 +4,7 @@
     with replacing_folder(path, ...) as temporary:  a folder
     write(path, text)                               a file whose content is at hand
     point(link, target)                             a symbolic link
+    digests(folder)                                 SHA-256 of every file
 
 Each of these leaves what was there before until the new one is complete, and no trace of the new
 one where the block fails.
@@ -11,6 +12,7 @@ one where the block fails.
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -115,6 +117,17 @@ def point(link: Path, target: Path) -> None:
         temporary.replace(link)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder, by its relative path."""
+    by_name = {}
+    for path in sorted(folder.rglob('*')):
+        if path.is_file():
+            with open(path, 'rb') as file:
+                name = path.relative_to(folder).as_posix()
+                by_name[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return by_name
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,6 @@ params/        the arrays, written by orbax
 manifest.json  the SHA-256 of every file in params/: orbax itself reads a flipped bit without a sign
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from moe_jax.base import processes
-from moe_jax.base.files import replacing_folder
+from moe_jax.base.files import digests, replacing_folder
 from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import Params, count_bytes, map_with_path
@@ -50,7 +49,7 @@ def save(
     def rest(temporary: Path) -> None:
         (temporary / 'config.json').write_text(cfg.to_json())
         (temporary / 'lineage.json').write_text(head)
-        manifest = json.dumps(_digests(temporary / 'params'), indent=1, sort_keys=True)
+        manifest = json.dumps(digests(temporary / 'params'), indent=1, sort_keys=True)
         (temporary / 'manifest.json').write_text(manifest)
         if beside is not None:
             beside(temporary)
@@ -117,20 +116,9 @@ def _check_ours(path: Path) -> None:
         )
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its relative path."""
-    digests = {}
-    for path in sorted(folder.rglob('*')):
-        if path.is_file():
-            with open(path, 'rb') as file:
-                name = path.relative_to(folder).as_posix()
-                digests[name] = hashlib.file_digest(file, 'sha256').hexdigest()
-    return digests
-
-
 def _check_files(path: Path) -> None:
     wanted = json.loads((path / 'manifest.json').read_text())
-    present = _digests(path / 'params')
+    present = digests(path / 'params')
     faults = [
         f'{name} is {"missing" if name not in present else "damaged"}'
         for name, digest in wanted.items() if present.get(name) != digest

@@ -85,8 +85,14 @@ def begin(params: Params, options: TrainOptions, trained: TrainedLeaves, start: 
     if int(start.step) > options.steps:
         raise ValueError(f'start has {int(start.step)} steps behind it and the run only '
                          f'steps={options.steps}; give more')
-    return _by_the_rules(jax.tree.map(
-        lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), start))
+    home = replicated(jax.tree.leaves(params)[0])
+    return _by_the_rules(jax.tree.map(functools.partial(_copied, home=home), start))
+
+
+def _copied(leaf: Any, home: jax.sharding.Sharding) -> jax.Array:
+    """A copy of a leaf where it lies; of one on the host, as unpickling leaves it, at `home`."""
+    where = leaf.sharding if isinstance(leaf, jax.Array) else home
+    return jax.device_put(leaf, where, may_alias=False)
 
 
 def params_of(state: TrainState, options: TrainOptions) -> Params:

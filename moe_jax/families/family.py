@@ -14,8 +14,10 @@ import numpy as np
 from moe_jax.config import Config
 from moe_jax.families.fields import Fields
 
-# Old versions of transformers saved these buffers; they are computed.
-ROTARY_BUFFER = r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq'
+# Buffers that transformers computes, and that some versions and wrappers saved: turning
+# frequencies, positions, causal masks.
+BUFFER = re.compile(r'(.+\.)?(rotary_emb\.\w+|position_ids|masked_bias|'
+                    r'(causal|attention|attn)_mask|self_attn\.(bias|mask))')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +123,10 @@ class Family:
 
     def is_ignored(self, name: str, layers: int) -> bool:
         """Whether a tensor is known not to belong to a decoder of so many layers."""
-        if re.fullmatch(ROTARY_BUFFER, name):
-            return True
+        return is_buffer(name) or self.is_ahead(name, layers)
+
+    def is_ahead(self, name: str, layers: int) -> bool:
+        """Whether a tensor is of a module for multi-token prediction."""
         match = re.match(r'model\.layers\.(\d+)\.', name)
         return self.predicts_ahead and match is not None and int(match[1]) >= layers
 
@@ -131,6 +135,11 @@ class Family:
         for slot in self.slots:
             table.setdefault(slot.path, []).append(slot)
         return table
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name is computed, whatever its dtype, and no parameter."""
+    return BUFFER.fullmatch(name) is not None
 
 
 def template(path: str) -> str:

@@ -70,6 +70,8 @@ class Fields:
     def dtype(self) -> str:
         """The dtype of computation."""
         value = str(self.get('dtype', 'torch_dtype', default='float32')).removeprefix('torch.')
+        if value == 'float64':  # such weights are loaded as float32
+            return 'float32'
         return choice(f'{self.where}: dtype', value, DTYPES)
 
     def windows(self, layers: int, otherwise: tuple[int, ...]) -> tuple[int, ...]:

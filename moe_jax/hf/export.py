@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from moe_jax.base.files import replacing_folder
+from moe_jax.base.narrowing import Casts
 from moe_jax.base.tree import Params, host, leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.families.family import Family, layer_of
@@ -152,6 +153,7 @@ def _config(cfg: Config, family: Family, raw: Mapping[str, Any], params: Params,
     for name in [n for n in EXPERTS if raw.get(n) is not None] or [family.expert_field]:
         written[name] = count
     written.pop('auto_map', None)  # code of the folder it came from, which is not copied
+    written.pop('quantization_config', None)  # the tensors are plain, whatever they were before
     dtype = np.dtype(params['embed']['tokens'].dtype).name
     names = [name for name in ('dtype', 'torch_dtype') if raw.get(name) is not None]
     written |= dict.fromkeys(names or ['dtype'], dtype)
@@ -163,8 +165,7 @@ def _config(cfg: Config, family: Family, raw: Mapping[str, Any], params: Params,
 
 def _ahead(cfg: Config, family: Family, tensors: Mapping[str, Any]) -> bool:
     """Whether `like` has modules for multi-token prediction, which are not written."""
-    return family.predicts_ahead and any(
-        family.is_ignored(name, cfg.layers) and '.rotary_emb.' not in name for name in tensors)
+    return any(family.is_ahead(name, cfg.layers) for name in tensors)
 
 
 def _provenance(family: Family, cfg: Config, like: str | Path, lineage: Mapping[str, Any] | None,
@@ -182,11 +183,11 @@ def _compare(folder: Path, cfg: Config, params: Params, progress: Progress | Non
     source = load.open_folder(folder)
     if (source.cfg.experts, source.cfg.layers) != (cfg.experts, cfg.layers):
         raise ValueError(f'{folder}: reads as experts={source.cfg.experts}, not {cfg.experts}')
-    by_path = dict(leaves_with_paths(params))
+    by_path, casts = dict(leaves_with_paths(params)), Casts(folder)
     for leaf in source.leaves:
         memory = by_path[leaf.path]
         for rows in _chunks(leaf.shape):
-            disk = load.read(source, leaf, rows)
+            disk = load.read(source, leaf, rows, casts)
             if disk.tobytes() != host(memory, rows).tobytes():
                 raise ValueError(f'{folder}: {leaf.path} reads back differently from what was '
                                  'written; is the disk sound? Nothing was exported')

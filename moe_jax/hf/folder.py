@@ -12,7 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from moe_jax.hf.layout import CONFIG
-from moe_jax.hf.shards import INDEX, SINGLE, Shards, Tensor, inside, listed, read_json
+from moe_jax.hf.naming import read
+from moe_jax.hf.shards import INDEX, SINGLE, Tensor, inside, listed, read_json
 
 MANIFEST = 'moe_jax.json'
 SUBFOLDER = 'hf'
@@ -36,7 +37,7 @@ class SideFiles:
             return cls(path / SUBFOLDER, None)
         if is_hf(path):
             has_weights = (path / SINGLE).exists() or (path / INDEX).exists()
-            return cls(path, Shards(path).tensors if has_weights else None)
+            return cls(path, read(path, tied=False)[0].tensors if has_weights else None)
         raise ValueError(f'{path}: no config.json of transformers here; give the folder that the '
                          'model came from, or one that was converted from it')
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,24 @@ from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.families import family_of
 from moe_jax.families.family import Family, Slot, layer_of
-from moe_jax.hf.shards import Shards, Tensor, listed, read_json
+from moe_jax.hf.naming import HEAD
+from moe_jax.hf.shards import (
+    COUNTS,
+    DEQUANTIZE,
+    DTYPES,
+    INDEX,
+    SHOWN_TENSORS,
+    SINGLE,
+    Shards,
+    Tensor,
+    grouped,
+    listed,
+    read_json,
+)
 from moe_jax.model import decoder
 
 CONFIG = 'config.json'
-HEAD = 'lm_head.weight'
+SCALES = re.compile(r'[._](scale|scale_inv|scales|absmax|zero_point|zeros|SCB)$')  # of quantized
 AHEAD = r'(eh_proj|enorm|hnorm|shared_head)\.'  # of modules for multi-token prediction alone
 
 
@@ -32,13 +46,9 @@ def read_config(folder: Path) -> tuple[Config, Family, dict[str, Any]]:
     """Config, family and raw config.json of a folder; no weights are looked at, no code is run."""
     raw = read_json(folder / CONFIG)
     family = family_of(raw, str(folder / CONFIG))
-    if (quantized := raw.get('quantization_config')) is not None:
-        method = quantized.get('quant_method') if isinstance(quantized, dict) else quantized
-        raise ValueError(
-            f'{folder / CONFIG}: the weights are quantized ({method}); dequantize them first, with '
-            'transformers: from_pretrained(..., dtype="bfloat16") with its dequantize option, then '
-            'save_pretrained'
-        )
+    if raw.get('quantization_config') is not None and any(
+            (folder / name).exists() for name in (SINGLE, INDEX)):
+        Shards(folder)  # refuses what is quantized; a section left over beside plain weights is not
     return family.config(raw, str(folder / CONFIG)), family, raw
 
 
@@ -65,18 +75,50 @@ def check(folder: Path, cfg: Config, family: Family, shards: Shards) -> list[Lea
         wanted |= dict.fromkeys(leaf.names, leaf.slot.disk_shape(leaf.shape))
     if cfg.tied and HEAD in shards.tensors:
         wanted[HEAD] = (cfg.vocab, cfg.width)
-    missing = [name for name in wanted if name not in shards.tensors]
-    shapes = [f'{name} is {list(shards.tensors[name].shape)}, {CONFIG} says {list(shape)}'
-              for name, shape in wanted.items()
-              if name in shards.tensors and shards.tensors[name].shape != shape]
-    extra = [name for name in sorted(shards.tensors.keys() - wanted)
-             if not family.is_ignored(name, cfg.layers)]
-    faults = [f'missing: {listed(missing)}'] if missing else []
-    faults += [f'of another shape: {listed(shapes)}'] if shapes else []
+    tensors = shards.tensors
+    missing = [name for name in wanted if name not in tensors]
+    misshapen: dict[str, list[str]] = {}
+    for name, shape in wanted.items():
+        if name in tensors and tensors[name].shape != shape:
+            misshapen.setdefault(f'is {list(tensors[name].shape)}, {CONFIG} says {list(shape)}',
+                                 []).append(name)
+    others = [name for name in wanted if name in tensors
+              and tensors[name].dtype not in DTYPES.values()]
+    extra = [tensors[name].name for name in sorted(tensors.keys() - wanted)
+             if not is_ignored(family, name, tensors[name], cfg.layers)]
+    faults = [f'missing: {listed(missing)}{_headless(cfg, missing)}'] if missing else []
+    faults += [f'of another shape: {listed(grouped(misshapen))}'] if misshapen else []
+    faults += [f'no floating-point numbers: {listed(others, SHOWN_TENSORS)}'] if others else []
     faults += [f'not known for {family.model_type}: {listed(extra)}'] if extra else []
+    if any(SCALES.search(name) for name in extra):
+        faults.append(f'scales of quantized weights are among them; {DEQUANTIZE}')
     if faults:
         raise ValueError(f'{folder}: tensors do not fit {CONFIG}: {"; ".join(faults)}')
     return found
+
+
+def is_ignored(family: Family, name: str, tensor: Tensor, layers: int) -> bool:
+    """Whether a tensor that is no leaf may stay unread: a buffer, a mask, a layer to predict ahead.
+    """
+    return tensor.dtype in COUNTS or family.is_ignored(name, layers)
+
+
+def _headless(cfg: Config, missing: list[str]) -> str:
+    """What to do about a head that is all that is missing."""
+    if missing != [HEAD] or cfg.tied:
+        return ''
+    return (' (all but the head is here, as where the base model was saved alone: save it with its '
+            'head, or set tie_word_embeddings to true where the head is the embedding)')
+
+
+def warn_of_section(folder: Path, raw: Mapping[str, Any]) -> None:
+    """Warn of a section about quantization that is left over beside tensors which are all plain."""
+    section = raw.get('quantization_config')
+    if section is not None:
+        method = section.get('quant_method') if isinstance(section, dict) else section
+        warnings.warn(f'{folder / CONFIG}: has quantization_config ({method}), and no tensor is '
+                      'quantized; the section is ignored. Delete it: it is left over',
+                      stacklevel=4)
 
 
 def _check_layers(folder: Path, cfg: Config, family: Family, shards: Shards) -> None:

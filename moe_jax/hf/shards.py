@@ -4,9 +4,11 @@ Everything wrong with a folder is told in one message. Nothing outside the folde
 nothing is unpickled or executed.
 """
 
+import copy
 import dataclasses
 import json
 import os
+import re
 import stat
 import struct
 import warnings
@@ -19,19 +21,29 @@ import ml_dtypes  # noqa: F401  (numpy knows bfloat16 only after this)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from moe_jax.families.family import is_buffer
+
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
+DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16', 'F64': 'float64'}
+COUNTS = 'BOOL', 'I64'  # of masks and positions; weights that are quantized have other dtypes
 LARGEST_JSON = 100 << 20
-SHOWN = 12
+SHOWN, SHOWN_TENSORS = 12, 3
+HUBS_NAME = re.compile(r'[0-9a-f]{40}|[0-9a-f]{64}')  # of a file in the hub's cache: its digest
+DEQUANTIZE = ('dequantize them first, with transformers: from_pretrained(..., dtype="bfloat16") '
+              'with its dequantize option, then save_pretrained')
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor's file, dtype (numpy's name) and shape."""
+    """A tensor's file, dtype, shape and name there.
+
+    dtype is numpy's name for one that a weight may have, and the file's own for any other.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
+    name: str  # in the file
 
 
 class Shards:
@@ -46,10 +58,18 @@ class Shards:
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """A tensor as numpy, or rows of its axis 0 alone; a copy of that much and no more."""
-        file = self._files[self.tensors[name].file]
+        tensor = self.tensors[name]
+        file = self._files[tensor.file]
         if rows is None:
-            return file.get_tensor(name)
-        return file.get_slice(name)[rows]
+            return file.get_tensor(tensor.name)
+        return file.get_slice(tensor.name)[rows]
+
+    def renamed(self, names: Mapping[str, str]) -> 'Shards':
+        """The same open files, their tensors under new names; those not among `names` keep theirs.
+        """
+        other = copy.copy(self)
+        other.tensors = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
+        return other
 
 
 def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,6 +86,7 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found, bad = _headers(name, handles[name], tensors)
         tensors |= found
         faults += bad
+    faults += _quantized(tensors)
     if index is not None:
         faults += _index_faults(index, tensors, handles)
     if faults:
@@ -93,17 +114,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def listed(items: list[str]) -> str:
+def listed(items: list[str], most: int = SHOWN) -> str:
     """A few of many, for messages: the first ones and how many more."""
-    more = f' and {len(items) - SHOWN} more' if len(items) > SHOWN else ''
-    return '; '.join(items[:SHOWN]) + more
+    more = f' and {len(items) - most} more' if len(items) > most else ''
+    return '; '.join(items[:most]) + more
+
+
+def grouped(names: Mapping[str, list[str]]) -> list[str]:
+    """Sentences about tensors: each once, of its first tensor, with the number of the others."""
+    def others(items: list[str]) -> str:
+        shown = listed(items[1:], SHOWN_TENSORS - 1)
+        return f' (likewise {len(items) - 1} more: {shown})' if len(items) > 1 else ''
+
+    return [f'{items[0]} {rest}{others(items)}' for rest, items in names.items()]
 
 
 def inside(folder: Path, name: str) -> Path:
     """The path of a file that a folder's index names, refused unless it is a file of the folder.
 
     A link is followed only to where the hub's own cache keeps its files: from
-    REPO/snapshots/REVISION to REPO/blobs. Nothing is opened to find out.
+    REPO/snapshots/REVISION to REPO/blobs, and from anywhere to models--NAME/blobs/DIGEST, as the
+    hub's client made them in folders of the user's choice. Other links are refused, since a folder
+    that came from elsewhere could show a private file as its own. Nothing is opened to find out.
     """
     plain = name not in ('', '.', '..') and name.isprintable() and not set(name) & set('/\\')
     if not plain:
@@ -112,8 +144,10 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     real, home = Path(os.path.realpath(path)), folder.resolve()
     cached = home.parent.name == 'snapshots' and real.parent == home.parent.parent / 'blobs'
-    if real.parent != home and not cached:
-        raise ValueError(f'{path}: leads out of the folder, to {real}; refused')
+    if real.parent != home and not cached and not _is_blob(real):
+        raise ValueError(f'{path}: leads out of the folder, to {real}; refused. If you trust that '
+                         'file, put a copy in place of the link: `cp -rL FOLDER NEW` copies a '
+                         'folder so')
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError:
@@ -121,6 +155,13 @@ def inside(folder: Path, name: str) -> Path:
     if not regular:
         raise ValueError(f'{path}: is no regular file; refused')
     return path
+
+
+def _is_blob(path: Path) -> bool:
+    """Whether a path is that of a file of a model in the hub's cache, wherever the cache is."""
+    repo = path.parent.parent.name
+    return (path.parent.name == 'blobs' and repo.startswith('models--')
+            and HUBS_NAME.fullmatch(path.name) is not None)
 
 
 def _index(folder: Path) -> Mapping[str, str] | None:
@@ -184,30 +225,40 @@ def _sizes(path: Path) -> str:
 def _headers(name: str, file: Any, known: Mapping[str, Tensor]
              ) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of one file that no other has, and what is wrong with them."""
-    found, faults = {}, []
+    tensors: dict[str, Tensor] = {}
+    repeated: dict[str, list[str]] = {}
     for key in file.keys():  # noqa: SIM118  (not a dict)
-        entry = file.get_slice(key)
-        dtype = entry.get_dtype()
         if key in known:
-            faults.append(f'{key} is in {known[key].file} and in {name}')
+            repeated.setdefault(f'is in {known[key].file} and in {name}', []).append(key)
             continue
-        if dtype not in DTYPES:
-            faults.append(f'{key} in {name} is {dtype}: quantized or not a number of a model; '
-                          f'dequantize it first ({", ".join(DTYPES)} are read)')
-        found[key] = Tensor(name, DTYPES.get(dtype, str(dtype)), tuple(entry.get_shape()))
-    return found, faults
+        entry = file.get_slice(key)
+        dtype = str(entry.get_dtype())
+        tensors[key] = Tensor(name, DTYPES.get(dtype, dtype), tuple(entry.get_shape()), key)
+    return tensors, grouped(repeated)
+
+
+def _quantized(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The fault of tensors whose dtype is none of a weight, nor of a buffer; empty without any."""
+    odd = [f'{name} in {tensor.file} is {tensor.dtype}' for name, tensor in tensors.items()
+           if tensor.dtype not in (*DTYPES.values(), *COUNTS) and not is_buffer(name)]
+    return [f'{len(odd)} of {len(tensors)} tensors are quantized, or no numbers of a model: '
+            f'{listed(odd, SHOWN_TENSORS)}; {DEQUANTIZE}'] if odd else []
 
 
 def _index_faults(index: Mapping[str, str], tensors: Mapping[str, Tensor],
                   opened: Collection[str]) -> list[str]:
     """Where the index and the files that opened disagree: swapped or stale shards."""
-    faults = []
+    faults: dict[str, list[str]] = {}
     for name in sorted(index.keys() | tensors.keys()):
         if name not in tensors:
-            if index[name] in opened:
-                faults.append(f'{name} is not in {index[name]}, where the index says it is')
+            if index[name] not in opened:
+                continue
+            fault = f'is not in {index[name]}, where the index says it is'
         elif name not in index:
-            faults.append(f'{name} is in {tensors[name].file}, but not in the index')
+            fault = f'is in {tensors[name].file}, but not in the index'
         elif index[name] != tensors[name].file:
-            faults.append(f'{name} is in {tensors[name].file}, the index says {index[name]}')
-    return faults
+            fault = f'is in {tensors[name].file}, the index says {index[name]}'
+        else:
+            continue
+        faults.setdefault(fault, []).append(name)
+    return grouped(faults)

@@ -121,7 +121,7 @@ def test_two_names_that_disagree_are_both_told(fields, message):
     ({'rope_theta': '1e6'}, "rope_theta='1e6'"), ({'rope_theta': [1.0]}, r'rope_theta=\[1\.0\]'),
     ({'rope_theta': float('nan')}, 'rope_theta=nan'), ({'rope_theta': 10**400}, 'rope_theta=1000'),
     ({'hidden_act': 'gelu'}, "hidden_act='gelu' is not supported .*only 'silu', 'swish'"),
-    ({'torch_dtype': 'float64'}, "dtype='float64'; did you mean 'float"),
+    ({'torch_dtype': 'float46'}, "dtype='float46'; did you mean 'float"),
     ({'torch_dtype': 'int8'}, "dtype='int8'; .*valid: float32, bfloat16, float16"),
     ({'torch_dtype': ['float32']}, 'dtype='),
     ({'vocab_size': None}, 'vocab_size is missing'),

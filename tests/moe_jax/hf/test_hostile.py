@@ -100,11 +100,11 @@ def test_a_terabyte_that_is_only_announced_is_not_allocated(folder):
     assert peak < 20e6
 
 
-@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'U8', 'I64', 'F64', 'BOOL'])
+@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'U8', 'I8', 'I32'])
 def test_quantised_tensors_are_refused_by_name_with_the_remedy(folder, dtype):
-    size = {'I64': 8, 'F64': 8}.get(dtype, 1)
+    size = 4 if dtype == 'I32' else 1
     (folder / FILE).write_bytes(file({'blocks': tensor([0, 2 * size], dtype=dtype)}, 2 * size))
-    with pytest.raises(ValueError, match=rf'blocks in {FILE} is {dtype}: .*dequantize it first'):
+    with pytest.raises(ValueError, match=rf'blocks in {FILE} is {dtype}; dequantize them first'):
         open_folder(folder)
 
 

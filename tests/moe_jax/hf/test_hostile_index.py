@@ -117,7 +117,7 @@ def test_swapped_shards_are_refused(folder):
     (folder / 'aside').rename(folder / PARTS[2])
     message = refusal(folder)
     assert f'lm_head.weight is in {PARTS[2]}, the index says {PARTS[0]}' in message
-    assert re.search(r'and \d+ more$', message)
+    assert re.search(r'\(likewise \d+ more: .*and \d+ more\)$', message)
 
 
 def test_all_faults_of_a_folder_are_told_at_once(folder):

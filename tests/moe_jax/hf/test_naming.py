@@ -129,8 +129,8 @@ def test_a_tensor_with_and_without_its_wrapper_is_refused(tmp_path):
                                   'self_attn.q_proj.base_layer.weight'])
 def test_tensors_of_an_adapter_are_to_be_merged(name, tmp_path):
     folder = tiny.write(tmp_path, 'mixtral', 'grouped')
-    found = tiny.tensors(tiny.config('mixtral', 'grouped'))
-    tiny.write_tensors(folder, {'base_model.model.' + key: value for key, value in found.items()} | {
+    whole = tiny.tensors(tiny.config('mixtral', 'grouped'))
+    tiny.write_tensors(folder, {f'base_model.model.{key}': leaf for key, leaf in whole.items()} | {
         f'base_model.model.model.layers.0.{name}': np.ones((2, 2), 'float32')})
     with pytest.raises(ValueError, match=r'1 tensors of an adapter .*merge it.*merge_and_unload'):
         open_folder(folder)

@@ -37,13 +37,13 @@ def number(name: str, value: Any, least: float | None = 0, below: float | None =
     least = None if above is not None else least
     try:
         plain = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        number = float(value) if plain else math.nan
+        real = float(value) if plain else math.nan
     except OverflowError:
-        number = math.nan
-    if not math.isfinite(number) or not _within(number, least, below, above, most):
+        real = math.nan
+    if not math.isfinite(real) or not _within(real, least, below, above, most):
         rule = _interval(least, below, above, most)
         raise ValueError(f'{name}={value!r}: must be a finite number{rule}{_end(note)}')
-    return number
+    return real
 
 
 def choice(name: str, value: Any, valid: Iterable[str]) -> Any:

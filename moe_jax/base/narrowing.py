@@ -53,8 +53,8 @@ class Casts:
     def cast(self, name: str, source: jax.Array, target: Any) -> jax.Array:
         """The same for an array on its devices, which keeps its sharding."""
         if narrows(source.dtype, target):
-            lost = map(np.asarray, _lost_on_device(source, _ends(target)))
-            self._check(name, '', *lost, target)
+            beyond, largest, zeros = map(np.asarray, _lost_on_device(source, _ends(target)))
+            self._check(name, '', beyond, largest, zeros, target)
         return source.astype(target)
 
     def _check(self, name: str, part: str, beyond: Any, largest: Any, zeros: Any, target: Any

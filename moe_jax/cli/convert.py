@@ -1,11 +1,9 @@
-"""The commands of Hugging Face checkpoints: convert, families, lm-eval; `main.py` registers them.
-
-Modules are imported inside the commands, so that --help and a wrong argument answer at once.
-"""
+"""`moe-jax convert`: a model folder in the other format, or in another dtype."""
 
 from pathlib import Path
 from typing import Literal
 
+from moe_jax.base.checks import number
 from moe_jax.cli.shared import Dtype, Positional, absent, load_with_progress, write
 
 
@@ -31,6 +29,7 @@ def convert(
     from moe_jax.hf.hub import located
     from moe_jax.storage import folder
 
+    number('--shard-gb', shard_gb, None, above=0)
     absent(target)
     name, source = source.name, located(source)
     origin = folder.origin(source) if like is None else located(like)

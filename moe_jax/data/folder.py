@@ -16,10 +16,13 @@ def domains(folder: Path) -> tuple[str, ...]:
 
 
 def documents(folder: Path, domain: str) -> Iterator[Document]:
-    """One document per UTF-8 text file below DIR/<domain>; empty files are skipped."""
+    """One document per UTF-8 text file below DIR/<domain>; empty files are skipped.
+
+    A byte order mark is no part of the text.
+    """
     for path in _files(folder / domain):
         try:
-            text = path.read_text(encoding='utf-8').strip()
+            text = path.read_text(encoding='utf-8-sig').strip()
         except UnicodeDecodeError as error:
             raise ValueError(f'{path}: not UTF-8 text ({error.reason} at byte {error.start}); '
                              f'convert it, as with "iconv -t utf-8"') from error

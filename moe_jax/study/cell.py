@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_jax.study.material import Material
+from train.loop.identity import FREE
 from train.loop.options import TrainOptions
-from train.loop.store import FREE
 
 FORMAT = 1  # raise it when the same inputs would give other results
 SCORED = 0.35  # work of a scored token in units of a trained one, for the time estimate only

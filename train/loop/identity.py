@@ -18,10 +18,10 @@ from moe_jax.model.fingerprint import same_model
 from train.loop.options import TrainOptions
 
 PROBED = 2**16  # numbers of a leaf that its probe reads
-# These may change on a resume; MEASURED within bounds: the same rows in a step, and more or fewer
+# FREE may change on a resume; MEASURED within bounds: the same rows in a step, and more or fewer
 # steps where the schedule does not depend on their number.
 MEASURED = 'batch', 'accumulate', 'steps'
-FREE = ('log_every', 'evaluate_every', 'checkpoint_every', 'keep')  # may change on resume
+FREE = 'log_every', 'evaluate_every', 'checkpoint_every', 'keep'
 
 
 def identity_of(

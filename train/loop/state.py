@@ -127,7 +127,7 @@ def restore_dtypes(params: Params, like: Params) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _merged(old: Leaves, parts: Leaves, trained: TrainedLeaves) -> Leaves:
+def _merged(old: Leaves, parts: Leaves, trained: TrainedLeaves) -> Params:
     return trained.effective(old, parts)
 
 

@@ -17,7 +17,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except (pyarrow.ArrowException, OSError) as error:
             raise ValueError(f'{path}: not a readable Parquet file ({error})') from error
     rows = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines()):
+    # A line feed alone ends a row: JSON lets other separators, such as U+2028, stand in strings.
+    for number, line in enumerate(_text(path).split('\n')):
         if not line.strip():
             continue
         try:
@@ -30,6 +31,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                              f'one object per line')
         rows.append(row)
     return rows
+
+
+def _text(path: Path) -> str:
+    """A file in UTF-8, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: not UTF-8 text (byte {error.start}: {error.reason}); save it '
+                         'as UTF-8') from error
 
 
 def read_wheel_rows(wheel: Path, member: str) -> list[dict[str, Any]]:

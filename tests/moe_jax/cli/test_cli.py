@@ -249,6 +249,13 @@ def test_info_refuses(command, tmp_path):
         refused(command, 'info', *arguments, says=says)
 
 
+@pytest.mark.parametrize('size', ['0', '-1', 'nan', 'inf'])
+def test_a_size_of_files_that_is_none_is_refused_before_anything_is_read(command, tmp_path, size):
+    assert command('convert', tmp_path / 'model', tmp_path / 'out', '--to', 'hf',
+                   '--shard-gb', size) == 1
+    assert '--shard-gb' in command.err and 'above 0' in command.err
+
+
 def test_methods_lists_them_all(command):
     assert command('methods') == 0
     for row in (*prune.methods(), *prune.weight_methods()):

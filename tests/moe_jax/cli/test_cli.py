@@ -244,7 +244,7 @@ def test_info_refuses(command, tmp_path):
             ('tiny', '--experts', '-1'): ('experts=-1', '0 (dense) to 65536'),
             ('tiny', '--tokens', '0'): ('tokens=0', '1 to 128'),
             ('tiny', '--tokens', '129'): ('tokens=129', '1 to 128'),
-            (tmp_path / 'none',): ('none', 'no preset'),
+            (tmp_path / 'none',): ('none: no such folder',),
             (tmp_path / 'model',): ('model/config.json', 'not JSON')}.items():
         refused(command, 'info', *arguments, says=says)
 

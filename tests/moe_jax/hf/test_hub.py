@@ -180,7 +180,7 @@ def test_a_file_is_no_model(tmp_path):
 
 def test_without_the_hubs_client_the_message_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(FileNotFoundError, match='no such folder.*pip install huggingface_hub'):
+    with pytest.raises(FileNotFoundError, match=r'no such folder.*pip install huggingface_hub'):
         moe_jax.load(NAME)
 
 

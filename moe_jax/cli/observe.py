@@ -6,6 +6,7 @@ from moe_jax.cli.shared import (
     Dtype,
     Positional,
     absent,
+    at_least,
     batches,
     model_and_tasks,
     tokenizer_digest,
@@ -38,6 +39,7 @@ def observe(
     import prune
     from moe_jax.hf.hub import located
 
+    at_least(1, tokens=tokens, reservoir=reservoir)
     absent(out)
     needed = prune.observe_options(*methods, reservoir=reservoir)
     model = located(model)

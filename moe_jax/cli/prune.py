@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from moe_jax.cli.job import Flat, Job, options_set
-from moe_jax.cli.shared import Positional
+from moe_jax.cli.shared import Positional, at_least
 from prune.budget.amounts import Amounts
 from prune.experts.common import Common
 
@@ -61,6 +61,7 @@ def prune_model(
         reservoir: with --layerwise: tokens of each task to sample, where the method needs a sample
             (default: 8192).
     """
+    at_least(1, reservoir=reservoir)
     import prune
     from moe_jax.cli import prune_checks
     from moe_jax.cli.shrink import Command, shrink

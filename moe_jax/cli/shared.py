@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import tyro
 
+from moe_jax.base.checks import integer
+
 Positional = tyro.conf.Positional
 LONGEST, BATCH_TOKENS = 1024, 8192  # tokens in a row of a task, and in a batch to observe
 Dtype = Literal['float32', 'bfloat16', 'float16']
@@ -46,6 +48,14 @@ def load_with_progress(path: Path, dtype: str | None = None):
     with _bar() as bar:
         task = bar.add_task('load', total=source.bytes)
         return hf_load.load(source, progress=lambda count: bar.advance(task, count))
+
+
+def at_least(least: int, **flags: int | Sequence[int] | None) -> None:
+    """Refuse flags, by their names, with a number below `least`; None is one that is not given."""
+    for name, values in flags.items():
+        for value in values if isinstance(values, Sequence) else (values,):
+            if value is not None:
+                integer(f'--{name.replace("_", "-")}', value, least)
 
 
 def absent(path: Path) -> None:

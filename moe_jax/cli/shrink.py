@@ -12,6 +12,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.cli.job import Job, options_set
 from moe_jax.cli.shared import (
     absent,
+    at_least,
     batches,
     finish,
     load_with_progress,
@@ -43,6 +44,7 @@ class Command(NamedTuple):
 
 def shrink(model: Path, job: Job, command: Command, lineage: Mapping[str, Any]) -> None:
     """Check, plan, carry the plan out and save; lineage: what to record beside the options."""
+    at_least(1, tokens=job.tokens)
     absent(job.out)
     text = {**options_set(job, 'tasks', 'tokens', 'data'), **command.text}
     name, model = str(model), located(model)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_jax.base.checks import number
 from moe_jax.cli.shared import Positional
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def train_model(
     """
     from train.recipes import run as runs
 
+    number('--efficiency', efficiency, None, above=0, most=1)
     if smoke and variant != 'config':
         raise ValueError(f'--smoke and --variant {variant}: give one of the two')
     chosen = changed(runs.load(config, 'smoke' if smoke else variant), mesh, batch)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moe_jax.base.checks import integer
 from moe_jax.base.files import replacing_folder
 from moe_jax.base.narrowing import Casts
 from moe_jax.base.tree import Params, host, leaves_with_paths
@@ -54,6 +55,7 @@ def export_hf(
     'write' or 'compare' and a number of bytes. Raises ValueError where a Hugging Face checkpoint
     cannot say what the config says, FileExistsError for a path that exists.
     """
+    integer('shard_bytes', shard_bytes, 1)
     path, side = Path(path).absolute(), SideFiles.of(located(like))
     check_params(cfg, params, str(path))
     base, family, raw = layout.read_config(side.folder)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import logging
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+
+from moe_jax.base.tree import Params, leaves_with_paths
 
 log = logging.getLogger('moe_jax')
 SHOWN = 3  # names of tensors in a message
@@ -77,6 +80,21 @@ class Casts:
                      self.where, f'{sum(counts.values()):,}', len(names), kind,
                      '; '.join(names[:SHOWN]),
                      f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
+
+
+def warn_of_computing(where: Any, params: Params, dtype: str) -> None:
+    """Warn of weights that stay as they are, but are beyond the dtype they are computed in.
+
+    Only float16 ends so low that weights can be beyond it. Routers are computed in float32.
+    """
+    beyond = [path for path, leaf in leaves_with_paths(params)
+              if dtype == 'float16' and '/router/' not in path and narrows(leaf.dtype, dtype)
+              and int(_lost_on_device(leaf, _ends(dtype))[0])]
+    if beyond:
+        more = f' and {len(beyond) - SHOWN} more' if len(beyond) > SHOWN else ''
+        warnings.warn(f'{where}: {"; ".join(beyond[:SHOWN])}{more} have finite values beyond '
+                      f"{dtype}, which the config computes in; load with dtype='bfloat16' or "
+                      "'float32', or set another dtype in the config", stacklevel=4)
 
 
 def _lost(np_: Any, values: Any, end: Any, tiny: Any) -> tuple[Any, Any, Any]:

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from moe_jax.base.checks import choice
-from moe_jax.base.narrowing import Casts
+from moe_jax.base.narrowing import Casts, warn_of_computing
 from moe_jax.base.sharding import Placing
 from moe_jax.base.tree import Params
 from moe_jax.config import Config
@@ -128,6 +128,7 @@ def load(
         if progress is not None:
             progress(array.nbytes)
     casts.tell()
+    warn_of_computing(source.folder, params, source.cfg.dtype)
     _warn_of_nan(source, suspects)
     return source.cfg, params
 

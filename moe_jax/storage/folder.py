@@ -26,7 +26,8 @@ def load(
     """Config and parameters of a model folder, native or of Hugging Face transformers.
 
     dtype: 'float32', 'bfloat16' or 'float16', to cast all but the routers to and to compute in
-    (None: as stored). mesh: spread the leaves by `sharding.RULES`; each device's share is read by
+    (None: as stored); a finite number beyond that dtype is refused, and the log says how many
+    become zero. mesh: spread the leaves by `sharding.RULES`; each device's share is read by
     itself (None: all on the first device). progress is called with the bytes of each leaf of a
     Hugging Face checkpoint. Peak memory is the model plus one leaf; the log ('moe_jax', INFO) says
     both before anything is allocated. Raises ValueError with everything that is wrong with a

@@ -17,12 +17,14 @@ import orbax.checkpoint as ocp
 
 from moe_jax.base import processes
 from moe_jax.base.files import digests, replacing_folder
+from moe_jax.base.narrowing import warn_of_computing
 from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import Params, count_bytes, map_with_path
 from moe_jax.config import Config
 from moe_jax.model import decoder
 from moe_jax.model.params import check_params
+from moe_jax.storage import narrowed
 
 FORMAT = 'moe-jax 1'
 
@@ -66,8 +68,9 @@ def load(
 ) -> tuple[Config, decoder.Params]:
     """Config and parameters of a model folder, bit for bit as saved.
 
-    dtype: cast everything but the routers, and compute in it. place: the sharding of a leaf, by
-    path and shape (None: the first device).
+    dtype: cast everything but the routers, and compute in it; ValueError where a finite number
+    would become infinite, and a logged line where some become zero. place: the sharding of a leaf,
+    by path and shape (None: the first device).
     """
     path = Path(path).absolute()
     _check_ours(path)
@@ -84,8 +87,13 @@ def load(
         stored = reader.metadata(path / 'params').item_metadata
         wanted = map_with_path(target, stored.tree)
         check_params(cfg, wanted, str(path))
-        params = reader.restore(path / 'params', args=ocp.args.StandardRestore(wanted))
-    return cfg if dtype is None else cfg.replace(dtype=dtype), params
+        if narrowed.any_narrows(stored.tree, wanted):
+            params = narrowed.restore(path, path / 'params', stored.tree, wanted)
+        else:
+            params = reader.restore(path / 'params', args=ocp.args.StandardRestore(wanted))
+    cfg = cfg if dtype is None else cfg.replace(dtype=dtype)
+    warn_of_computing(path, params, cfg.dtype)
+    return cfg, params
 
 
 def read_config(path: Path) -> Config:

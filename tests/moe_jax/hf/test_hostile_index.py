@@ -224,6 +224,35 @@ def test_the_links_of_the_hubs_cache_load(tmp_path, parts):
     assert_same(tmp_path / 'link', plain)
 
 
+@pytest.mark.parametrize('parts', [1, 3])
+@pytest.mark.parametrize('digits', [40, 64])
+def test_links_into_the_hubs_cache_load_from_any_folder(tmp_path, parts, digits):
+    """As the hub's client made them in a folder of the user's choice."""
+    plain = tiny.write(tmp_path / 'plain', 'mixtral', 'grouped', shards=parts)
+    blobs, local = tmp_path / 'cache/models--some--model/blobs', tmp_path / 'local'
+    blobs.mkdir(parents=True)
+    local.mkdir()
+    for file in plain.iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:digits]
+        shutil.copyfile(file, blobs / digest)
+        (local / file.name).symlink_to(blobs / digest)
+    assert_same(local, plain)
+
+
+@pytest.mark.parametrize('where', [
+    'models--some--model/blobs/secret', 'datasets--a--b/blobs/' + 'a' * 64, 'blobs/' + 'a' * 64,
+    'models--some--model/' + 'a' * 64, 'models--some--model/blobs/deep/' + 'a' * 64,
+    'models--some--model/blobs/' + 'A' * 64])
+def test_what_only_looks_like_the_hubs_cache_is_refused_with_the_remedy(single, where):
+    target = single.parent / where
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (single / FILE).rename(target)
+    (single / FILE).symlink_to(target)
+    assert f'to {target}; refused. If you trust that file, put a copy' in refusal(single)
+    shutil.copytree(single, single.parent / 'copy')  # as cp -rL does
+    moe_jax.load(single.parent / 'copy')
+
+
 class Touch:
     """Unpickling one makes a file."""
 

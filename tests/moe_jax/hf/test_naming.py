@@ -129,9 +129,9 @@ def test_a_tensor_with_and_without_its_wrapper_is_refused(tmp_path):
                                   'self_attn.q_proj.base_layer.weight'])
 def test_tensors_of_an_adapter_are_to_be_merged(name, tmp_path):
     folder = tiny.write(tmp_path, 'mixtral', 'grouped')
-    whole = tiny.tensors(tiny.config('mixtral', 'grouped'))
-    tiny.write_tensors(folder, {f'base_model.model.{key}': leaf for key, leaf in whole.items()} | {
-        f'base_model.model.model.layers.0.{name}': np.ones((2, 2), 'float32')})
+    found = tiny.tensors(tiny.config('mixtral', 'grouped'))
+    found[f'model.layers.0.{name}'] = np.ones((2, 2), 'float32')
+    tiny.write_tensors(folder, {f'base_model.model.{key}': value for key, value in found.items()})
     with pytest.raises(ValueError, match=r'1 tensors of an adapter .*merge it.*merge_and_unload'):
         open_folder(folder)
 
@@ -141,6 +141,6 @@ def test_an_export_of_a_wrapped_model_has_plain_names(tmp_path, folder_of):
     wrapped = renamed(tmp_path / 'wrapped', raw, lambda name: 'module.' + name)
     moe_jax.export_hf(tmp_path / 'out', *moe_jax.load(wrapped), like=wrapped)
     plain = folder_of('granitemoe', 'multipliers')
-    assert (tmp_path / 'out/model.safetensors').stat().st_size == (
-        plain / 'model.safetensors').stat().st_size
+    assert open_folder(tmp_path / 'out').shards.tensors.keys() == (
+        open_folder(plain).shards.tensors.keys())
     assert_equal(tmp_path / 'out', plain)

@@ -51,13 +51,14 @@ def curve(
     import prune
     from moe_jax.calibration.stats import Stats
     from moe_jax.cli.shared import model_and_tasks
+    from moe_jax.hf.hub import located
     from moe_jax.study import records
 
     for name in methods:
         prune.options(name)  # refuses an unknown one before anything is read
     seen = None if stats is None else Stats.load(stats)
     _check_folder(out)
-    cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
+    cfg, params, encoded = model_and_tasks(located(model), tasks, data, dtype=dtype)
     with records.locked(out):
         known = records.read(out)
         safety = prune.safe_sparsity(

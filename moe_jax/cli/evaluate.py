@@ -26,8 +26,9 @@ def evaluate(
     from rich.table import Table
 
     from moe_jax.evals.tasks import evaluate as score_task
+    from moe_jax.hf.hub import located
 
-    cfg, params, encoded = model_and_tasks(model, tasks, data, limit, dtype)
+    cfg, params, encoded = model_and_tasks(located(model), tasks, data, limit, dtype)
     table = Table('task', 'examples', 'nats', 'accuracy', 'commonest', 'perplexity')
     notes = []
     for task in encoded:

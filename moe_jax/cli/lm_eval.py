@@ -42,15 +42,17 @@ def lm_eval(
 
     from moe_jax.cli.shared import use_compilation_cache
     from moe_jax.evals.harness import HarnessLM
+    from moe_jax.hf.hub import located
 
     if out is not None:
         absent(out)
+    folder = located(model)
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
     # lm_eval's decorators hide the signatures.
     results = cast(Callable[..., dict[str, Any]], harness.simple_evaluate)(
         model=HarnessLM(
-            str(model),  # pyright: ignore[reportCallIssue] (so does the harness's registry)
+            str(folder),  # pyright: ignore[reportCallIssue] (so does the harness's registry)
             batch=batch, dtype=dtype),
         tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit)
     print(cast(Callable[..., str], make_table)(results))

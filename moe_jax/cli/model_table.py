@@ -9,6 +9,7 @@ from moe_jax.base.tree import count_params
 from moe_jax.config import Config
 from moe_jax.config.presets import PRESETS, preset
 from moe_jax.hf.folder import is_hf
+from moe_jax.hf.hub import located
 from moe_jax.hf.load import open_folder
 from moe_jax.model.cost import count, idle
 from moe_jax.model.decoder import shapes
@@ -17,18 +18,22 @@ from moe_jax.storage import folder
 
 def config_of(model: str, experts: int | None = None) -> Config:
     """The config of a preset's name or of a saved model's folder."""
-    if model not in PRESETS and (Path(model) / 'config.json').is_file():
-        if experts is not None:
-            raise ValueError(f'{model} is a saved model and has the experts it has; --experts is '
-                             'for presets')
-        return folder.config_of(model)
-    return preset(model, experts=experts)
+    if model in PRESETS or not _is_path(model):
+        return preset(model, experts=experts)
+    if experts is not None:
+        raise ValueError(f'{model} is a saved model and has the experts it has; --experts is for '
+                         'presets')
+    return folder.config_of(model)
+
+
+def _is_path(model: str) -> bool:
+    """Whether a name is meant for a folder, or for the id of a model on the hub."""
+    return '/' in model or Path(model).exists()
 
 
 def weights_note(model: str) -> str | None:
     """What the headers of a Hugging Face checkpoint say, if it is one; no weights are read."""
-    path = Path(model)
-    if model in PRESETS or not path.is_dir() or not is_hf(path):
+    if model in PRESETS or not is_hf(path := located(model)):
         return None
     source = open_folder(path)
     files = len({tensor.file for tensor in source.shards.tensors.values()})

@@ -36,9 +36,11 @@ def observe(
         dtype: cast the weights and compute in it.
     """
     import prune
+    from moe_jax.hf.hub import located
 
     absent(out)
     needed = prune.observe_options(*methods, reservoir=reservoir)
+    model = located(model)
     cfg, params, encoded = model_and_tasks(model, tasks, data, dtype=dtype)
     import moe_jax
 

@@ -38,8 +38,6 @@ def load_with_progress(path: Path, dtype: str | None = None):
     from moe_jax.hf.folder import is_hf
     from moe_jax.storage import folder
 
-    if not path.exists():
-        raise FileNotFoundError(f'{path}: no such folder')
     if not is_hf(path):
         return folder.load(path, dtype=dtype)
     source = hf_load.open_folder(path, dtype)

@@ -19,6 +19,7 @@ from moe_jax.cli.shared import (
     tokenizer_digest,
 )
 from moe_jax.config import Config
+from moe_jax.hf.hub import located
 from moe_jax.storage import folder
 
 TOKENS = 65_536  # of each task, with --layerwise
@@ -44,6 +45,7 @@ def shrink(model: Path, job: Job, command: Command, lineage: Mapping[str, Any]) 
     """Check, plan, carry the plan out and save; lineage: what to record beside the options."""
     absent(job.out)
     text = {**options_set(job, 'tasks', 'tokens', 'data'), **command.text}
+    name, model = str(model), located(model)
     origin = folder.origin(model)
     if job.to == 'hf' and origin is None:
         raise ValueError(f'{model}: did not come from a Hugging Face checkpoint; use --to native')
@@ -55,7 +57,7 @@ def shrink(model: Path, job: Job, command: Command, lineage: Mapping[str, Any]) 
     plan, params, cfg = (_by_layer if job.layerwise else _at_once)(model, job, command, stats)
     read = {name: str(value) if name == 'data' else value for name, value in text.items()}
     finish(job.out, cfg, params, job.to, origin, {
-        'method': job.method, **lineage, 'options': dict(plan.options), 'of': str(model),
+        'method': job.method, **lineage, 'options': dict(plan.options), 'of': name,
         **({'layerwise': read} if job.layerwise else {})}, plan, model)
 
 

@@ -4,7 +4,6 @@ Modules are imported inside the functions, as in `commands_train.py`, which call
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ def checked(run: 'Run') -> 'Plan | None':
     from train.recipes.run import check_length
 
     assert run.start is not None and run.teacher is not None and run.recipe is not None
-    if not Path(run.teacher).exists():
-        raise FileNotFoundError(f'run {run.name}: teacher={run.teacher}: no such folder')
     cfg, theirs = folder.config_of(run.start), folder.config_of(run.teacher)
     try:
         check_length(run.options, theirs, 'the teacher')

@@ -61,6 +61,7 @@ def train_model(
     if smoke and variant != 'config':
         raise ValueError(f'--smoke and --variant {variant}: give one of the two')
     chosen = changed(runs.load(config, 'smoke' if smoke else variant), mesh, batch)
+    chosen = located_models(chosen)
     if plan_only:
         _print_plan(chosen, peak, efficiency)
         return
@@ -88,6 +89,21 @@ def changed(run: 'Run', mesh: str | None, batch: int | None) -> 'Run':
             raise ValueError(f'--batch {batch}: must divide the {rows} rows of a step')
         options = dataclasses.replace(options, batch=batch, accumulate=rows // batch)
     return run.replace(mesh=axes, options=options)
+
+
+def located_models(run: 'Run') -> 'Run':
+    """The run with the folders of its models in place of hub ids, which are fetched."""
+    from moe_jax.hf.hub import located
+
+    for field in ('start', 'teacher'):
+        model = getattr(run, field)
+        if model is None or Path(model).is_dir():
+            continue
+        try:
+            run = run.replace(**{field: str(located(model))})
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'run {run.name}: {field}={error}') from None
+    return run
 
 
 def _print_plan(run: 'Run', peak: str, efficiency: float) -> None:
@@ -121,8 +137,6 @@ def _train(run: 'Run', out: Path, data: Path | None) -> None:
         raise FileNotFoundError(f'--data {data}: no such folder; give one with the data wheels, '
                                 'or with text as DIR/<domain>/*.txt')
     if run.start is not None:
-        if not Path(run.start).exists():
-            raise FileNotFoundError(f'run {run.name}: start={run.start}: no such folder')
         check_length(run.options, folder.config_of(run.start))
     plan = None if run.teacher is None else commands_distill.checked(run)
     use_compilation_cache()

@@ -21,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from moe_jax.hf.folder import SUBFOLDER
+from moe_jax.hf.hub import located
 from moe_jax.inference.continuations import score_continuations
 from moe_jax.inference.generate import Sampling, generate
 from moe_jax.storage import folder as storage
@@ -30,13 +31,14 @@ MAX_NEW = 256
 
 @register_model('moe-jax')
 class HarnessLM(TemplateLM):
-    """A model folder behind the interface of the harness; `model` is its path.
+    """A model folder behind the interface of the harness; `model` is its path, or a hub id.
 
     batch: rows of the model's longest length that are scored together (shorter ones: more).
     """
 
     def __init__(self, model: str, batch: int = 8, dtype: str | None = None) -> None:
         super().__init__()
+        model = str(located(model))
         self.cfg, self.params = storage.load(model, dtype=dtype)
         self.tokenizer = load_tokenizer(model)
         if self.tokenizer.eos_token_id is None:

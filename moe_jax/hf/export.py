@@ -23,6 +23,7 @@ from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
 from moe_jax.hf import expressible, layout, load, writer
 from moe_jax.hf.folder import MANIFEST, SideFiles
+from moe_jax.hf.hub import located
 from moe_jax.hf.shards import INDEX, SINGLE
 from moe_jax.model.params import check_params
 
@@ -53,7 +54,7 @@ def export_hf(
     'write' or 'compare' and a number of bytes. Raises ValueError where a Hugging Face checkpoint
     cannot say what the config says, FileExistsError for a path that exists.
     """
-    path, side = Path(path).absolute(), SideFiles.of(like)
+    path, side = Path(path).absolute(), SideFiles.of(located(like))
     check_params(cfg, params, str(path))
     base, family, raw = layout.read_config(side.folder)
     expressible.check(cfg, base)

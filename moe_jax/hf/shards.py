@@ -94,7 +94,7 @@ def _open(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     stray = sorted({p.name for p in folder.glob('*.safetensors')} - set(files))
     if stray:
         warnings.warn(f'{folder}: {listed(stray)} not part of the model (not in its index); '
-                      'not read', stacklevel=4)
+                      'not read', stacklevel=6)
     return tensors, handles
 
 

@@ -12,6 +12,7 @@ from moe_jax.config import Config
 from moe_jax.hf import layout
 from moe_jax.hf import load as hf_load
 from moe_jax.hf.folder import SUBFOLDER, SideFiles, is_hf
+from moe_jax.hf.hub import located
 from moe_jax.hf.shards import read_json
 from moe_jax.storage import native
 
@@ -25,15 +26,16 @@ def load(
 ) -> tuple[Config, Params]:
     """Config and parameters of a model folder, native or of Hugging Face transformers.
 
-    dtype: 'float32', 'bfloat16' or 'float16', to cast all but the routers to and to compute in
-    (None: as stored); a finite number beyond that dtype is refused, and the log says how many
-    become zero. mesh: spread the leaves by `sharding.RULES`; each device's share is read by
-    itself (None: all on the first device). progress is called with the bytes of each leaf of a
+    path: the folder, or the id of a model on the Hugging Face hub (org/name), which is fetched into
+    the hub's cache. dtype: 'float32', 'bfloat16' or 'float16', to cast all but the routers to and
+    to compute in (None: as stored); a finite number beyond that dtype is refused, and the log says
+    how many become zero. mesh: spread the leaves by `sharding.RULES`; each device's share is read
+    by itself (None: all on the first device). progress is called with the bytes of each leaf of a
     Hugging Face checkpoint. Peak memory is the model plus one leaf; the log ('moe_jax', INFO) says
     both before anything is allocated. Raises ValueError with everything that is wrong with a
-    folder.
+    folder, FileNotFoundError where there is none.
     """
-    path = Path(path)
+    path = located(path)
     place = None if mesh is None else placing(mesh)
     if is_hf(path):
         return hf_load.load(hf_load.open_folder(path, dtype), place, progress)
@@ -42,7 +44,7 @@ def load(
 
 def config_of(path: str | Path) -> Config:
     """The Config of a model folder, without looking at weights."""
-    path = Path(path)
+    path = located(path)
     return layout.read_config(path)[0] if is_hf(path) else native.read_config(path)
 
 
@@ -63,7 +65,7 @@ def save(
     without the original. A path that exists is refused, unless it is an empty folder, or a model
     folder of ours and `overwrite` is set.
     """
-    side = None if like is None else SideFiles.of(like)
+    side = None if like is None else SideFiles.of(located(like))
 
     def beside(folder: Path) -> None:
         if side is None:

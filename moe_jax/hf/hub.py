@@ -72,9 +72,9 @@ def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
     except Exception as error:  # of the hub, of connections, of disks: several libraries'
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:160]
         raise FileNotFoundError(
-            f'{fault} could not be downloaded ({reason}). Give the path of a folder; or get it '
-            f'with huggingface_hub.snapshot_download({name!r}) where there is a network, and give '
-            'the folder that returns') from error
+            f'{fault} could not be downloaded ({reason}). Give the path of a folder; or download '
+            f'it with huggingface_hub.snapshot_download({name!r}) where there is a network, and '
+            'give the folder that returns') from error
 
 
 def _check_adapter(folder: Path, name: str | Path) -> None:

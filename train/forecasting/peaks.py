@@ -1,5 +1,6 @@
 """Published figures of devices, which no program reaches."""
 
+import math
 from typing import NamedTuple
 
 from moe_jax.base.checks import nearest
@@ -55,7 +56,7 @@ def peaks_of(text: str) -> Peaks:
         numbers = [float(part) for part in parts]
     except ValueError:
         numbers = []
-    if len(numbers) != FIELDS or min(numbers) <= 0:
+    if len(numbers) != FIELDS or not all(0 < part < math.inf for part in numbers):
         raise ValueError(f'{text!r}: give four positive numbers: FLOP/s, bytes of memory, bytes/s '
                          'of memory, bytes/s sent, such as 1e15,8e10,3e12,4e11')
     flops, memory, bandwidth, link = numbers

@@ -50,7 +50,7 @@ def check(path: Path, identity: dict[str, Any]) -> None:
     faults += [*_measures(before['options'], identity['options'])]
     faults += [f'{name} was {before.get(name)} and is now {identity.get(name)}'
                for name in ('callback', 'objective', 'from')
-               if not _same_name(before.get(name), identity.get(name))]
+               if not same_name(before.get(name), identity.get(name))]
     if not faults:
         was, now = before['start'], identity['start']
         same = was.keys() == now.keys() and np.allclose(
@@ -91,7 +91,7 @@ def _measures(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
                "another (only schedule='constant' can be continued)")
 
 
-def _same_name(before: str | None, now: str | None) -> bool:
+def same_name(before: str | None, now: str | None) -> bool:
     """Whether two names are equal, word by word, with fingerprints of one model taken as equal."""
     if before is None or now is None:
         return before == now

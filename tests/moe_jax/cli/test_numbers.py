@@ -6,6 +6,7 @@ import typing
 
 import pytest
 
+import moe_jax
 from moe_jax.cli import command as commands
 from moe_jax.hf import load as hf_load
 from moe_jax.storage import native
@@ -32,7 +33,8 @@ CALLS = {
 }
 AMOUNTS = ('experts', 'ratio', 'mass', 'parameters', 'memory')  # exactly one is given
 MAY_BE_ZERO = {('lm-eval', 'num_fewshot'), ('info', 'experts'), ('latency', 'experts'),
-               ('curve', 'tolerance'), ('prune', 'ratio'), ('prune', 'floor')}
+               ('curve', 'tolerance'), ('prune', 'ratio'), ('prune', 'floor'),
+               ('sparsify', 'sparsity')}
 IS_TEXT = {'parameters': int, 'memory': int}  # sizes with units
 
 
@@ -104,3 +106,22 @@ def test_what_is_no_number_of_things_is_refused_by_its_flag(
         assert 'too late' not in command.err and 'Traceback' not in command.err
         assert flag in command.err.replace('-', '_') and value in command.err, command.err
         assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    (('train', 'RUN', '--plan-only', '--peak', 'PEAK'), 'four positive numbers'),
+    (('latency', 'tiny', '--peaks', 'PEAK'), 'four positive numbers')])
+@pytest.mark.parametrize('size', ['0', '-1', 'nan', 'inf', 'x'])
+def test_numbers_within_a_text_are_held_to_the_same(
+        arguments, says, size, command, places):  # noqa: F811
+    words = places | {'PEAK': f'1e15,{size},3e12,4e11'}
+    assert command(*(words.get(word, word) for word in arguments)) == 1
+    assert says in command.err and size in command.err
+
+
+@pytest.mark.parametrize('size', [0, -1, 1.5, float('nan'), True])
+def test_the_bytes_of_an_exports_files_are_a_number_too(size, places, tmp_path):
+    cfg, params = moe_jax.load(places['MODEL'])
+    with pytest.raises(ValueError, match=rf'shard_bytes={size!r}: must be an integer, at least 1'):
+        moe_jax.export_hf(tmp_path / 'out', cfg, params, like=places['MODEL'], shard_bytes=size)
+    assert not (tmp_path / 'out').exists()

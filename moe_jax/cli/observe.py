@@ -27,7 +27,8 @@ def observe(
     """Collect routing statistics on tasks, once for every method and size; each task is a group.
 
     Args:
-        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json.
+        model: a model's folder, native or a Hugging Face checkpoint, with its tokenizer.json; or
+            a hub id (org/name).
         tasks: names such as boolq or lm-code (their training sides are read).
         out: the statistics file to write (.npz).
         tokens: about how many tokens of each task to read.

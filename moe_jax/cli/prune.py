@@ -53,7 +53,7 @@ def prune_model(
     How much stays is said by exactly one of --experts, --ratio, --mass, --parameters and --memory.
 
     Args:
-        model: a model's folder, native or a Hugging Face checkpoint.
+        model: a model's folder, native or a Hugging Face checkpoint, or a hub id (org/name).
         job: the method, what it reads, and the folder to write.
         amounts: how much stays.
         common: what serves every method.

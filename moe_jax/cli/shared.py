@@ -1,6 +1,6 @@
 """What several sub-commands share: types of arguments, loading, writing, text of tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,18 +36,27 @@ def write(target: Path, cfg, params, to: str, like: Path | None, lineage: dict,
 
 def load_with_progress(path: Path, dtype: str | None = None):
     """Config and parameters; for Hugging Face checkpoints the need of memory and a bar."""
+    return loader(path, dtype)()
+
+
+def loader(path: Path, dtype: str | None = None) -> Callable[[], tuple[Any, Any]]:
+    """The function that loads a model as `load_with_progress` does; headers are checked before."""
     from moe_jax.hf import load as hf_load
     from moe_jax.hf.folder import is_hf
     from moe_jax.storage import folder
 
     if not is_hf(path):
-        return folder.load(path, dtype=dtype)
+        return lambda: folder.load(path, dtype=dtype)
     source = hf_load.open_folder(path, dtype)
-    print(f'{path}: {source.family.model_type}, {source.bytes / 1e9:.2f} GB of parameters; loading '
-          f'takes at most {source.largest / 1e9:.2f} GB more')
-    with _bar() as bar:
-        task = bar.add_task('load', total=source.bytes)
-        return hf_load.load(source, progress=lambda count: bar.advance(task, count))
+
+    def load():
+        print(f'{path}: {source.family.model_type}, {source.bytes / 1e9:.2f} GB of parameters; '
+              f'loading takes at most {source.largest / 1e9:.2f} GB more')
+        with _bar() as bar:
+            task = bar.add_task('load', total=source.bytes)
+            return hf_load.load(source, progress=lambda count: bar.advance(task, count))
+
+    return load
 
 
 def at_least(least: int, **flags: int | Sequence[int] | None) -> None:
@@ -113,6 +122,7 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
         raise FileNotFoundError(f'{model / "tokenizer.json"}: no tokenizer; put the one the model '
                                 'was trained with there')
     use_compilation_cache()
+    load = loader(model, dtype)  # what is wrong with the model is told before text is read
     loaded = [tasks.load(name, data_dir=data) for name in names]
     end = folder.end_token(model)
     encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
@@ -121,7 +131,7 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
     length = min(cfg.positions, LONGEST)
     encoded = [encode_task(task, encoder, length, validation_limit=limit, end=end)
                for task in loaded]
-    return *load_with_progress(model, dtype), encoded
+    return *load(), encoded
 
 
 def use_compilation_cache() -> None:

@@ -34,7 +34,7 @@ def sparsify_model(model: Positional[Path], /, job: Flat[Job], zeros: Flat[Share
     """Set a share of the weights inside the experts to zero, and save the model, plan, tokenizer.
 
     Args:
-        model: a model's folder, native or a Hugging Face checkpoint.
+        model: a model's folder, native or a Hugging Face checkpoint, or a hub id (org/name).
         job: the method, what it reads, and the folder to write.
         zeros: how many weights go, and from where.
     """

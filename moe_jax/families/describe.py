@@ -30,6 +30,17 @@ router groups, every router group must keep the same number of experts. transfor
 for layers with different numbers of experts, so such models can be saved in the native format but
 not exported.
 
+A model is named by its folder, or by its id on the Hugging Face hub (`org/name`), which is fetched
+into the hub's cache: config, safetensors and tokenizer, never code or pickled weights. An adapter
+(LoRA) must be merged into its model first.
+
+Some folders differ from the released ones and load all the same, with a logged line. One prefix
+before all names (of DDP, `torch.compile`, FSDP, PEFT or a model with images) is taken off. The base
+model's names have no `model.`. A tied head may be stored alone. Buffers, masks and position ids are
+left out, and float64 weights become float32. A `quantization_config` beside weights that are all
+plain is ignored with a warning. A cast (`dtype=`, `--dtype`) that would turn a finite number into
+an infinity is refused, and the log says how many numbers become zero.
+
 These inputs are not supported: quantized weights (8-bit, MXFP4; dequantize them with transformers
 first), pickled weights (never opened), rotary scalings other than linear, llama3 and yarn, and
 activations other than SiLU.

@@ -4,16 +4,18 @@
 import json
 import logging
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 import moe_jax
-from moe_jax.cli import convert
+from moe_jax.cli import convert, main
+from moe_jax.data import tasks
 from moe_jax.hf.load import open_folder
 from moe_jax.storage import folder as storage
-from tests.moe_jax.hf import peer, tiny
+from tests.moe_jax.hf import lexicon, peer, tiny
 
 EXPERT = 'model.layers.1.block_sparse_moe.experts.2.w1.weight'
 ROUTER = 'model.layers.1.block_sparse_moe.gate.weight'
@@ -222,3 +224,17 @@ def test_weights_beyond_the_dtype_of_computation_are_told(folder, tmp_path):
         with pytest.warns(UserWarning, match=r': layer_1/moe/experts/gate have finite values '
                                              'beyond float16, which the config computes in'):
             moe_jax.load(model)
+
+
+@pytest.mark.parametrize('command', ['eval', 'observe'])
+def test_a_model_that_does_not_load_is_told_before_text_is_read(
+        command, folder, tmp_path, monkeypatch, capsys):
+    lexicon.write_tokenizer(folder)
+    found = tiny.tensors(tiny.config('mixtral', 'grouped'))
+    tiny.write_tensors(folder, found | {EXPERT: np.ones((20, 24), np.int8)})
+    monkeypatch.setattr(tasks, 'load', lambda *_, **__: pytest.fail('too late: text is read'))
+    out = ['--out', str(tmp_path / 'out')] * (command == 'observe')
+    monkeypatch.setattr(sys, 'argv', ['moe-jax', command, str(folder), '--tasks', 'lm-code', *out])
+    with pytest.raises(SystemExit):
+        main()
+    assert '1 of 41 tensors are quantized' in capsys.readouterr().err

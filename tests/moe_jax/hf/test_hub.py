@@ -95,6 +95,7 @@ def said(arguments, model, tmp_path, capsys, monkeypatch):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.filterwarnings('ignore:.*consolidated')  # beside the plain folder alone
 def test_a_hub_id_is_fetched_without_code_and_pickles(repo):
     source, fetches = repo
     (cfg, params), (same_cfg, same) = moe_jax.load(NAME), moe_jax.load(source)

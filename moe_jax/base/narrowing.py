@@ -14,6 +14,7 @@ from moe_jax.base.tree import Params, leaves_with_paths
 
 log = logging.getLogger('moe_jax')
 SHOWN = 3  # names of tensors in a message
+BLOCK = 1 << 18  # numbers that are looked at together
 
 
 def narrows(source: Any, target: Any) -> bool:
@@ -46,8 +47,7 @@ class Casts:
         part: which one; copied for several devices, it is counted once.
         """
         if narrows(source.dtype, out.dtype):
-            wide = source if source.dtype.itemsize > 2 else source.astype(np.float32)
-            self._check(name, part, *_lost(np, wide, *_ends(out.dtype)), out.dtype)
+            self._check(name, part, *_lost_by_blocks(source, *_ends(out.dtype)), out.dtype)
         out[...] = source
 
     def cast(self, name: str, source: jax.Array, target: Any) -> jax.Array:
@@ -103,6 +103,21 @@ def _lost(np_: Any, values: Any, end: Any, tiny: Any) -> tuple[Any, Any, Any]:
     finite = np_.isfinite(size)
     return (np_.sum(finite & (size >= end)), np_.max(np_.where(finite, size, 0), initial=0),
             np_.sum((size > 0) & (size <= tiny)))
+
+
+def _lost_by_blocks(values: np.ndarray, end: float, tiny: float) -> tuple[int, float, int]:
+    """The same a few rows at a time, so that no copy of a large tensor is made."""
+    if values.ndim > 1 and values.strides[-1] > values.strides[-2]:
+        values = np.swapaxes(values, -1, -2)  # rows as they lie in memory
+    rows = np.atleast_2d(values)
+    each = max(1, BLOCK * len(rows) // max(1, rows.size))
+    beyond, largest, zeros = 0, 0.0, 0
+    for first in range(0, len(rows), each):
+        block = rows[first:first + each]
+        wide = block if block.dtype.itemsize > 2 else block.astype(np.float32)
+        more, top, small = _lost(np, wide, end, tiny)
+        beyond, largest, zeros = beyond + more, max(largest, top), zeros + small
+    return beyond, largest, zeros
 
 
 @jax.jit

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from moe_jax.base import narrowing
 from moe_jax.base.narrowing import Casts, narrows
 
 KINDS = {name: np.dtype(getattr(ml_dtypes, name, name))
@@ -59,6 +60,20 @@ def test_the_message_has_name_count_largest_and_remedy():
     with pytest.raises(ValueError) as again:
         Casts('FOLDER').cast('up', jnp.asarray(values), 'float16')
     assert str(again.value) == str(told.value)
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (7,), (5, 11), (11, 5), (3, 4, 5), (40, 1), (1, 40)])
+@pytest.mark.parametrize('block', [1, 16, 1 << 18])
+@pytest.mark.parametrize('swapped', [False, True])
+def test_every_number_of_every_shape_is_looked_at_once(shape, block, swapped, monkeypatch):
+    monkeypatch.setattr(narrowing, 'BLOCK', block)
+    rng = np.random.default_rng(0)
+    values = rng.choice(np.array([1.0, 1e5, -1e6, 1e-9, 0.0], 'float32'), shape)
+    if swapped and values.ndim > 1:
+        values = np.swapaxes(values, -1, -2)
+    lost = narrowing._lost_by_blocks(values, *narrowing._ends(np.float16))
+    sizes = np.abs(values)
+    assert lost == ((sizes > 1e4).sum(), sizes.max(initial=0), (sizes == np.float32(1e-9)).sum())
 
 
 def test_infinities_of_the_source_stay_what_they_are():

@@ -186,7 +186,7 @@ def test_the_page_of_families_is_made_of_the_tables():
     assert (ROOT / 'docs/families.md').read_text() == describe.markdown()
 
 
-def test_each_device_of_a_mesh_reads_its_share(source):
+def test_each_device_of_a_mesh_reads_its_share(source, tmp_path):
     """In a process of its own, with four devices."""
     script = f'''
 import jax, numpy as np, moe_jax
@@ -198,6 +198,13 @@ jax.tree.map(np.testing.assert_array_equal, params, whole)
 up = params['layer_0']['moe']['experts']['up']
 assert up.sharding.spec == jax.sharding.PartitionSpec('expert', None, 'model'), up.sharding
 assert {{s.data.shape for s in up.addressable_shards}} == {{(2, 24, 6)}}
+half, alone = (moe_jax.load({str(source)!r}, dtype='float16', mesh=m)[1] for m in (mesh, None))
+moe_jax.save({str(tmp_path / 'native')!r}, cfg, whole)
+native = moe_jax.load({str(tmp_path / 'native')!r}, dtype='float16', mesh=mesh)[1]
+jax.tree.map(np.testing.assert_array_equal, half, alone)
+jax.tree.map(np.testing.assert_array_equal, native, alone)
+cast = native['layer_0']['moe']['experts']['up']
+assert cast.dtype == 'float16' and cast.sharding == up.sharding, cast.sharding
 tokens = np.arange(8, dtype=np.int32)[None]
 np.testing.assert_allclose(moe_jax.apply(cfg, params, tokens), moe_jax.apply(cfg, whole, tokens),
                            atol=1e-5)

@@ -80,9 +80,9 @@ def memory_of(cfg: Config, params: Any, batch: Mapping[str, Any]) -> list[Measur
     """What XLA plans for one layer of observe beside its weights, and for the whole rival."""
     rows, length = batch['tokens'].shape
     x = jax.ShapeDtypeStruct((rows, length, cfg.width), jnp.float32)
-    whole, none = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((rows, length), (1, 0)))
+    ids, none = (jax.ShapeDtypeStruct(s, jnp.int32) for s in ((rows, length), (1, 0)))
     layer = jax.jit(watched(layer_config(cfg, 0), Options().observer)).lower(
-        params['layer_0'], x, whole, none)
+        params['layer_0'], x, ids, ids, none)
     plans = {'observe, a layer': layer, LABELS['rival']: _every(cfg).lower(params, batch['tokens'])}
     sizes = {name: plan.compile().memory_analysis() for name, plan in plans.items()}
     return [Measured(f'{name}, memory beside its weights', (size.temp_size_in_bytes

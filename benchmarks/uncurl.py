@@ -37,11 +37,12 @@ def run(args: argparse.Namespace) -> Results:
     leaves = params['layer_0']['moe']['experts']
     size = sum(leaf.nbytes for leaf in leaves.values())
     params['layer_0']['moe']['router']['kernel'][...] = rng.standard_normal((experts, width))
-    stats = statistics(cfg, params, labels, rng)
+    layer = statistics(labels, rng)
     results = []
     for kind, fill in KINDS.items():
         fill(leaves, labels, rng)
-        took = seconds(lambda: prune.plan('uncurl', stats, params, cfg, experts=groups))
+        stats = Stats(fingerprint(params, cfg), {'all': {0: layer}})
+        took = seconds(lambda stats=stats: prune.plan('uncurl', stats, params, cfg, experts=groups))
         results += [Measured(f'plan, {kind} weights', took, 's', ('<=', 180.0)),
                   Measured(f'peak memory, {kind} weights, over the layer', peak() / size, 'x',
                            ('<=', 2.0))]
@@ -59,13 +60,12 @@ def empty(cfg: Config) -> dict[str, Any]:
     return build(shapes(cfg))
 
 
-def statistics(cfg: Config, params: Any, labels: np.ndarray, rng: np.random.Generator) -> Stats:
-    """Statistics of a calibration pass in which the logits of a group go together."""
+def statistics(labels: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Statistics of the layer of a calibration pass in which the logits of a group go together."""
     z = rng.standard_normal((TOKENS, labels.max() + 1))[:, labels]
     z = z + 0.3 * rng.standard_normal(z.shape)
     first = np.bincount(z.argmax(axis=1), minlength=len(labels))
-    layer = {'tokens': np.asarray(TOKENS), 'count_top1': first, 'logit_gram': z.T @ z}
-    return Stats(fingerprint(params, cfg), {'all': {0: layer}})
+    return {'tokens': np.asarray(TOKENS), 'count_top1': first, 'logit_gram': z.T @ z}
 
 
 def fill_random(leaves: dict[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator

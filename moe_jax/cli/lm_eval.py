@@ -17,6 +17,9 @@ def lm_eval(
     limit: int | None = None,
     batch: int = 8,
     dtype: Dtype | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    fewshot_as_multiturn: bool = False,
     out: Path | None = None,
 ) -> None:
     """Score a model with the standard harness (lm-evaluation-harness; install the eval extra).
@@ -29,6 +32,9 @@ def lm_eval(
         limit: score at most this many examples of each task.
         batch: rows of the longest length that are scored together.
         dtype: cast the weights and compute in it.
+        apply_chat_template: put every question into the tokenizer's chat template.
+        system_instruction: a text that opens every question, as the template's system message.
+        fewshot_as_multiturn: with the template, give each example as a turn of its own.
         out: a JSON file for the results.
     """
     at_least(0, num_fewshot=num_fewshot)
@@ -56,7 +62,9 @@ def lm_eval(
         model=HarnessLM(
             str(folder),  # pyright: ignore[reportCallIssue] (so does the harness's registry)
             batch=batch, dtype=dtype),
-        tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit)
+        tasks=list(tasks), task_manager=manager, num_fewshot=num_fewshot, limit=limit,
+        apply_chat_template=apply_chat_template, system_instruction=system_instruction,
+        fewshot_as_multiturn=fewshot_as_multiturn)
     print(cast(Callable[..., str], make_table)(results))
     if out is not None:
         results.pop('samples', None)

@@ -116,21 +116,19 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
     from moe_jax.data import tasks, tokenizer
     from moe_jax.evals.tasks import encode_task
     from moe_jax.storage import folder
+    from moe_jax.storage.tokens import open_tokenizer
 
-    path = folder.side_file(model, 'tokenizer.json')
-    if path is None:
-        raise FileNotFoundError(f'{model / "tokenizer.json"}: no tokenizer; put the one the model '
-                                'was trained with there')
+    opened = open_tokenizer(model)
     use_compilation_cache()
     load = loader(model, dtype)  # what is wrong with the model is told before text is read
     loaded = [tasks.load(name, data_dir=data) for name in names]
-    end = folder.end_token(model)
-    encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
     cfg = folder.config_of(model)
-    tokenizer.check(encoder, cfg.vocab)
+    tokenizer.check(opened.encoder, cfg.vocab)
     length = min(cfg.positions, LONGEST)
-    encoded = [encode_task(task, encoder, length, validation_limit=limit, end=end)
-               for task in loaded]
+    encoded = [encode_task(task, opened.encoder, length, validation_limit=limit,
+                           marks=opened.marks) for task in loaded]
+    for task in encoded:
+        tokenizer.check_used(opened.encoder, cfg.vocab, task.ids(), f'task {task.name}')
     return *load(), encoded
 
 

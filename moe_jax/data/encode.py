@@ -31,21 +31,21 @@ class Encoded(NamedTuple):
     offsets: np.ndarray
 
 
-def encode(encoder: Tokenizer, texts: Iterable[str], end: int = tokenizer.END) -> Encoded:
+def encode(encoder: Tokenizer, texts: Iterable[str], begin: int = tokenizer.END) -> Encoded:
     """Encodes texts in order, each as <|end|> and its tokens; long texts in pieces, for speed.
 
-    `end`: the id before each text, if the tokenizer is not ours.
+    `begin`: the id before each text, if the tokenizer is not ours.
     """
     dtype = np.uint16 if encoder.get_vocab_size() <= 1 << 16 else np.uint32
-    begin = np.array([end], dtype)
-    arrays, begins, size = [begin[:0]], [], 0
+    opening = np.array([begin], dtype)
+    arrays, begins, size = [opening[:0]], [], 0
     pieces = (piece for text in texts for piece in _pieces(text))
     while batch := tuple(itertools.islice(pieces, PIECES_PER_CALL)):
         encodings = encoder.encode_batch_fast([piece for _, piece in batch],
                                               add_special_tokens=False)
         for (first, _), encoding in zip(batch, encodings, strict=True):
             if first:
-                arrays.append(begin)
+                arrays.append(opening)
                 begins.append(size)
             arrays.append(np.array(encoding.ids, dtype))
             size += len(encoding.ids) + first

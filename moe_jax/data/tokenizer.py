@@ -4,7 +4,9 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moe_jax.base import cache
@@ -13,6 +15,16 @@ from moe_jax.data.documents import Corpus, cap_characters
 
 PAD, END = 0, 1
 SPECIALS = ('<|pad|>', '<|end|>')
+
+
+class Marks(NamedTuple):
+    """The ids that open a text and that close one: of our own tokenizers both are <|end|>."""
+
+    begin: int
+    end: int
+
+
+OWN = Marks(END, END)
 SMALLEST = len(SPECIALS) + 256
 SAMPLE_CHARACTERS = 3_000_000
 
@@ -74,14 +86,32 @@ def load_foreign(path: str | os.PathLike) -> Tokenizer:
     return tokenizer
 
 
+def is_own(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has the special tokens that `train` gives, with their ids."""
+    return all(tokenizer.token_to_id(special) == id for id, special in enumerate(SPECIALS))
+
+
 def digest(path: str | os.PathLike) -> str:
     """SHA-256 of the saved tokenizer: its identity in caches and records."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def check(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises ValueError when the tokenizer has ids that a model of `vocab` entries lacks."""
+    """Raises ValueError when one of our own tokenizers has ids that a model of `vocab` lacks.
+
+    Those of released models are often longer than the vocabulary: what they make of a text counts
+    (`check_used`).
+    """
     size = tokenizer.get_vocab_size()
-    if size > vocab:
+    if size > vocab and is_own(tokenizer):
         raise ValueError(f'the tokenizer has {size} ids but the model has a vocabulary of {vocab}; '
                          f'set vocab={size} or train the tokenizer with vocab={vocab}')
+
+
+def check_used(tokenizer: Tokenizer, vocab: int, ids: np.ndarray, where: str) -> None:
+    """Raises ValueError when a text became ids that a model of `vocab` entries lacks."""
+    highest = int(ids.max(initial=0))
+    if highest >= vocab:
+        raise ValueError(f'{where}: the tokenizer made {tokenizer.id_to_token(highest)!r}, id '
+                         f'{highest}, of the text, but the model has a vocabulary of {vocab}; is '
+                         'this the tokenizer of the model?')

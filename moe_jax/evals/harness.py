@@ -5,11 +5,12 @@ log-likelihoods and greedy generation, with the same truncation as its own wrapp
 A prefix that requests share, such as the context of options, is computed once.
 """
 
+import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import jax
+from jinja2 import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import (
@@ -20,12 +21,13 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from moe_jax.hf.folder import SUBFOLDER
 from moe_jax.hf.hub import located
 from moe_jax.inference.continuations import score_continuations
 from moe_jax.inference.generate import Sampling, generate
 from moe_jax.storage import folder as storage
+from moe_jax.storage.tokens import load_tokenizer, stop_ids
 
+log = logging.getLogger('moe_jax')
 MAX_NEW = 256
 
 
@@ -44,6 +46,7 @@ class HarnessLM(TemplateLM):
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f'{model}: its tokenizer names no eos_token; set it in '
                              'tokenizer_config.json')
+        self.stops = {*stop_ids(model), self.eot_token_id}
         self.batch = batch
 
     @property
@@ -69,16 +72,30 @@ class HarnessLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]],
                             add_generation_prompt: bool = True) -> str:
-        """A conversation as the tokenizer's own template writes it."""
-        return self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt)
+        """A conversation as the tokenizer's own template writes it.
+
+        Where the template refuses a system message, that message is left out, as the harness's own
+        wrapper does, and the log says so.
+        """
+        def written(history: list[dict[str, str]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                history, tokenize=False, add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt)
+
+        try:
+            return written(chat_history)
+        except TemplateError as error:
+            rest = [message for message in chat_history if message['role'] != 'system']
+            if len(rest) == len(chat_history):
+                raise
+            log.warning('the chat template takes no system message (%s); it is left out', error)
+            return written(rest)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any
                    ) -> list[int]:
         """Token ids; special tokens as the tokenizer wants them, but no second beginning token."""
-        bos = self.tokenizer.bos_token
-        if add_special_tokens is None and bos is not None and string.startswith(bos):
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        if add_special_tokens is None and prefix and string.startswith(prefix):
             add_special_tokens = False
         options = {} if add_special_tokens is None else {'add_special_tokens': add_special_tokens}
         return self.tokenizer.encode(string, **options)
@@ -133,33 +150,16 @@ class HarnessLM(TemplateLM):
         until = handle_stop_sequences(chosen.get('until'), eos=eos)
         room = self.max_length - chosen['max_gen_toks']
         if room < 1:
-            raise ValueError(f'max_gen_toks={options["max_gen_toks"]}: the model has '
+            raise ValueError(f'max_gen_toks={chosen["max_gen_toks"]}: the model has '
                              f'{self.max_length} positions for context and answer together')
-        sampling = Sampling(temperature=options['temperature'] if options['do_sample'] else 0.0,
-                            top_k=options.get('top_k') or 0, top_p=options.get('top_p') or 1.0)
+        warmth = float(chosen.get('temperature') or 0.0)
+        sampling = Sampling(temperature=warmth if chosen['do_sample'] else 0.0,
+                            top_k=chosen.get('top_k') or 0, top_p=chosen.get('top_p') or 1.0)
         made = generate(
             self.cfg, self.params, [self.tok_encode(text)[-room:] for text in contexts],
-            max_new=options['max_gen_toks'], stop=[self.eot_token_id], sampling=sampling,
+            max_new=chosen['max_gen_toks'], stop=self.stops, sampling=sampling,
             key=jax.random.key(0), stop_when=lambda ids: any(
                 word in self.tokenizer.decode(ids) for word in until if word),
         )
         return [postprocess_generated_text(
             self.tokenizer.decode(ids, skip_special_tokens=True), until, None) for ids in made]
-
-
-def load_tokenizer(model: str | Path) -> Any:
-    """The tokenizer of a model folder, loaded by transformers; code in the folder is never run."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    for folder in (Path(model) / SUBFOLDER, Path(model)):
-        if (folder / 'tokenizer_config.json').is_file():
-            return AutoTokenizer.from_pretrained(folder)
-    file = storage.side_file(model, 'tokenizer.json')
-    if file is None:
-        raise FileNotFoundError(f'{model}: no tokenizer (tokenizer_config.json or tokenizer.json)')
-    own = PreTrainedTokenizerFast(tokenizer_file=str(file))
-    for word in ('<|end|>', '</s>', '<|endoftext|>', '<eos>'):
-        if word in own.get_vocab():
-            own.eos_token = word
-            break
-    return own

@@ -13,6 +13,7 @@ from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.data.tasks.encode import Prompt, encode_score
 from moe_jax.data.tasks.example import Example
+from moe_jax.data.tokenizer import Marks
 from moe_jax.evals.scores import Scores
 from moe_jax.inference.continuations import score_continuations
 
@@ -26,9 +27,9 @@ class Questions:
 
     @classmethod
     def encode(cls, examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
-               end: int | None = None) -> 'Questions':
+               marks: Marks | None = None) -> 'Questions':
         """Examples of at most `length` tokens; ValueError where one does not fit."""
-        return cls(tuple(examples), tuple(encode_score(examples, tokenizer, length, end=end)))
+        return cls(tuple(examples), tuple(encode_score(examples, tokenizer, length, marks=marks)))
 
 
 def evaluate(cfg: Config, params: Params, questions: Questions, *, rows: int = 32) -> Scores:

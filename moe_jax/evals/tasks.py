@@ -5,6 +5,7 @@ T tokens in a row.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 
@@ -19,7 +20,7 @@ from moe_jax.data.limits import HELDOUT_TOKENS
 from moe_jax.data.tasks.encode import encode_text, encode_train
 from moe_jax.data.tasks.example import Task, TextTask, majority
 from moe_jax.data.tasks.splits import cap
-from moe_jax.data.tokenizer import END
+from moe_jax.data.tokenizer import OWN, Marks
 from moe_jax.evals import multiple_choice, perplexity
 from moe_jax.evals.scores import Scores
 
@@ -37,6 +38,15 @@ class EncodedTask:
     note: dict[str, object]
     digest: str
 
+    def ids(self) -> np.ndarray:
+        """All token ids of both sides, one after the other."""
+        if isinstance(self.validation, multiple_choice.Questions):
+            scored = [id for prompt in self.validation.prompts
+                      for id in itertools.chain(prompt.context, *prompt.options)]
+        else:
+            scored = self.validation.packed['tokens'].ravel()
+        return np.concatenate([self.train['tokens'].ravel(), np.asarray(scored, np.int64)])
+
 
 def encode_task(
     task: Task | TextTask,
@@ -45,27 +55,27 @@ def encode_task(
     *,
     validation_limit: int | None = None,
     heldout_tokens: int = HELDOUT_TOKENS,
-    end: int | None = None,
+    marks: Marks | None = None,
 ) -> EncodedTask:
     """Encode both sides of a task in rows of `length` tokens.
 
-    `end`: the id that opens and closes a text, where the tokenizer is not ours. At most
+    `marks`: what opens and closes a text, where the tokenizer is not ours. At most
     `validation_limit` examples are scored, or `heldout_tokens` tokens of a text task.
     Raises ValueError when there is no token to train on, or none to score.
     """
     name = task.name
     if isinstance(task, TextTask):
-        train = encode_text(task.train, encoder, length, end=end)
+        train = encode_text(task.train, encoder, length, marks=marks)
         ids = tuple(f'{name}/{i}' for i in range(len(task.validation)))
         documents = tuple(Document(i, name, t) for i, t in zip(ids, task.validation, strict=True))
-        validation: Validation = texts(documents, encoder, length, heldout_tokens, end)
+        validation: Validation = texts(documents, encoder, length, heldout_tokens, marks)
         examples = len(validation.ids)
     else:
         chosen = cap(task.examples_validation, validation_limit)
         task = dataclasses.replace(task, examples_validation=chosen)
-        train = encode_train(task.examples_train, encoder, length, end=end)
+        train = encode_train(task.examples_train, encoder, length, marks=marks)
         validation = multiple_choice.Questions.encode(
-            task.examples_validation, encoder, length, end=end)
+            task.examples_validation, encoder, length, marks=marks)
         examples = len(task.examples_validation)
     scored = examples if isinstance(validation, multiple_choice.Questions) else (
         validation.packed['weights'].any())
@@ -92,13 +102,13 @@ def evaluate(
 
 def texts(
     documents: tuple[Document, ...], encoder: Tokenizer, length: int, limit: int,
-    end: int | None = None,
+    marks: Marks | None = None,
 ) -> perplexity.Texts:
     """Beginnings of as many documents as can have two rows each, `limit` tokens in all.
 
     Many beginnings rather than few whole documents: documents are what intervals resample.
     """
-    encoded = encode(encoder, [d.text for d in documents], END if end is None else end)
+    encoded = encode(encoder, [d.text for d in documents], (OWN if marks is None else marks).begin)
     share = max(2 * length, _fair_share(np.diff(encoded.offsets), limit))
     encoded = beginnings(encoded, share)
     count = max(1, int(np.searchsorted(encoded.offsets, limit, side='right')) - 1)

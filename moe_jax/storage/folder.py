@@ -13,7 +13,6 @@ from moe_jax.hf import layout
 from moe_jax.hf import load as hf_load
 from moe_jax.hf.folder import SUBFOLDER, SideFiles, is_hf
 from moe_jax.hf.hub import located
-from moe_jax.hf.shards import read_json
 from moe_jax.storage import native
 
 
@@ -88,18 +87,4 @@ def side_file(path: str | Path, name: str) -> Path | None:
     for folder in (Path(path), Path(path) / SUBFOLDER):
         if (folder / name).is_file():
             return folder / name
-    return None
-
-
-def end_token(path: str | Path) -> int | None:
-    """The id of the token that ends a text, by generation_config.json or config.json."""
-    for name in ('generation_config.json', layout.CONFIG):
-        # The hf subfolder first: a native folder's own config.json knows nothing of tokens.
-        for folder in (Path(path) / SUBFOLDER, Path(path)):
-            token = read_json(folder / name).get('eos_token_id') if (
-                folder / name).is_file() else None
-            if isinstance(token, list):
-                token = token[0] if token else None
-            if token is not None:
-                return int(token)
     return None

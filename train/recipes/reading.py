@@ -12,8 +12,10 @@ from moe_jax.data import batches, corpus, tasks, tokenizer
 from moe_jax.data.documents import Corpus
 from moe_jax.data.encode import Encoded, encode, encode_part
 from moe_jax.data.packing import pack
+from moe_jax.data.tokenizer import OWN
 from moe_jax.evals.tasks import EncodedTask, Validation, encode_task, texts
 from moe_jax.storage import folder
+from moe_jax.storage.tokens import FolderTokenizer, open_tokenizer
 from train.recipes.run import Pairs, Run
 
 
@@ -37,22 +39,24 @@ def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading
     shares = _domain_shares(run, text)
     sources = [tasks.load(name, corpus=text, data_dir=data_dir, limit=run.task_limit)
                for name, _ in run.tasks]
-    path, end = _tokenizer(run, text)
-    encoder = tokenizer.load(path) if end is None else tokenizer.load_foreign(path)
-    tokenizer.check(encoder, _model(run).vocab)
+    opened = _tokenizer(run, text)
+    encoder, marks, vocab = opened.encoder, opened.marks, _model(run).vocab
+    tokenizer.check(encoder, vocab)
     length = run.options.length
     sets, heldout = [], {}
     for domain, share in shares:
         assert text is not None  # it is read where domains are
-        sets.append((pack(_encoded(text, domain, path, end), length), share))
+        sets.append((pack(_encoded(text, domain, opened), length), share))
         heldout[domain] = texts(text.part(domain, 'heldout'), encoder, length, run.heldout_tokens,
-                                end)
+                                marks)
     for (name, share), source in zip(cast(Pairs, run.tasks), sources, strict=True):
         task: EncodedTask = encode_task(source, encoder, length, heldout_tokens=run.heldout_tokens,
-                                        validation_limit=run.validation_limit, end=end)
+                                        validation_limit=run.validation_limit, marks=marks)
         sets.append((task.train, share))
         heldout[name] = task.validation
-    return Reading(sets, heldout, path)
+    for rows, _ in sets:
+        tokenizer.check_used(encoder, vocab, rows['tokens'], f'run {run.name}')
+    return Reading(sets, heldout, opened.file)
 
 
 def _model(run: Run) -> Config:
@@ -77,19 +81,16 @@ def _domain_shares(run: Run, text: Corpus | None) -> Pairs:
     return shares
 
 
-def _tokenizer(run: Run, text: Corpus | None) -> tuple[Path, int | None]:
-    """The file of the tokenizer, and the id that ends a text where it is not one of ours."""
-    if run.start is None:
-        assert text is not None and run.model is not None  # it starts with fresh weights
-        return tokenizer.of_corpus(text, run.model.vocab), None
-    path = folder.side_file(run.start, 'tokenizer.json')
-    if path is None:
-        raise FileNotFoundError(f'{Path(run.start) / "tokenizer.json"}: no tokenizer; put the one '
-                                'the model was trained with there')
-    return path, folder.end_token(run.start)
+def _tokenizer(run: Run, text: Corpus | None) -> FolderTokenizer:
+    """The tokenizer of the model to start from, or one trained on the corpus."""
+    if run.start is not None:
+        return open_tokenizer(run.start)
+    assert text is not None and run.model is not None  # it starts with fresh weights
+    path = tokenizer.of_corpus(text, run.model.vocab)
+    return FolderTokenizer(path, tokenizer.load(path), OWN, (OWN.end,))
 
 
-def _encoded(text: Corpus, domain: str, path: Path, end: int | None) -> Encoded:
-    if end is None:
-        return encode_part(text, domain, 'train', path)
-    return encode(tokenizer.load_foreign(path), text.texts(domain, 'train'), end)
+def _encoded(text: Corpus, domain: str, opened: FolderTokenizer) -> Encoded:
+    if opened.own:
+        return encode_part(text, domain, 'train', opened.file)
+    return encode(opened.encoder, text.texts(domain, 'train'), opened.marks.begin)

@@ -1,7 +1,7 @@
 """Tasks as token ids: packed rows to fine-tune on, contexts and options to score.
 
-Every sequence opens with the end token, which gives the first real token a past, and training
-sequences close with it. B rows, T length.
+Every sequence opens with a token that gives the first real token a past, the end token where the
+tokenizer puts none there; training sequences close with the end token. B rows, T length.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,26 +13,25 @@ from tokenizers import Encoding, Tokenizer
 from moe_jax.data.encode import Encoded, encode
 from moe_jax.data.packing import pack
 from moe_jax.data.tasks.example import Example
-from moe_jax.data.tokenizer import END, SPECIALS
+from moe_jax.data.tokenizer import END, OWN, SPECIALS, Marks
 
 # How far to look for the edge of a word before cutting inside one (or in a text without spaces).
 WORD_TOKENS = 32
 
 
 class Prompt(NamedTuple):
-    """Token ids of an example: the context with the end token before it, and each option."""
+    """Token ids of an example: the context with the opening token before it, and each option."""
 
     context: list[int]
     options: list[list[int]]
 
 
-def end_id(tokenizer: Tokenizer) -> int:
-    """The id of <|end|>; an error asks for another token's id if there is none."""
-    id = tokenizer.token_to_id(SPECIALS[END])
-    if id is None:
-        raise ValueError(f'the tokenizer has no {SPECIALS[END]!r}; pass end=, the id that opens '
-                         f'and closes a document in it')
-    return id
+def known(tokenizer: Tokenizer, marks: Marks | None) -> Marks:
+    """The marks given, or our own; an error asks for another tokenizer's."""
+    if marks is None and tokenizer.token_to_id(SPECIALS[END]) != END:
+        raise ValueError(f'the tokenizer has no {SPECIALS[END]!r}; pass marks=Marks(begin, end), '
+                         'the ids that open and that close a text in it')
+    return OWN if marks is None else marks
 
 
 def seam(context: str, tokens: Sequence[tuple[int, int, int]], places: range, otherwise: int,
@@ -86,47 +85,48 @@ def tokenized(examples: Sequence[Example], tokenizer: Tokenizer, length: int,
                                       add_special_tokens=False)
     for example, encoding in zip(examples, contexts, strict=True):
         options = [ids[choice] for choice in example.choices]
-        # The opening and the closing end token take two places.
+        # The opening and the closing token take two places.
         budget = length - 2 - max(map(len, options))
         yield fit(example, encoding, budget), options
 
 
 def encode_train(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
-                 end: int | None = None) -> dict[str, np.ndarray]:
+                 marks: Marks | None = None) -> dict[str, np.ndarray]:
     """Rows to fine-tune on: several examples to a row, weight 1 on the right answer and its end.
 
     Returns tokens int32, segments int32, weights float32, each [B, T]; weights[b, t] is that of
-    predicting tokens[b, t]. `end` is the end token's id where the tokenizer is not ours.
+    predicting tokens[b, t]. `marks`: what opens and closes a text where the tokenizer is not
+    ours.
     """
-    end = end_id(tokenizer) if end is None else end
+    begin, end = known(tokenizer, marks)
     ids, answered, sizes = [], [], [0]
     for example, (context, options) in zip(examples, tokenized(examples, tokenizer, length),
                                            strict=True):
         answer = [*options[example.label], end]
-        ids += [end, *context, *answer]
+        ids += [begin, *context, *answer]
         answered += [0] * (1 + len(context)) + [1] * len(answer)
         sizes.append(1 + len(context) + len(answer))
     offsets = np.cumsum(sizes)
     rows = pack(Encoded(np.array(ids), offsets), length)
     # Equal sizes are packed alike, so the marks of the answers land with their tokens.
-    marks = pack(Encoded(np.array(answered), offsets), length)['tokens']
-    return {**rows, 'weights': marks.astype(np.float32)}
+    weights = pack(Encoded(np.array(answered), offsets), length)['tokens']
+    return {**rows, 'weights': weights.astype(np.float32)}
 
 
 def encode_score(examples: Sequence[Example], tokenizer: Tokenizer, length: int, *,
-                 end: int | None = None) -> list[Prompt]:
+                 marks: Marks | None = None) -> list[Prompt]:
     """Prompts to score, in order of examples; context and any option take up to `length` tokens."""
-    end = end_id(tokenizer) if end is None else end
-    return [Prompt([end, *context], options)
+    begin = known(tokenizer, marks).begin
+    return [Prompt([begin, *context], options)
             for context, options in tokenized(examples, tokenizer, length)]
 
 
 def encode_text(texts: Sequence[str], tokenizer: Tokenizer, length: int, *,
-                end: int | None = None) -> dict[str, np.ndarray]:
+                marks: Marks | None = None) -> dict[str, np.ndarray]:
     """Plain texts as packed rows in which every token but the opening one is predicted once.
 
     Returns tokens, segments, weights, each [B, T], exactly as pretraining text is packed.
     """
     if not any(text.strip() for text in texts):
         raise ValueError('no text to encode; is the task empty?')
-    return pack(encode(tokenizer, texts, end_id(tokenizer) if end is None else end), length)
+    return pack(encode(tokenizer, texts, known(tokenizer, marks).begin), length)

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from moe_jax.data import prompts, tokenizer
 from moe_jax.data.tasks import encode
 from moe_jax.data.tasks.example import Example
+from moe_jax.data.tokenizer import Marks
 
 PASSAGE = 'The old wall of the yard fell down, and no mason would lay its stones again. '
 
@@ -130,15 +131,19 @@ def test_nothing_to_encode_is_an_error(encoder):
             encode.encode_text(texts, encoder, 64)
 
 
-def test_another_tokenizer_needs_its_end_token_named(encoder):
+def test_another_tokenizer_needs_its_own_tokens_named(encoder):
     foreign = Tokenizer(models.WordLevel({'?': 0, 'no': 1, 'yes': 2, '.': 3}, unk_token='?'))
     foreign.pre_tokenizer = pre_tokenizers.Whitespace()
     one = Example('e', 'yes no', (' no', ' yes'), 1, 'g')
-    with pytest.raises(ValueError, match='pass end='):
+    with pytest.raises(ValueError, match='pass marks='):
         encode.encode_train([one], foreign, 16)
-    packed = encode.encode_train([one], foreign, 16, end=3)
-    assert packed['tokens'][0, :5].tolist() == [3, 2, 1, 2, 3]
+    packed = encode.encode_train([one], foreign, 16, marks=Marks(0, 3))
+    assert packed['tokens'][0, :5].tolist() == [0, 2, 1, 2, 3]
     assert packed['weights'][0].tolist() == [0, 0, 0, 1, 1] + [0] * 11
+    prompt, = encode.encode_score([one], foreign, 16, marks=Marks(0, 3))
+    assert prompt == ([0, 2, 1], [[1], [2]])
+    packed = encode.encode_text(['yes no', 'no'], foreign, 8, marks=Marks(0, 3))
+    assert packed['tokens'].ravel()[:5].tolist() == [0, 2, 1, 0, 1]
 
 
 def test_every_prompt_ends_where_the_answer_begins_and_clips_its_own_fields():

@@ -3,22 +3,37 @@
 import json
 
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = ['<end>', '<unk>', *(f'w{i}' for i in range(62))]
 
 
-def write_tokenizer(folder):
-    """tokenizer.json, tokenizer_config.json and generation_config.json of 64 words."""
+NO_SYSTEM = (
+    '{% for message in messages %}{% if message.role == "system" %}'
+    '{{ raise_exception("no system role here") }}{% endif %}w60 {{ message.content }} {% endfor %}'
+    '{% if add_generation_prompt %}w61 {% endif %}')
+
+
+def write_tokenizer(folder, opening=None, ends=(0,), template=None):
+    """tokenizer.json, tokenizer_config.json and generation_config.json of 64 words.
+
+    opening: the word that the tokenizer puts before a text. ends: ids at which generation ends.
+    template: for chats.
+    """
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token='<unk>'))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.decoder = decoders.Fuse()
-    words.add_special_tokens(['<end>'])
+    words.add_special_tokens(['<end>', *(WORDS[i] for i in ends if i)])
+    if opening is not None:
+        words.post_processor = processors.TemplateProcessing(
+            single=f'{opening} $A', special_tokens=[(opening, WORDS.index(opening))])
     words.save(str(folder / 'tokenizer.json'))
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<end>',
-              'unk_token': '<unk>', 'pad_token': '<end>', 'model_max_length': 48}
+              'unk_token': '<unk>', 'pad_token': '<end>', 'model_max_length': 48,
+              'bos_token': opening, 'chat_template': template}
+    config = {name: value for name, value in config.items() if value is not None}
     (folder / 'tokenizer_config.json').write_text(json.dumps(config))
-    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': 0}))
+    (folder / 'generation_config.json').write_text(json.dumps({'eos_token_id': list(ends)}))
 
 
 def write_tasks(folder, rng):
@@ -40,7 +55,7 @@ def write_tasks(folder, rng):
                     'doc_to_target': '{{text}}', 'metric_list': [{'metric': 'word_perplexity'}]},
         'until': {'output_type': 'generate_until', 'doc_to_text': '{{q}}',
                   'doc_to_target': 'answer', 'metric_list': [{'metric': 'exact_match'}],
-                  'generation_kwargs': {'until': ['w9'], 'max_gen_toks': 8, 'do_sample': False}},
+                  'generation_kwargs': {'until': ['w9'], 'max_new_tokens': 8}},
     }
     for name, docs in rows.items():
         (folder / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, docs)))

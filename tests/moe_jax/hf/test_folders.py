@@ -18,7 +18,7 @@ from moe_jax.cli.job import Job
 from moe_jax.cli.prune import Sizes, prune_model
 from moe_jax.families import describe
 from moe_jax.hf import writer
-from moe_jax.storage import folder as storage
+from moe_jax.storage.tokens import stop_ids
 from prune.experts.common import Common
 from prune.experts.keep import keep
 from prune.plans.plan import Plan
@@ -136,7 +136,7 @@ def test_a_disk_that_lies_is_noticed_before_anything_appears(source, model, tmp_
 
 def test_convert_there_and_back_is_the_identity(source, tmp_path, capsys):
     convert.convert(source, tmp_path / 'native', to='native')
-    assert storage.end_token(tmp_path / 'native') == 0
+    assert stop_ids(tmp_path / 'native') == (0,)
     convert.convert(tmp_path / 'native', tmp_path / 'back', to='hf')
     assert 'equal to the model in memory' in capsys.readouterr().out
     cfg, params = moe_jax.load(tmp_path / 'back')

@@ -1,6 +1,7 @@
 """The standard harness over our models: held against its own wrapper of transformers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -23,31 +24,49 @@ def place(tmp_path_factory):
     return folder, root / 'tasks'
 
 
-def evaluate(model, tasks):
+def evaluate(model, tasks, **options):
     """Metrics by task, and each item's responses."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     found = lm_eval.simple_evaluate(model=model, tasks=list(TASKS), task_manager=manager,
-                                    bootstrap_iters=0, log_samples=True)
+                                    bootstrap_iters=0, log_samples=True, **options)
     return found['results'], {
         name: [item['resps'] for item in sorted(items, key=lambda item: item['doc_id'])]
         for name, items in found['samples'].items()}
 
 
+@pytest.fixture(scope='module')
+def opening(place, tmp_path_factory):
+    """The same model; its tokenizer opens texts with w0, many words end one, no system message."""
+    folder = tmp_path_factory.mktemp('opening') / 'model'
+    shutil.copytree(place[0], folder)
+    lexicon.write_tokenizer(folder, opening='w0', ends=range(0, 60, 4), template=lexicon.NO_SYSTEM)
+    return folder
+
+
 @pytest.mark.parametrize('batch', rows([1, 8], quick=[8]))
 def test_items_and_metrics_equal_the_harness_on_transformers(place, batch):
+    compared(*place, batch)
+
+
+def test_opening_tokens_many_ends_and_chats_equal_the_harness_on_transformers(place, opening):
+    own = compared(opening, place[1], 8)
+    assert any(text.count('w') < 8 for item in own['until'] for text in item[0])
+    compared(opening, place[1], 8, apply_chat_template=True, system_instruction='w1 w2')
+
+
+def compared(folder, tasks, batch, **options):
     pytest.importorskip('torch')
     pytest.importorskip('accelerate')
     from lm_eval.models.huggingface import HFLM
 
     from moe_jax.evals.harness import HarnessLM
 
-    folder, tasks = place
     peer = HFLM(str(folder), device='cpu', dtype='float32', batch_size=batch)
     (exact, items), (found, own) = (
-        evaluate(model, tasks) for model in (peer, HarnessLM(str(folder), batch=batch)))
+        evaluate(model, tasks, **options) for model in (peer, HarnessLM(str(folder), batch=batch)))
     for item, exact_item in zip(own['choice'], items['choice'], strict=True):
         for (ours, greedy), (theirs, exact_greedy) in zip(
                 [r[0] for r in item], [r[0] for r in exact_item], strict=True):
@@ -60,6 +79,7 @@ def test_items_and_metrics_equal_the_harness_on_transformers(place, batch):
         for name, value in exact[task].items():
             if isinstance(value, float):
                 assert found[task][name] == pytest.approx(value, rel=1e-4), (task, name)
+    return own
 
 
 def test_the_command_prints_and_writes_results_offline(place, tmp_path, capsys):

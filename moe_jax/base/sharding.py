@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.core
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -28,6 +29,7 @@ log = logging.getLogger('moe_jax')
 
 AXES = ('data', 'fsdp', 'expert', 'model')
 ROWS = ('data', 'fsdp', 'expert')  # the axes over which the rows of a batch are split
+NO_MESH = Mesh(np.empty((), object), ())  # to leave the one that is set
 
 # First match wins; letters as in config.py.
 RULES: tuple[tuple[str, P], ...] = (
@@ -164,15 +166,24 @@ def mesh_of(tree: Any) -> Mesh | None:
 def on_mesh(tree: Any) -> Iterator[Mesh | None]:
     """Run what is inside on the mesh that the tree's leaves lie on, if they lie on one.
 
-    What a caller's own jit, grad or vmap traces runs on the mesh that the caller has set, if any.
+    Leaves that were put on one device run there, whatever mesh is set. What a caller's own jit,
+    grad or vmap traces runs on the mesh that the caller has set, if any.
     """
     mesh = mesh_of(tree)
+    chosen = NO_MESH if mesh is None and _on_one_device(tree) else mesh
     try:
-        context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+        context = contextlib.nullcontext() if chosen is None else jax.set_mesh(chosen)
     except ValueError:  # in a trace no mesh can be set
         mesh, context = None, contextlib.nullcontext()
     with context:
         yield mesh
+
+
+def _on_one_device(tree: Any) -> bool:
+    """Whether a leaf was put on one device, and the code runs where a mesh is set."""
+    return not jax.sharding.get_abstract_mesh().empty and any(
+        isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.committed
+        and len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(tree))
 
 
 def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ def layer_config(cfg: Config, layer: int) -> Config:
 def embed(cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """The residual stream before the first block, [B, T, D]."""
     return cast(jax.Array, Embed(cfg).apply(
-        {'params': params['embed']}, tokens, rows_in(cfg, segments)[1]))
+        {'params': params['embed']}, tokens, rows_in(cfg, segments)[1], segments))
 
 
 @lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import STATISTICS, WRAP, Sums
 from moe_jax.config import Config
 from moe_jax.model.fingerprint import fingerprint
+from moe_jax.model.inputs import each
 from moe_jax.routing.designs.top_k import top_k
 
 # (layer index, its one-layer config, its parameters, its statistics) -> parameters, config
@@ -53,7 +54,7 @@ def layerwise(
     check(cfg, chosen)
     if chosen.gradients:
         raise ValueError('layerwise: gradients need the whole model; use moe_jax.observe')
-    items = [(raw.get('group') or 'all', batch) for raw in batches
+    items = [(raw.get('group') or 'all', batch) for raw in each(batches, 'layerwise')
              if (batch := rows(cfg, raw)) is not None]
     if not items:
         raise ValueError('observe: no valid token in the batches (empty, or only padding)')

@@ -16,8 +16,8 @@ from moe_jax.calibration import reservoir as sample
 from moe_jax.calibration.collector import Batch, Options, collected, model_pass
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
-from moe_jax.inference.inputs import checked
 from moe_jax.model.fingerprint import fingerprint as model_fingerprint
+from moe_jax.model.inputs import each, rows_of
 
 
 def observe(
@@ -37,7 +37,8 @@ def observe(
     """Run the model's own routing over `batches` and sum what every method needs (`stats`).
 
     Each batch: 'tokens' int [B, T], 'mask' bool [B, T] (False is padding) or 'segments' int [B, T]
-    (0 is padding), optional 'group' str (a task, domain or language; default 'all').
+    (0 is padding) where there is any, optional 'group' str (a task, domain or language; default
+    'all'). 'input_ids' and 'attention_mask' of transformers are taken for tokens and mask.
 
     reservoir: keep a uniform sample of so many tokens per group, with what all experts give on
       them as `outputs` says: 'gram' their inner products, 'all' the outputs too, 'none'.
@@ -59,7 +60,7 @@ def observe(
     check(cfg, options, mesh)
     parts = sharding.row_parts(mesh)
     run = model_pass(cfg, options, mesh, params)
-    items = ((raw.get('group') or 'all', batch, run) for raw in batches
+    items = ((raw.get('group') or 'all', batch, run) for raw in each(batches, 'observe')
              if (batch := rows(cfg, raw, parts)) is not None)
     groups, data = collected(options, items, parts)
     for layers in groups.values() if reservoir else ():
@@ -72,8 +73,7 @@ def observe(
 
 def rows(cfg: Config, raw: Mapping[str, Any], parts: int = 1) -> Batch | None:
     """A batch checked, with rows of padding to a multiple of `parts`; None if it is all padding."""
-    mask = raw['segments'] if 'segments' in raw else raw['mask']
-    tokens, segments = checked(cfg, raw['tokens'], mask, 'observe')
+    tokens, segments = rows_of(cfg, raw, 'observe')
     if not segments.any():
         return None
     empty = ((0, -len(tokens) % parts), (0, 0))

@@ -26,6 +26,7 @@ from moe_jax.config import Config
 from moe_jax.model.choices import Record
 from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
+from moe_jax.model.inputs import each
 from moe_jax.model.moe import SparseMoe
 
 UNKNOWN = -1  # token id where none was given
@@ -60,7 +61,7 @@ def observe_inputs(
         raise ValueError('observe_inputs: gradients need the whole model and its loss; for a model '
                          'of this package use moe_jax.observe, else a method that needs none')
     items = ((raw.get('group') or 'all', batch, _pass(cfg, params, chosen, inputs))
-             for raw in batches for inputs, batch in (_rows(cfg, raw),))
+             for raw in each(batches, 'observe_inputs') for inputs, batch in (_rows(cfg, raw),))
     groups, data = collected(chosen, items)
     seen = {group: {i: _finished(cfg, params, i, sums, chosen) for i, sums in layers.items()}
             for group, layers in groups.items()}

@@ -27,10 +27,10 @@ from moe_jax.base import processes, sharding
 from moe_jax.base.checks import nearest
 from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from moe_jax.inference.inputs import checked
 from moe_jax.inference.score import BLOCK, by_blocks
 from moe_jax.layers.positions import has_past
 from moe_jax.model.decoder import hidden, unembed
+from moe_jax.model.inputs import each, rows_of, weighed
 
 METRICS = ('nats', 'nats_small', 'lost', 'kl', 'acceptance', 'agreement')
 RESAMPLES = 2000
@@ -156,17 +156,11 @@ def _ratio(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
 def _read(cfg: Config, batches: Iterable[Mapping[str, Any]]
           ) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
     """(group, (tokens, segments, weight of each predicted token [B, T-1])) of what has any."""
-    for batch in batches:
-        tokens, segments = checked(cfg, batch['tokens'],
-                                   batch.get('segments', batch.get('mask')), 'compare')
-        known = has_past(segments)
-        weights = np.asarray(batch.get('weights', known), np.float32)
-        weights = weights[:, 1:] if weights.shape == tokens.shape else weights
-        if weights.shape != known.shape or not (weights >= 0).all():
-            raise ValueError(f'compare: weights {weights.shape} must be [B, T], 0 or more, as '
-                             f'tokens {tokens.shape} are')
-        if (weights * known).any():
-            yield batch.get('group') or 'all', (tokens, segments, weights * known)
+    for batch in each(batches, 'compare'):
+        tokens, segments = rows_of(cfg, batch, 'compare')
+        weights = weighed(batch.get('weights'), segments, 'compare')[:, 1:] * has_past(segments)
+        if weights.any():
+            yield batch.get('group') or 'all', (tokens, segments, weights)
 
 
 def _gathered(small_cfg: Config, found: Iterable[tuple[str, Any, Any]]) -> Quality:

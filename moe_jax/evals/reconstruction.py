@@ -16,7 +16,7 @@ import numpy as np
 from moe_jax.base.tree import Params
 from moe_jax.calibration.block_pass import embed, layer_config, step
 from moe_jax.config import Config
-from moe_jax.inference.inputs import checked
+from moe_jax.model.inputs import each, rows_of
 
 
 class LayerError(NamedTuple):
@@ -49,8 +49,8 @@ def reconstruction(
             raise ValueError(f'reconstruction: the models have {ours} and {theirs} {name}; layers '
                              'can only be held against each other one by one')
     totals: dict[str, np.ndarray] = {}
-    for raw in batches:
-        rows = checked(cfg, raw['tokens'], raw.get('segments', raw.get('mask')), 'reconstruction')
+    for raw in each(batches, 'reconstruction'):
+        rows = rows_of(cfg, raw, 'reconstruction')
         if (rows[1] > 0).any():
             errors = np.asarray(_errors(cfg, params, small_cfg, small, *rows), np.float64)
             group = raw.get('group') or 'all'

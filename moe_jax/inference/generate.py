@@ -17,8 +17,8 @@ from moe_jax.base.checks import integer, number
 from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.inference.continuations import lengths
-from moe_jax.inference.inputs import checked
 from moe_jax.model.decoder import empty_cache, hidden, unembed
+from moe_jax.model.inputs import checked
 
 CHUNK = 32  # tokens between two looks at the host's own stopping rule
 
@@ -95,9 +95,12 @@ def generate(
 def _padded(cfg: Config, prompts: Sequence[Sequence[int]], max_new: int
             ) -> tuple[np.ndarray, np.ndarray, int]:
     """Prompts on the right of rows of one of few lengths, their segments, and the cache's slots."""
-    if max_new < 1 or not prompts or not all(len(prompt) for prompt in prompts):
+    if max_new < 1 or not len(prompts) or not all(np.size(prompt) for prompt in prompts):
         raise ValueError(f'generate: {len(prompts)} prompts and max_new={max_new}; give at least '
                          'one token in each prompt and one to make')
+    if any(np.ndim(prompt) != 1 for prompt in prompts):
+        raise ValueError('generate: prompts are lists of token ids, one list for each text, or an '
+                         'array [B, T]')
     longest = max(map(len, prompts))
     if longest + max_new > cfg.positions:
         raise ValueError(f'generate: a prompt of {longest} tokens and max_new={max_new} exceed the '

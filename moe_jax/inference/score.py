@@ -17,9 +17,9 @@ import numpy as np
 from moe_jax.base import sharding
 from moe_jax.base.tree import Params
 from moe_jax.config import Config
-from moe_jax.inference.inputs import checked
 from moe_jax.layers.positions import has_past
 from moe_jax.model.decoder import hidden, unembed
+from moe_jax.model.inputs import checked
 
 BLOCK = 2**25  # logits that exist at a time: 128 MB of float32
 

@@ -6,11 +6,13 @@ config has experts.
 """
 
 from functools import lru_cache, partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from moe_jax.base import sharding
 from moe_jax.base.tree import Params
@@ -18,9 +20,10 @@ from moe_jax.config import Config
 from moe_jax.layers import norm, rope
 from moe_jax.layers.attention import Rows
 from moe_jax.layers.positions import positions_in_branches, positions_in_segments
-from moe_jax.layers.weights import Norm, init_std
+from moe_jax.layers.weights import Norm, init_std, normal
 from moe_jax.model.block import Block
 from moe_jax.model.choices import Loads, Observer, Record
+from moe_jax.model.inputs import checked, is_concrete
 
 __all__ = ['Record', 'apply', 'empty_cache', 'forward', 'hidden', 'init', 'init_std',
            'shapes', 'unembed']
@@ -32,13 +35,25 @@ def init(cfg: Config, key: jax.Array) -> Params:
     Matrices are normal with `init_std(cfg)`; those that write to the residual stream are scaled by
     1/sqrt(2 L) (GPT-2); biases are zero, norm scales one.
     """
-    return _init(cfg, key)
+    run, tree = _draws(cfg, key.shape, key.dtype)
+    return jax.tree.unflatten(tree, run(key))
 
 
-@partial(jax.jit, static_argnums=0)
-def _init(cfg: Config, key: jax.Array) -> Params:
-    one = jnp.ones((1, 1), jnp.int32)
-    return cast(Params, MoeLM(cfg).init(key, one, one)['params'])
+@lru_cache(maxsize=64)
+def _draws(cfg: Config, shape: tuple[int, ...], dtype: Any):
+    """(function of a key that gives the leaves of fresh parameters, their tree).
+
+    Flax draws parameters on its way through the model. Compiled whole, that takes seconds for each
+    layer; so what the parameters do not need is dropped, and the rest runs draw by draw, in
+    programs that leaves of one shape share, whatever layer or model they belong to.
+    """
+    def init(key: jax.Array) -> Any:
+        one = jnp.ones((1, 1), jnp.int32)
+        return MoeLM(cfg).init(key, one, one)['params']
+
+    traced, tree = jax.make_jaxpr(init, return_shape=True)(jax.ShapeDtypeStruct(shape, dtype))
+    needed, _ = dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals), instantiate=True)
+    return jaxpr_as_fun(ClosedJaxpr(needed, traced.consts)), jax.tree.structure(tree)
 
 
 def shapes(cfg: Config) -> Params:
@@ -62,14 +77,23 @@ def _shapes(cfg: Config) -> Params:
     return jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
 
 
-@partial(sharding.jit, static_argnums=0)
-def apply(
-    cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None = None
-) -> jax.Array:
+def apply(cfg: Config, params: Params, tokens: Any, segments: Any = None) -> jax.Array:
     """Next-token logits [B, T, V] float32 of tokens int32 [B, T], with evaluation capacity; jitted.
 
     segments int32 [B, T] (None: one segment a row): 0 is padding, 1, 2, ... packed documents.
+    Raises ValueError for ids outside the vocabulary, other shapes and rows that are too long; in a
+    trace of the caller's (jit, grad, vmap) ids are not known yet, and JAX clamps those that do not
+    fit.
     """
+    if is_concrete(tokens, segments):
+        known = checked(cfg, tokens, segments, 'apply')
+        if not isinstance(tokens, jax.Array):  # those of a device stay where they are
+            tokens, segments = known
+    return _apply(cfg, params, tokens, segments)
+
+
+@partial(sharding.jit, static_argnums=0)
+def _apply(cfg: Config, params: Params, tokens: jax.Array, segments: jax.Array | None) -> jax.Array:
     return forward(cfg, params, tokens, segments)[0]
 
 
@@ -164,18 +188,22 @@ def empty_cache(cfg: Config, batch: int, slots: int) -> Params:
 
 
 class Embed(nn.Module):
-    """Token table [V, D] and, without rotary positions, learned positions [P, D]."""
+    """Token table [V, D] and, without rotary positions, learned positions [P, D].
+
+    Padding (segments [B, T] of 0) is zeros: what stands in the row of its id reaches nothing.
+    """
 
     cfg: Config
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
-        cfg, normal = self.cfg, nn.initializers.normal(init_std(self.cfg))
-        table = self.param('tokens', normal, (cfg.vocab, cfg.width), jnp.float32)
+    def __call__(self, tokens: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
+        cfg, draw = self.cfg, normal(init_std(self.cfg))
+        table = self.param('tokens', draw, (cfg.vocab, cfg.width), jnp.float32)
         x = norm.scaled(table[tokens], cfg.embed_scale)
         if cfg.rope is None:
-            places = self.param('positions', normal, (cfg.positions, cfg.width), jnp.float32)
+            places = self.param('positions', draw, (cfg.positions, cfg.width), jnp.float32)
             x = x + places[positions]
+        x = jnp.where((segments > 0)[..., None], x, 0.0)
         return x.astype(jnp.dtype(cfg.dtype))
 
 
@@ -187,7 +215,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         cfg = self.cfg
-        self.param('kernel', nn.initializers.normal(init_std(cfg)), (cfg.vocab, cfg.width),
+        self.param('kernel', normal(init_std(cfg)), (cfg.vocab, cfg.width),
                    jnp.float32)
 
 
@@ -205,7 +233,7 @@ class MoeLM(nn.Module):
         cfg = self.cfg
         rows, positions, new = rows_in(cfg, segments, cache, branches, tokens=tokens)
         start = None if cache is None else cache['length']
-        x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions))
+        x = sharding.keep_rows(Embed(cfg, name='embed')(tokens, positions, segments))
         for i in range(cfg.layers):
             name = f'layer_{i}'
             past = None if cache is None else cache[name]

@@ -8,7 +8,7 @@ from moe_jax.config import Config
 from moe_jax.kernels.linear import linear
 from moe_jax.layers import ffn
 from moe_jax.layers.attention import Rows
-from moe_jax.layers.weights import ffn_weights, init_std
+from moe_jax.layers.weights import ffn_weights, init_std, normal
 from moe_jax.model.choices import Observer, evaluated, in_use, with_constants
 from moe_jax.routing.routing import LayerRows, RouterInput, Routing
 
@@ -22,9 +22,9 @@ class Router(nn.Module):
     @nn.compact
     def __call__(self, given: RouterInput) -> Routing:
         cfg, count = self.cfg, self.cfg.router_rows(self.layer)
-        normal, zeros = nn.initializers.normal(init_std(cfg)), nn.initializers.zeros
+        draw, zeros = normal(init_std(cfg)), nn.initializers.zeros
         leaves = {
-            name: self.param(name, normal if leaf.normal else zeros, leaf.shape, jnp.float32)
+            name: self.param(name, draw if leaf.normal else zeros, leaf.shape, jnp.float32)
             for name, leaf in cfg.router.leaves(cfg.width, count).items()}
         rows = LayerRows(count, cfg.topk_in(self.layer), cfg.closed(self.layer))
         return cfg.router.route(leaves, given, rows)
@@ -52,7 +52,7 @@ class SharedExpert(nn.Module):
         y = ffn.of(cfg)(ffn_weights(self, cfg, cfg.shared_hidden), x_ND)
         if not cfg.shared_gate:
             return y
-        kernel = self.param('score', nn.initializers.normal(init_std(cfg)), (cfg.width, 1),
+        kernel = self.param('score', normal(init_std(cfg)), (cfg.width, 1),
                             jnp.float32)
         score = jax.nn.sigmoid(linear(x_ND, kernel).astype(jnp.float32))
         return (y.astype(jnp.float32) * score).astype(y.dtype)

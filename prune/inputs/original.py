@@ -8,6 +8,7 @@ from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from moe_jax.model import fingerprint
+from moe_jax.model.inputs import each
 from moe_jax.model.params import check_params
 
 
@@ -34,7 +35,7 @@ def of_group(batches: Iterable[Mapping[str, Any]], group: str | None
              ) -> Iterator[Mapping[str, Any]]:
     """All batches; ValueError once they are read if none is of the group that is asked for."""
     seen = set()
-    for batch in batches:
+    for batch in each(batches, 'batches'):
         seen.add(batch.get('group') or 'all')
         yield batch
     if group is not None and group not in seen:

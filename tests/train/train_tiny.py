@@ -19,7 +19,7 @@ OPTIONS = TrainOptions(steps=7, batch=4, length=12, peak_lr=3e-3, warmup=2, log_
 
 
 def params(cfg: Config = CFG, seed: int = 0):
-    return jax.jit(decoder.init, static_argnums=0)(cfg, jax.random.key(seed))
+    return decoder.init(cfg, jax.random.key(seed))
 
 
 def batch(index: int, rows: int = 4, length: int = 12) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ A micro-batches in a step, B rows in each, T tokens in a row.
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -14,10 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax.base import processes, sharding
+from moe_jax.config import Config
+from moe_jax.model.inputs import is_concrete, named, rows_of, weighed
 from train.loop.options import TrainOptions
 from train.objectives.objective import Batch
 
-Batches = Callable[[int], Iterator[Batch]]
+Batches = Callable[[int], Iterator[Batch]] | Sequence[Batch]
+ROWS = ('tokens', 'segments', 'weights')
 Digest = Callable[[], str]  # names the content of a batch
 
 
@@ -59,8 +62,8 @@ def own_rows(mesh: Mesh | None, batch: int) -> np.ndarray:
         np.arange(batch)[place[0]] for place in places.values() if place is not None]))
 
 
-def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int, seen: str,
-           reads: tuple[str, ...] = ()) -> Generator[tuple[Batch, Digest], None, None]:
+def stream(cfg: Config, batches: Batches, options: TrainOptions, mesh: Mesh | None, start: int,
+           seen: str, reads: tuple[str, ...] = ()) -> Generator[tuple[Batch, Digest], None, None]:
     """One batch [A, B, T] per step from step `start` on, and a function that names its content.
 
     `batches` yields all rows of a batch, or those of `own_rows` alone. On a resume the last batch
@@ -70,14 +73,14 @@ def stream(batches: Batches, options: TrainOptions, mesh: Mesh | None, start: in
     first = start - 1 if seen else start
     rows = own_rows(mesh, options.batch)
     with contextlib.ExitStack() as stack:
-        source = iter(batches(first * options.accumulate))
+        source = _from(batches, first * options.accumulate)
         if hasattr(source, 'close'):  # a generator may hold a prefetching thread
             stack.callback(cast(Generator[Batch, None, None], source).close)
         for step in range(first, options.steps):
-            parts = [_checked(source, options, len(rows), step, reads)
+            parts = [_checked(cfg, source, options, len(rows), step, reads)
                      for _ in range(options.accumulate)]
             batch = jax.tree.map(_stack, *parts)
-            named = {name: batch[name] for name in ('tokens', 'segments', 'weights', *reads)}
+            named = {name: batch[name] for name in (*ROWS, *reads)}
 
             def digest(named=named) -> str:
                 return batch_digest(named, rows, options.batch)
@@ -110,26 +113,55 @@ def batch_digest(batch: Batch, rows: np.ndarray, size: int) -> str:
     return hashlib.sha256(processes.largest(digests).tobytes()).hexdigest()[:16]
 
 
-def _checked(source: Iterator[Batch], options: TrainOptions, own: int, step: int,
+def check_batches(batches: Any) -> None:
+    """Refuse, with ValueError, what cannot be read again from any batch on."""
+    if callable(batches) or isinstance(batches, list | tuple):
+        return
+    raise ValueError(
+        f'batches is a {type(batches).__name__}: give a list of batches, or a function that takes '
+        'the number of the batch to start from and iterates over the batches from there on, so '
+        'that an interrupted run can go on')
+
+
+def _from(batches: Batches, start: int) -> Iterator[Batch]:
+    return iter(batches(start)) if callable(batches) else iter(batches[start:])
+
+
+def _checked(cfg: Config, source: Iterator[Any], options: TrainOptions, own: int, step: int,
              reads: tuple[str, ...]) -> Batch:
-    batch = next(source, None)
-    if batch is None:
+    raw = next(source, None)
+    if raw is None:
         raise ValueError(
             f'batches ended at step {step} of {options.steps}; a step takes '
             f'accumulate={options.accumulate} of them: repeat the data or lower steps'
         )
     wanted = {(rows, options.length) for rows in (options.batch, own)}
-    shapes = {name: np.shape(cast(Any, batch.get(name)))
-              for name in ('tokens', 'segments', 'weights')}
-    if len(set(shapes.values())) != 1 or not set(shapes.values()) <= wanted:
-        raise ValueError(f'step {step}: batch has shapes {shapes}; options say [batch, length] = '
-                         f'{[options.batch, options.length]}')
+    batch = _rows(cfg, raw, f'step {step}')
+    if np.shape(batch['tokens']) not in wanted:
+        raise ValueError(f'step {step}: batch has tokens {np.shape(batch["tokens"])}; options say '
+                         f'[batch, length] = {[options.batch, options.length]}')
     for name in reads:
         if np.shape(cast(Any, batch.get(name)))[:2] not in wanted:
             raise ValueError(f'step {step}: the objective reads {name!r} from the batch, which has '
                              f'{np.shape(batch[name]) if name in batch else "none"}; its shape '
                              f'begins with [batch, length] = {[options.batch, options.length]}')
-    return {name: batch[name] for name in (*shapes, *reads)}
+    return {name: batch[name] for name in (*ROWS, *reads)}
+
+
+def _rows(cfg: Config, raw: Any, where: str) -> Batch:
+    """A batch with tokens, segments and weights that fit the model, in the forms a step takes.
+
+    Arrays of a device stay there; those that other processes hold too are not looked at.
+    """
+    batch: Batch = named(raw, where)
+    given = [batch[name] for name in ROWS if name in batch]
+    if not is_concrete(*given):
+        return batch
+    tokens, segments = rows_of(cfg, batch, where)
+    weights = weighed(batch.get('weights'), segments, where)
+    on_device = len(given) == len(ROWS) and all(isinstance(a, jax.Array) for a in given)
+    return batch if on_device else batch | {
+        'tokens': tokens, 'segments': segments, 'weights': weights}
 
 
 def _stack(*rows: Any) -> Any:

@@ -57,15 +57,18 @@ def fit(
 ) -> tuple[Params, History]:
     """Train `params` (left untouched); returns the new params, in their dtypes, and the history.
 
-    `batches(start)` iterates over the batches of a fixed sequence from number `start` on, each
-    {'tokens', 'segments', 'weights'} of [batch, length]; a step takes `accumulate` of them. With a
-    folder `out` the run is saved there and the same call resumes it, with the same losses and
-    weights, bit for bit on the same machine. `progress(step, steps, metrics)` is called after each
-    step; `evaluate(params) -> {name: value}` every `evaluate_every` steps and after the last, its
-    values logged as 'eval_' + name; `callback` may change the state after each. `objective` is what
-    to minimize (None: the language model's loss; `Objective`). With `start`, a state of this model
-    such as `carry` gives, the run goes on from there, its steps counted and left alone. History and
-    metrics.jsonl hold one dict per logged step.
+    `batches(start)` iterates over the batches of a fixed sequence from number `start` on (a list of
+    batches will do), each {'tokens', 'segments', 'weights'} of [batch, length]; a step takes
+    `accumulate` of them. Without segments there is one text a row, without weights each token with
+    a past counts 1; 'input_ids', 'attention_mask' and 'labels' of transformers are taken too.
+
+    With a folder `out` the run is saved there and the same call resumes it, with the same losses
+    and weights, bit for bit on the same machine. `progress(step, steps, metrics)` is called after
+    each step; `evaluate(params) -> {name: value}` every `evaluate_every` steps and after the last,
+    its values logged as 'eval_' + name; `callback` may change the state after each. `objective` is
+    what to minimize (None: the language model's loss; `Objective`). With `start`, a state of this
+    model such as `carry` gives, the run goes on from there, its steps counted and left alone.
+    History and metrics.jsonl hold one dict per logged step.
     Raises Diverged when the loss or gradient is not finite, Interrupted after SIGTERM or Ctrl-C,
     DiskFull. Where params lie on a mesh (`moe_jax.base.sharding`) the run does, in as many
     processes as the mesh spans: batches may then hold all rows or those of `feed.own_rows`, and out
@@ -73,6 +76,7 @@ def fit(
     """
     with contextlib.ExitStack() as stack:
         mesh = stack.enter_context(sharding.on_mesh(params))
+        feed.check_batches(batches)
         feed.check_mesh(mesh, options)
         trained = resolved.resolve(params, options.trainable, options.keep_zeros)
         stop = stack.enter_context(signals.watch())
@@ -87,7 +91,7 @@ def fit(
         logbook = Logbook(options, trained, history, folder, report, evaluate)
         run = _Run(options, step, objective, callback, folder, logbook, stop)
         if first < options.steps:
-            stream = feed.stream(batches, options, mesh, first, seen, objective.reads)
+            stream = feed.stream(cfg, batches, options, mesh, first, seen, objective.reads)
             state = run.train(state, carry, stack.enter_context(contextlib.closing(stream)))
         new = restore_dtypes(merged(state, trained), params)
         if folder:

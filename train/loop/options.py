@@ -44,25 +44,33 @@ class TrainOptions:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        _check_counts(self)
+        for name, value in _counts(self).items():
+            object.__setattr__(self, name, value)
         _check_optimizer(self)
 
 
-def _check_counts(options: TrainOptions) -> None:
+def _counts(options: TrainOptions) -> dict[str, int]:
+    """The whole numbers as plain ints; ValueError for what is none or too small."""
     least = {
         'steps': 1, 'batch': 1, 'length': 2, 'accumulate': 1, 'log_every': 1, 'keep': 1,
         'warmup': 0, 'evaluate_every': 0, 'checkpoint_every': 0, 'seed': 0,
     }
-    for name, minimum in least.items():
-        integer(f'TrainOptions.{name}', getattr(options, name), minimum, 2**31)
+    counts = {name: integer(f'TrainOptions.{name}', getattr(options, name), minimum, 2**31)
+              for name, minimum in least.items()}
     if options.warmup > options.steps:
         raise ValueError(
             f'TrainOptions.warmup={options.warmup} exceeds steps={options.steps}: the learning '
             'rate would never reach peak_lr; give a shorter warmup'
         )
+    return counts
 
 
 def _check_optimizer(options: TrainOptions) -> None:
+    for name in ('peak_lr', 'schedule'):
+        if callable(getattr(options, name)):
+            raise ValueError(f'TrainOptions.{name} is a function, which a saved run could not be '
+                             'held against: give peak_lr as a number, and one of the schedules '
+                             f'{", ".join(SCHEDULES)} by its name')
     for name in ('peak_lr', 'weight_decay', 'eps'):
         number(f'TrainOptions.{name}', getattr(options, name))
     for name in ('b1', 'b2'):

@@ -71,7 +71,7 @@ def teach(
     rows = {name: packed[name] for name in ('tokens', 'segments')}
     for part in batches.heldout(rows, batch):
         signals = _signals(cfg, params, part['tokens'], part['segments'],
-                           jnp.float32(temperature), question)
+                           np.float32(temperature), question)
         for name, value in signals.items():
             kept.setdefault(name, []).append(_kept(name, np.asarray(value), dtype))
     out = dict(packed) | {name: np.concatenate(parts)[:count] for name, parts in kept.items()}
@@ -97,8 +97,9 @@ def ask(
     there = _rows_of(params)
     pairs = [_beside((batch['tokens'][i], batch['segments'][i]), there)
              for i in range(batch['tokens'].shape[0])]
-    signals = [_signals(cfg, params, *pair, jnp.float32(temperature), question) for pair in pairs]
-    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *signals)
+    signals = [_signals(cfg, params, *pair, np.float32(temperature), question) for pair in pairs]
+    with sharding.on_mesh(signals):
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *signals)
     return batch | _beside(stacked, getattr(batch['tokens'], 'sharding', home))
 
 

@@ -120,11 +120,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 
 def poisoned(step):
-    """Weights of NaN in one batch: the loss is NaN there, and the model is not to blame."""
+    """Weights in one batch whose sum no float holds: the loss is NaN there."""
     def batches(start):
         for index, rows in enumerate(stream(start), start):
             if index == step:
-                rows['weights'][0, 1] = np.nan
+                rows['weights'][0, 1] = np.finfo(np.float32).max
             yield rows
     return batches
 
@@ -225,11 +225,8 @@ def test_progress_and_evaluation_are_called_when_they_should_be():
 def test_data_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r'batches ended at step 2 of 7'):
         fit(CFG, params(), lambda start: iter([batch(0), batch(1)]), OPTIONS)
-    with pytest.raises(ValueError, match=r'step 0: batch has shapes .*\[4, 12\]'):
+    with pytest.raises(ValueError, match=r'step 0: batch has tokens \(3, 12\).*\[4, 12\]'):
         fit(CFG, params(), lambda start: iter([batch(0, rows=3)]), OPTIONS)
-    with pytest.raises(ValueError, match=r"'weights': \(\)"):
-        fit(CFG, params(), lambda start: iter([{k: v for k, v in batch(0).items()
-                                                if k != 'weights'}]), OPTIONS)
 
 
 def test_a_generator_of_batches_is_closed():

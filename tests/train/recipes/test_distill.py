@@ -199,7 +199,7 @@ def test_a_run_resumes_on_what_the_same_teacher_said():
     second = first | {'teacher_stream': np.zeros((4, 12, 1, 3))}
 
     def read(rows, *resumed):
-        return next(feed.stream(lambda start: iter([rows] * 2), FEW, None, *resumed or (0, ''),
+        return next(feed.stream(CFG, lambda start: iter([rows] * 2), FEW, None, *resumed or (0, ''),
                                 ('teacher_stream',)))[1]()
 
     seen = read(first)

@@ -22,9 +22,9 @@ from benchmarks.measured import Measured, Results, median, ratios, rounds, secon
 from moe_jax import Config, Stats, init
 from moe_jax.base.tree import take
 from moe_jax.calibration import reservoir as sample
-from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.model.moe import SparseMoe
+from moe_jax.model.network import rows_in
 from prune.subsets import error
 from prune.subsets import search as subsets
 

@@ -18,7 +18,7 @@ import pytest
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
-MAPS = 30_000  # of the 65,530 that Linux gives a process
+MAPS = 50_000  # of the 65,530 that Linux gives a process
 # Files that take more than 20 seconds: one that came last would leave the other worker idle.
 LONGEST = (
     'mesh/test_on_devices.py', 'mesh/test_processes.py', 'study/test_runner.py',

@@ -21,9 +21,11 @@ ROWS, MICRO = 512, 4  # rows a step, and of them at a time on the device
 
 def config() -> Study:
     pretrain = TrainOptions(
+        # 40B tokens, as the text says; the appendix says 30B in one place and 50B in another.
         steps=76_294, batch=MICRO, length=1024, accumulate=ROWS // MICRO, checkpoint_every=500
     )
     tune = dataclasses.replace(
+        # Rows of 256 tokens, as the text says; the table of settings says 128.
         pretrain, steps=5000, batch=16, length=256, accumulate=4, peak_lr=1e-6, warmup=500,
         weight_decay=0.001,
     )

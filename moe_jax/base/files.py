@@ -16,12 +16,12 @@ import hashlib
 import os
 import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from moe_jax.base import processes
+from moe_jax.base import leftovers, processes
 
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 SLACK = 1 << 20  # bytes of metadata next to the arrays
 
 
@@ -59,16 +59,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary sibling file to write, which becomes `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.stem}-', suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    leftovers.sweep(path)
+    # With its suffix, or numpy would add one.
+    temporary = leftovers.sibling(path, leftovers.NEW + path.suffix)
     try:
-        yield temporary
-        sync(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600, which hides a shared cache
-        temporary.replace(path)
+        temporary.touch(exist_ok=False)
+        with leftovers.held(temporary):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -82,18 +81,22 @@ def replacing_folder(
 
     What is at `path` is refused with FileExistsError, unless it is an empty folder, or `overwrite`
     is set and `check_ours`, which raises for a folder that somebody else made, lets it pass; it
-    steps aside for the new one and is deleted last. size: bytes that the block will write; DiskFull
-    says that `what` does not fit. Several processes enter together: the first one makes, renames
-    and removes, all get the same temporary folder.
+    steps aside for the new one and is deleted last. So is what appears there meanwhile. size: bytes
+    that the block will write; DiskFull says that `what` does not fit. Several processes enter
+    together: the first one makes, renames and removes, all get the same temporary folder.
     """
+    processes.first(lambda: leftovers.sweep(path))
     processes.first(lambda: _check_target(path, overwrite, check_ours))
-    temporary = path.parent / f'.{path.name}.{processes.same_text(secrets.token_hex(4))}.tmp'
+    # All processes take the first one's name: hosts and random parts differ.
+    own = leftovers.sibling(path, leftovers.NEW).name
+    temporary = path.parent / processes.same_text(own)
     processes.first(lambda: path.parent.mkdir(parents=True, exist_ok=True))
     try:
         with guard_space(path.parent, size, what):
             processes.first(temporary.mkdir)
-            yield temporary
-        processes.first(lambda: _swap(temporary, path))
+            with leftovers.held(temporary) if processes.is_first() else contextlib.nullcontext():
+                yield temporary
+                processes.first(lambda: _swap(temporary, path, check_ours if overwrite else None))
     finally:
         if processes.is_first():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -119,13 +122,13 @@ def point(link: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file under a folder, by its relative path."""
+def digests(folder: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """SHA-256 of every file under a folder, or of those named, by its relative path."""
     by_name = {}
     for path in sorted(folder.rglob('*')):
-        if path.is_file():
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and (only is None or name in only):
             with open(path, 'rb') as file:
-                name = path.relative_to(folder).as_posix()
                 by_name[name] = hashlib.file_digest(file, 'sha256').hexdigest()
     return by_name
 
@@ -145,12 +148,34 @@ def _check_target(path: Path, overwrite: bool, check_ours: Callable[[Path], None
     check_ours(path)
 
 
-def _swap(temporary: Path, path: Path) -> None:
-    """Rename into place; an old folder steps aside first and is deleted last."""
-    if not path.exists():
-        temporary.rename(path)
-        return
-    old = path.parent / f'.{path.name}.{secrets.token_hex(4)}.old'
-    path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old)
+def _swap(temporary: Path, path: Path, check_ours: Callable[[Path], None] | None) -> None:
+    """Rename into place; with `check_ours` an old folder steps aside first and is deleted last.
+
+    The rename itself refuses what is there, unless it is an empty folder, so that of several
+    processes that write one path one succeeds.
+    """
+    while True:
+        try:
+            temporary.rename(path)
+            return
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+            if check_ours is None:
+                raise FileExistsError(
+                    f'{path}: appeared while this one was being written, and is left as it is; '
+                    'choose another path or overwrite') from error
+        check_ours(path)
+        old = leftovers.sibling(path, leftovers.OLD)
+        with contextlib.suppress(FileNotFoundError), leftovers.held(path):
+            path.rename(old)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    old.rename(path)
+                    raise
+                shutil.rmtree(old)
+                continue  # another has put its own there: that one is older now
+            shutil.rmtree(old)
+            return

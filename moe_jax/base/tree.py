@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,6 +68,26 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
         ),
         tree,
     )
+
+
+def has_values(tree: Tree) -> bool:
+    """Whether every leaf can be looked at: none is a `jax.ShapeDtypeStruct` or of a trace."""
+    return not any(isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct)
+                   for leaf in jax.tree.leaves(tree))
+
+
+def on_shapes(run: Callable[[Tree], tuple[Tree, Any]], tree: Tree) -> tuple[Tree, Any]:
+    """run(tree) -> (new tree, anything); of shapes alone, the new tree's shapes."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return run(tree)
+    rest = []
+
+    def arrays(tree: Tree) -> Tree:
+        new, other = run(tree)
+        rest.append(other)
+        return new
+
+    return jax.eval_shape(arrays, tree), rest[0]
 
 
 def count_params(tree: Tree) -> int:

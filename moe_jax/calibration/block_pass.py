@@ -19,7 +19,7 @@ from moe_jax.calibration.table import reduction
 from moe_jax.config import Config
 from moe_jax.model.block import Block
 from moe_jax.model.choices import Observer, Record
-from moe_jax.model.decoder import Embed, rows_in
+from moe_jax.model.network import Embed, rows_in
 
 
 def layer_config(cfg: Config, layer: int) -> Config:

@@ -24,10 +24,10 @@ from moe_jax.calibration.stats import Stats
 from moe_jax.calibration.table import Sums
 from moe_jax.config import Config
 from moe_jax.model.choices import Record
-from moe_jax.model.decoder import rows_in
 from moe_jax.model.fingerprint import fingerprint
 from moe_jax.model.inputs import each
 from moe_jax.model.moe import SparseMoe
+from moe_jax.model.network import rows_in
 
 UNKNOWN = -1  # token id where none was given
 

@@ -1,37 +1,28 @@
 """Statistics as a file: one .npz without pickles, never larger in memory than on disk."""
 
-import io
-import json
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from moe_jax.base.files import replacing
+from moe_jax.base import npz
 from moe_jax.calibration.table import GRADIENTS, STATISTICS, Sums, statistic
 
 Groups = dict[str, dict[int, Sums]]
 FORMAT = 2
+WHAT = 'a statistics file'
 HEADER = ('fingerprint', 'tokenizer', 'data', 'reservoir')
 NEEDED = tuple(name for name, s in STATISTICS.items() if not s.option)
-# What zipfile, numpy and json raise on bytes that are no statistics file.
-DAMAGE = (ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, OverflowError,
-          MemoryError, SyntaxError, struct.error, zipfile.BadZipFile)
 KINDS = {'count': 'iu', 'tally': 'iu', 'sum': 'f', 'max': 'f', 'sample': 'fu'}
 
 
 def write(path: str | Path, groups: Groups, fields: Mapping[str, Any]) -> None:
     """Write groups of statistics and the other fields (`HEADER`), complete or not at all."""
-    header = {'format': FORMAT, 'groups': sorted(groups), **fields}
-    arrays = {'header': np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    header: dict[str, Any] = {'format': FORMAT, 'groups': sorted(groups), **fields}
+    arrays = {}
     for g, name in enumerate(header['groups']):
         for layer, sums in groups[name].items():
             arrays |= {f'{g}/{layer}/{key}': value for key, value in sums.items()}
-    with replacing(path) as temporary, temporary.open('wb') as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] (no array is so named)
+    npz.write(path, header, arrays, WHAT)
 
 
 def read(path: str | Path) -> tuple[Groups, dict[str, Any]]:
@@ -39,10 +30,8 @@ def read(path: str | Path) -> tuple[Groups, dict[str, Any]]:
 
     ValueError: the file holds anything else; FileNotFoundError: there is none.
     """
-    content = io.BytesIO(Path(path).read_bytes())
+    header, arrays = npz.read(path, WHAT)
     try:
-        arrays = _read(content)
-        header = json.loads(arrays.pop('header').tobytes())
         if header['format'] != FORMAT:
             raise ValueError(f'it has format {header["format"]} and this is {FORMAT}; observe '
                              'again')
@@ -53,21 +42,8 @@ def read(path: str | Path) -> tuple[Groups, dict[str, Any]]:
         _check(groups)
         int(header['data'], 16)
         return groups, {name: header[name] for name in HEADER}
-    except DAMAGE as error:
-        raise ValueError(f'{path}: not a statistics file of moe-jax: {error}') from error
-
-
-def _read(content: io.BytesIO) -> dict[str, np.ndarray]:
-    """The arrays of an .npz as `np.savez` writes it: stored, so never larger than the file."""
-    with zipfile.ZipFile(content) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError('it is compressed')
-    with np.load(content, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    for key, value in arrays.items():
-        if not isinstance(value, np.ndarray):
-            raise ValueError(f'{key} is not an array')
-    return arrays
+    except npz.DAMAGE as error:
+        raise ValueError(f'{path}: not {WHAT} of moe-jax, or damaged: {error}') from error
 
 
 def _check(groups: Groups) -> None:

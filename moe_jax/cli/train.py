@@ -50,7 +50,7 @@ def train_model(
         mesh: devices by axis in place of the config's, such as data=2,expert=4; axes are data,
             fsdp, expert and model.
         batch: rows at a time on all devices together, in place of the config's; a step keeps its
-            rows, in as many micro-batches as that takes.
+            rows, in as many micro-batches as that takes. The balance loss is a mean over these.
         plan_only: print memory, traffic and time for each device, from shapes alone, and stop; the
             devices of the mesh need not be there.
         peak: with --plan-only: v5e, v5p, v6e, a100, h100, h200, cpu, or four numbers:

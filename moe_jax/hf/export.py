@@ -23,8 +23,9 @@ from moe_jax.config import Config
 from moe_jax.families.family import Family, layer_of
 from moe_jax.families.fields import EXPERTS
 from moe_jax.hf import expressible, layout, load, writer
-from moe_jax.hf.folder import MANIFEST, SideFiles
+from moe_jax.hf.folder import SideFiles
 from moe_jax.hf.hub import located
+from moe_jax.hf.manifest import MANIFEST, SHA256, digests
 from moe_jax.hf.shards import INDEX, SINGLE
 from moe_jax.model.params import check_params
 
@@ -66,12 +67,12 @@ def export_hf(
     total = sum(tensor.bytes for tensor in planned)
     with replacing_folder(path, _check_ours, size=total, what=f'exporting {path}',
                           overwrite=overwrite) as temporary:
-        digests = _write_shards(temporary, planned, shard_bytes, progress)
+        known = _write_shards(temporary, planned, shard_bytes, progress)
         written = _config(cfg, family, raw, params, side.tensors is None or _ahead(
             cfg, family, side.tensors))
         (temporary / layout.CONFIG).write_text(json.dumps(written, indent=2) + '\n')
         side.copy(temporary)
-        note = _provenance(family, cfg, like, lineage, digests)
+        note = _provenance(family, cfg, like, lineage, digests(temporary, known))
         (temporary / MANIFEST).write_text(json.dumps(note, indent=1) + '\n')
         _compare(temporary, cfg, params, progress)
 
@@ -138,14 +139,14 @@ def _write_shards(folder: Path, planned: list[writer.Planned], largest: int,
     names = [SINGLE] if len(files) == 1 else [
         f'model-{i + 1:05}-of-{len(files):05}.safetensors' for i in range(len(files))]
     report = None if progress is None else (lambda count: progress('write', count))
-    digests = {name: writer.write(folder / name, tensors, report)
-               for name, tensors in zip(names, files, strict=True)}
+    known = {name: writer.write(folder / name, tensors, report)
+             for name, tensors in zip(names, files, strict=True)}
     if len(files) > 1:
         weights = {tensor.name: name for name, tensors in zip(names, files, strict=True)
                    for tensor in tensors}
         index = {'metadata': {'total_size': sum(t.bytes for t in planned)}, 'weight_map': weights}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
-    return digests
+    return known
 
 
 def _config(cfg: Config, family: Family, raw: Mapping[str, Any], params: Params,
@@ -172,12 +173,12 @@ def _ahead(cfg: Config, family: Family, tensors: Mapping[str, Any]) -> bool:
 
 
 def _provenance(family: Family, cfg: Config, like: str | Path, lineage: Mapping[str, Any] | None,
-                digests: Mapping[str, str]) -> dict[str, Any]:
+                noted: Mapping[str, str]) -> dict[str, Any]:
     return {
         'made_by': f'moe-jax {version("moe-jax")}', 'jax': jax.__version__,
         'python': platform.python_version(), 'family': family.model_type,
         'like': Path(like).name, 'experts': list(cfg.experts), 'lineage': dict(lineage or {}),
-        'sha256': dict(digests),
+        SHA256: dict(noted),
     }
 
 

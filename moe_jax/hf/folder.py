@@ -5,7 +5,6 @@ config.json included, so that it can be exported again.
 """
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
@@ -13,9 +12,8 @@ from pathlib import Path
 
 from moe_jax.hf.layout import CONFIG
 from moe_jax.hf.naming import read
-from moe_jax.hf.shards import INDEX, SINGLE, Tensor, inside, listed, read_json
+from moe_jax.hf.shards import INDEX, SINGLE, Tensor, inside, read_json
 
-MANIFEST = 'moe_jax.json'
 SUBFOLDER = 'hf'
 KEPT = ('generation_config.json', 'tokenizer*', 'special_tokens_map.json', 'added_tokens.json',
         'vocab.*', 'merges.txt', 'chat_template*', 'LICENSE*', 'NOTICE*', 'USE_POLICY*')
@@ -52,24 +50,3 @@ class SideFiles:
 def is_hf(path: Path) -> bool:
     """Whether a folder has a config.json that names a model type, as those of transformers do."""
     return (path / CONFIG).is_file() and 'model_type' in read_json(path / CONFIG)
-
-
-def check_digests(folder: Path) -> None:
-    """Hold every file against the SHA-256 that our export noted; ValueError for a difference."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return
-    wanted = read_json(path).get('sha256')
-    if not isinstance(wanted, dict):
-        raise ValueError(f'{path}: has no sha256 of the files; delete it if it is not of moe-jax')
-    faults = []
-    for name, digest in wanted.items():
-        if Path(name).name != name or not (folder / name).is_file():
-            faults.append(f'{name} is missing')
-            continue
-        with (folder / name).open('rb') as file:
-            if hashlib.file_digest(file, 'sha256').hexdigest() != digest:
-                faults.append(f'{name} differs')
-    if faults:
-        raise ValueError(f'{folder}: damaged since it was exported: {listed(faults)}. Copy it '
-                         f'again; if you changed the weights yourself, delete {MANIFEST}')

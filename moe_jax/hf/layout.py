@@ -11,6 +11,7 @@ from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.families import family_of
 from moe_jax.families.family import Family, Slot, layer_of
+from moe_jax.hf.manifest import check_digests
 from moe_jax.hf.naming import HEAD
 from moe_jax.hf.shards import (
     COUNTS,
@@ -22,6 +23,7 @@ from moe_jax.hf.shards import (
     Shards,
     Tensor,
     grouped,
+    inside,
     listed,
     read_json,
 )
@@ -44,7 +46,8 @@ class Leaf:
 
 def read_config(folder: Path) -> tuple[Config, Family, dict[str, Any]]:
     """Config, family and raw config.json of a folder; no weights are looked at, no code is run."""
-    raw = read_json(folder / CONFIG)
+    raw = read_json(inside(folder, CONFIG))
+    check_digests(folder, (CONFIG,))
     family = family_of(raw, str(folder / CONFIG))
     if raw.get('quantization_config') is not None and any(
             (folder / name).exists() for name in (SINGLE, INDEX)):

@@ -23,8 +23,8 @@ from moe_jax.base.tree import Params
 from moe_jax.config import Config
 from moe_jax.families.family import Family
 from moe_jax.hf import layout, naming
-from moe_jax.hf.folder import check_digests
 from moe_jax.hf.layout import Leaf
+from moe_jax.hf.manifest import check_digests
 from moe_jax.hf.naming import EMBED, HEAD
 from moe_jax.hf.shards import SHOWN_TENSORS, Shards, listed
 

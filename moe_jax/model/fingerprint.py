@@ -30,7 +30,7 @@ import ml_dtypes
 import numpy as np
 
 from moe_jax.base import processes
-from moe_jax.base.tree import Params, leaves_with_paths
+from moe_jax.base.tree import Params, has_values, leaves_with_paths
 from moe_jax.config import Config
 
 WHOLE = 2**16  # numbers of a leaf up to which all are read
@@ -83,9 +83,10 @@ def differs(recorded: str, params: Params, cfg: Config, what: str = 'this file'
             ) -> bool:
     """Whether a recorded fingerprint is of another model; one of the caller's own says nothing.
 
-    An old one that agrees is accepted with a warning that names `what` it stands in.
+    An old one that agrees is accepted with a warning that names `what` it stands in. In a trace,
+    and of shapes alone, weights are not known, and nothing differs.
     """
-    if not recorded.startswith('model:'):
+    if not (recorded.startswith('model:') and has_values(params)):
         return False
     if not OLD.fullmatch(recorded):
         return not same_model(recorded, fingerprint(params, cfg))

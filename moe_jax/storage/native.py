@@ -3,11 +3,11 @@
 config.json    the Config
 lineage.json   where the model came from, as its maker told
 params/        the arrays, written by orbax
-manifest.json  the SHA-256 of every file in params/: orbax itself reads a flipped bit without a sign
+manifest.json  the SHA-256 of every file: orbax itself reads a flipped bit without a sign
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import Params, count_bytes, map_with_path
 from moe_jax.config import Config
+from moe_jax.hf.shards import inside
 from moe_jax.model import decoder
 from moe_jax.model.params import check_params
 from moe_jax.storage import narrowed
 
 FORMAT = 'moe-jax 1'
+CONFIG, MANIFEST = 'config.json', 'manifest.json'
+WHOLE = 'folder'  # key of the digests of all files; older manifests hold those of params/ alone
 
 
 def save(
@@ -51,10 +54,10 @@ def save(
     def rest(temporary: Path) -> None:
         (temporary / 'config.json').write_text(cfg.to_json())
         (temporary / 'lineage.json').write_text(head)
-        manifest = json.dumps(digests(temporary / 'params'), indent=1, sort_keys=True)
-        (temporary / 'manifest.json').write_text(manifest)
         if beside is not None:
             beside(temporary)
+        manifest = json.dumps({WHOLE: digests(temporary)}, indent=1, sort_keys=True)
+        (temporary / MANIFEST).write_text(manifest)
 
     with replacing_folder(path, _check_ours, size=count_bytes(params),
                           what=f'saving the model {path}', overwrite=overwrite) as temporary:
@@ -99,7 +102,9 @@ def load(
 def read_config(path: Path) -> Config:
     """The Config of a model folder; ValueError where its config.json is not one."""
     try:
-        return Config.from_json((path / 'config.json').read_text())
+        config = inside(path, CONFIG)
+        _check_files(path, (CONFIG,))
+        return Config.from_json(config.read_text())
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error
 
@@ -124,12 +129,23 @@ def _check_ours(path: Path) -> None:
         )
 
 
-def _check_files(path: Path) -> None:
-    wanted = json.loads((path / 'manifest.json').read_text())
-    present = digests(path / 'params')
+def _check_files(path: Path, only: Collection[str] | None = None) -> None:
+    """Hold every file that was noted when the model was saved, or those named, against that note.
+
+    Files that came later, such as a plan, are none of them.
+    """
+    if not (path / MANIFEST).is_file():
+        return
+    noted = json.loads((path / MANIFEST).read_text())
+    wanted = noted.get(WHOLE)
+    if wanted is None:
+        wanted = {f'params/{name}': digest for name, digest in noted.items()}
+    wanted = {name: digest for name, digest in wanted.items() if only is None or name in only}
+    present = digests(path, wanted)
     faults = [
         f'{name} is {"missing" if name not in present else "damaged"}'
         for name, digest in wanted.items() if present.get(name) != digest
     ]
     if faults:
-        raise ValueError(f'{path}/params: {"; ".join(faults[:4])}; copy the model again')
+        raise ValueError(f'{path}: {"; ".join(faults[:4])}; copy the model again, or, if you '
+                         f'changed a file yourself, delete its line from {MANIFEST}')

@@ -21,6 +21,8 @@ from prune.plans.layer import LayerPlan
 
 REPLACE_NEEDS = {'none': (), 'mean': ('output_sum', 'moments')}
 
+GROW = 'gates of kept experts grow by 1/(1 - q)'
+
 
 def keep(
     ids: np.ndarray,
@@ -99,7 +101,7 @@ def effect(
     if not cfg.traits.rescales or gates == 'preserve_mass':
         return 'gates of kept experts exactly as before'
     if 'prob_sum' not in stats:
-        return 'gates of kept experts grow by 1/(1 - q), q the deleted probability'
+        return f'{GROW}, q the deleted probability'
     q = float(stats['prob_sum'][lost].sum() / max(float(stats['prob_sum'].sum()), 1e-300))
-    return (f'gates of kept experts grow by 1/(1 - q), q the deleted probability, {q:.3f} on '
-            f'average' + (f': x{1 / (1 - q):.2f}' if q < 1 else ''))
+    return (f'{GROW}, q the deleted probability, {q:.3f} on average'
+            + (f': x{1 / (1 - q):.2f}' if q < 1 else ''))

@@ -3,6 +3,7 @@
 Letters: E experts of a layer, G kept.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from moe_jax.model.fingerprint import fingerprint
 from prune.budget import budget
 from prune.budget.amounts import Spread
 from prune.experts.common import Common, FirstLayer, Gates, Protect
-from prune.experts.keep import drop, keep
+from prune.experts.keep import GROW, drop, keep
 from prune.experts.protect import super_experts
 from prune.experts.request import Request, request
 from prune.inputs.method import Replace
@@ -80,11 +81,24 @@ def plan(
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
     check_groups(name, layers, cfg.groups)
     check_rows(name, layers, cfg)
+    _warn_of_growth(name, layers)
     return Plan(
         method=name, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
         data='' if stats is None else stats.data, clamp=clamp, options=wanted.record(),
     )
+
+
+def _warn_of_growth(name: str, layers: Mapping[int, LayerPlan]) -> None:
+    """Say, once for a plan, that the gates of its experts are not those of the model."""
+    grown = {i: note for i, layer in layers.items()
+             if (note := str(layer.notes.get('gates', ''))).startswith(GROW)}
+    if grown:
+        first, note = next(iter(sorted(grown.items())))
+        warnings.warn(
+            f'plan {name!r}: without the router rows of dropped experts, {note} (layer {first}, '
+            f"{len(grown)} layers in all); gates='preserve_mass' keeps the gates as they were",
+            stacklevel=3)
 
 
 def _by_scores(

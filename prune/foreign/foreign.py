@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.base.checks import choice
-from moe_jax.base.tree import leaves_with_paths, map_with_path
+from moe_jax.base.tree import leaves_with_paths, map_with_path, on_shapes
 from moe_jax.calibration.observe_inputs import observe_inputs
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import CLOSED, Config
@@ -89,18 +89,7 @@ class Foreign:
         biases that are not described are zero where others are. Raises ValueError for an array that
         is missing (with near ones) or has another shape than the description says.
         """
-        leaves = dict(leaves_with_paths(params))
-        places = self._places(leaves)
-        view = {f'layer_{i}': {'moe': self._layer(leaves, place)}
-                for i, place in enumerate(places)}
-        sizes = [layer['moe']['experts']['up'].shape for layer in view.values()]
-        if len({size[1:] for size in sizes}) > 1:
-            raise ValueError(f'layers differ in the [E, D, F] of their experts: {sizes}; describe '
-                             'those of equal D and F together')
-        self._check_undescribed(leaves, places, [size[0] for size in sizes])
-        _, width, hidden = sizes[0]
-        cfg = self._config(width, hidden, tuple(size[0] for size in sizes))
-        self._fill_biases(cfg, view)
+        view, cfg = on_shapes(self._view, params)
         return cfg, view
 
     def observe(self, params: Any, inputs: Iterable[Mapping[Any, Any]], **options: Any) -> Stats:
@@ -118,10 +107,31 @@ class Foreign:
         """The foreign tree with the experts of a plan: same structure, axes and dtypes.
 
         Experts with subtrees of their own are numbered anew from 0. The inputs stay as they are.
-        Raises ValueError where a plan needs what this model has no place for, or is another's.
+        A pure function, as `prune.apply` is. Raises ValueError where a plan needs what this model
+        has no place for, or is another's.
         """
         for i, layer in plan.layers.items():
             _check_expressible(i, layer)
+        return on_shapes(lambda params: self._applied(params, plan), params)[0]
+
+    def _view(self, params: Any) -> tuple[dict[str, Any], Config]:
+        """The parameters of `view`, and its config."""
+        leaves = dict(leaves_with_paths(params))
+        places = self._places(leaves)
+        view = {f'layer_{i}': {'moe': self._layer(leaves, place)}
+                for i, place in enumerate(places)}
+        sizes = [layer['moe']['experts']['up'].shape for layer in view.values()]
+        if len({size[1:] for size in sizes}) > 1:
+            raise ValueError(f'layers differ in the [E, D, F] of their experts: {sizes}; describe '
+                             'those of equal D and F together')
+        self._check_undescribed(leaves, places, [size[0] for size in sizes])
+        _, width, hidden = sizes[0]
+        cfg = self._config(width, hidden, tuple(size[0] for size in sizes))
+        self._fill_biases(cfg, view)
+        return view, cfg
+
+    def _applied(self, params: Any, plan: Plan) -> tuple[Any, None]:
+        """The tree of `apply`."""
         leaves = dict(leaves_with_paths(params))
         places = self._places(leaves)
         self._check_uniform(places, plan)
@@ -141,7 +151,7 @@ class Foreign:
                 if EXPERT in leaf.path
                 for path in expert_subtrees(place, leaf,
                                             range(plan.layers[i].after, cfg.experts[i]))}
-        return without(out, gone) if gone else out
+        return without(out, gone) if gone else out, None
 
     def _leaves(self) -> Iterator[tuple[str, str, Leaf]]:
         """Every described leaf, with its two names in our layout."""

@@ -1,19 +1,18 @@
 """A plan as one npz file without pickles."""
 
-import json
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moe_jax.base.files import replacing
+from moe_jax.base import npz
 from prune.plans.arrays import ARRAYS, MATRICES
 from prune.plans.layer import LayerPlan
 
 FORMAT = 'moe-jax plan 3'
+WHAT = 'a plan'
 BEFORE = 'moe-jax plan 2'  # the same without masks
 FIELDS = ('method', 'options', 'experts', 'width', 'expert_hidden', 'model', 'data', 'clamp')
 
@@ -34,19 +33,14 @@ def write(path: str | os.PathLike[str], layers: Mapping[int, LayerPlan],
             else:
                 plain[name] = value
         header['layers'][str(i)] = {'fresh': layer.fresh, 'rank': layer.rank, 'notes': plain}
-    text = json.dumps(header, sort_keys=True).encode()
-    arrays['header'] = np.frombuffer(text, np.uint8)
-    with replacing(path) as temporary, temporary.open('wb') as file:
-        # No array is named as its own option.
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+    npz.write(path, header, arrays, WHAT, compressed=True)
     return Path(path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[int, LayerPlan], dict[str, Any]]:
     """Layers, checked again, and fields that `write` wrote; ValueError: the file is no plan."""
-    arrays = _read_npz(Path(path))
+    header, arrays = npz.read(path, WHAT, _largest)
     try:
-        header = json.loads(arrays.pop('header').tobytes())
         if header['format'] not in (FORMAT, BEFORE):
             raise ValueError(f'format {header["format"]!r}, this version reads {FORMAT!r}')
         layers = {
@@ -54,7 +48,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[int, LayerPlan], dict[str, 
         }
         fields = {name: header[name] for name in FIELDS}
         return layers, fields | {'experts': tuple(fields['experts'])}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except npz.DAMAGE as error:
         raise ValueError(f'{path}: not a plan this version can read: {error}') from error
 
 
@@ -71,9 +65,11 @@ def _layer_from(
     return LayerPlan(**parts, fresh=meta['fresh'], rank=meta['rank'], notes=meta['notes'] | notes)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (AttributeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path}: not a plan file, or cut short: {error}') from error
+def _largest(header: Mapping[str, Any], name: str) -> int:
+    """The bytes that an array of a plan can have; ValueError for a name that is none of a plan."""
+    layer, _, kind = name.partition('/')
+    if layer not in header['layers'] or kind.partition('/')[0] not in (*ARRAYS, *MATRICES, 'notes'):
+        raise ValueError(f'{name} is no array of a plan')
+    experts, width, hidden = max(header['experts']), header['width'], header['expert_hidden']
+    # The largest are weights in the place of experts' own, and permutations of hidden units.
+    return 8 * experts * max(width * hidden, experts, width, 1)

@@ -24,8 +24,10 @@ LEAST = np.float32(1e-30)
 def assign(profit: np.ndarray) -> np.ndarray:
     """The order [n] that maximizes sum_i profit[i, order[i]], for a finite float32 profit [n, n].
 
-    Takes 12 n^2 bytes beside the profit at most.
+    Takes 12 n^2 bytes beside the profit at most. Raises ValueError unless it is square.
     """
+    if profit.ndim != 2 or profit.shape[0] != profit.shape[1]:
+        raise ValueError(f'assign: profit has shape {profit.shape}; it must be [n, n]')
     best = np.argmax(profit, axis=1)
     if np.bincount(best).max() == 1:
         return best

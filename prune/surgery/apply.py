@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.base import sharding
-from moe_jax.base.tree import Params
+from moe_jax.base.tree import Params, has_values, on_shapes
 from moe_jax.config import CLOSED, Config
 from moe_jax.layers.weights import init_std
 from moe_jax.model.params import check_params
@@ -30,16 +30,22 @@ def apply(
     for bit. Then masks set weights of the new experts to zero, and leave the rest bit for bit. On a
     mesh, the new experts are laid out by its rules. donate: free each array of old experts as soon
     as the new one is made, so that no more than one exists twice; params cannot be used afterwards.
+    A pure function: under jit, vmap and grad, and of `jax.ShapeDtypeStruct`, which gives these; the
+    plan then can only be held against shapes.
     Raises ValueError if the plan was made for another model, or cfg does not fit params.
     """
     check_params(cfg, params, 'prune.apply', only='/moe/')
     plan.check(cfg, params)
-    out = dict(params)
-    for i, layer in plan.layers.items():
-        name = f'layer_{i}'
-        moe = apply_layer(params[name]['moe'], layer, cfg, i, donate=donate)
-        out[name] = {**params[name], 'moe': moe}
-    return out, config_of(plan, cfg).fit(out)
+
+    def run(params: Params) -> tuple[dict[str, Any], Config]:
+        out = dict(params)
+        for i, layer in plan.layers.items():
+            name = f'layer_{i}'
+            moe = apply_layer(params[name]['moe'], layer, cfg, i, donate=donate)
+            out[name] = {**params[name], 'moe': moe}
+        return out, config_of(plan, cfg).fit(out)
+
+    return on_shapes(run, params)
 
 
 def config_of(plan: Plan, cfg: Config) -> Config:
@@ -80,7 +86,7 @@ def apply_layer(
         if name in layer.masks:
             made = masked(made, layer.masks[name], layer.weights.get(name))
         experts[name] = made
-        if donate and isinstance(old, jax.Array) and made is not old:
+        if donate and isinstance(old, jax.Array) and has_values(old) and made is not old:
             made.block_until_ready()
             old.delete()
     new = {**moe, 'experts': experts}

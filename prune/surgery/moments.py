@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from moe_jax.base.tree import map_with_path, mix
+from moe_jax.base.tree import map_with_path, mix, on_shapes
 from moe_jax.config import Config
 from prune.plans.layer import LayerPlan
 from prune.plans.masks import masked
@@ -53,7 +53,7 @@ def apply_moments(moments: Any, cfg: Config, plan: Plan, order: Literal[1, 2]) -
             return leaf
         return _moved(path, leaf, plan.layers[int(place[1])], place[2], place[3], COMBINE[order])
 
-    return map_with_path(move, moments)
+    return on_shapes(lambda moments: (map_with_path(move, moments), None), moments)[0]
 
 
 def stands_for(plan: Plan) -> dict[int, np.ndarray]:

@@ -15,6 +15,7 @@ import pytest
 import moe_jax
 from moe_jax.cli import main
 from tests.compatibility import opened
+from tests.matrix import rows
 
 DATA = Path(__file__).with_name('written_by_0_1')
 EXPECTED = json.loads((DATA / 'expected.json').read_text())
@@ -153,7 +154,7 @@ def test_the_command_reads_models_and_statistics(command, tmp_path):
 # Training.
 
 
-@pytest.mark.parametrize('name', opened.RUNS)
+@pytest.mark.parametrize('name', rows(opened.RUNS, quick=['pretrain']))
 def test_a_stopped_run_goes_on_and_ends_as_unbroken(name, copied):
     out = copied(f'runs/{name}') / 'runs' / name
     first, found = opened.run(DATA, name, out)
@@ -166,6 +167,7 @@ def test_the_state_of_a_stopped_run(name, copied):
     agrees(f'states/{name}', opened.last_state(copied(f'runs/{name}', 'models/skip'), name))
 
 
+@pytest.mark.full
 def test_the_command_goes_on_with_a_stopped_run(command, copied, monkeypatch):
     root = copied('asked', 'hf', 'runs/distill')
     monkeypatch.chdir(root)
@@ -181,6 +183,7 @@ def test_the_command_goes_on_with_a_stopped_run(command, copied, monkeypatch):
     agrees('runs/distill', found)
 
 
+@pytest.mark.full
 def test_what_a_teacher_said():
     agrees('teacher', opened.taught(DATA))
 
@@ -212,6 +215,7 @@ def test_a_finished_study_has_nothing_left_to_compute(name, command, copied, mon
     assert set(described['outputs']['cells']) == {identity for _, identity in cells}
 
 
+@pytest.mark.full
 def test_a_finished_curve_opens_and_its_points_are_computed_once_more(
         command, copied, monkeypatch, capsys):
     """What a point is made from is named by all weights now, so points of 0.1 are not reused."""

@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name('on_devices.py')
 CHECKS = 'layer', 'forward', 'pruning', 'fingerprints', 'notebook', 'training', 'distilling'
 
 
-@pytest.mark.parametrize('check', rows(CHECKS, quick=('layer', 'fingerprints', 'training')))
+@pytest.mark.parametrize('check', rows(CHECKS, quick=('layer', 'fingerprints')))
 def test_many_devices_give_what_one_gives(check):
     env = os.environ | {'PYTHONPATH': str(PROGRAM.parents[2])}
     done = subprocess.run([sys.executable, PROGRAM, check], env=env, capture_output=True, text=True,

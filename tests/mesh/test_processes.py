@@ -83,6 +83,7 @@ def test_two_processes_stop_and_die_and_give_what_one_gives(tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
 
 
+@pytest.mark.full
 def test_two_processes_observe_what_one_does(tmp_path):
     started = [*launch(tmp_path / 'both', command=(OBSERVING,)),
                *launch(tmp_path / 'one', alone=True, command=(OBSERVING,))]

@@ -159,6 +159,9 @@ def _rows(cfg: Config, raw: Any, where: str) -> Batch:
         return batch
     tokens, segments = rows_of(cfg, batch, where)
     weights = weighed(batch.get('weights'), segments, where)
+    # Ids on padding stay, for what older runs noted of their batches, unless no row is theirs.
+    ids = np.asarray(batch['tokens'])
+    tokens = np.where((ids >= 0) & (ids < cfg.vocab), ids, tokens).astype(np.int32)
     on_device = len(given) == len(ROWS) and all(isinstance(a, jax.Array) for a in given)
     return batch if on_device else batch | {
         'tokens': tokens, 'segments': segments, 'weights': weights}

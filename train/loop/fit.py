@@ -78,6 +78,9 @@ def fit(
         mesh = stack.enter_context(sharding.on_mesh(params))
         feed.check_batches(batches)
         feed.check_mesh(mesh, options)
+        if getattr(cfg.router, 'correction', False):
+            log.warning('the balancing bias of the routers (correction) stays as it is: its update '
+                        'towards equal loads is not part of training here')
         trained = resolved.resolve(params, options.trainable, options.keep_zeros)
         stop = stack.enter_context(signals.watch())
         folder = stack.enter_context(_opened(out, cfg, params, options, callback, objective, start))

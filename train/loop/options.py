@@ -11,7 +11,9 @@ from train.trainable.trainable import Chosen, Trainable, check_expression
 class TrainOptions:
     """How to train; the optimizer's defaults are those of UNCURL (table of training settings).
 
-    One step averages the gradient over `accumulate` batches of `batch` rows of `length` tokens.
+    One step averages the gradient over `accumulate` batches of `batch` rows of `length` tokens. So
+    is the balance loss a mean over them, of the loads of each, and not the loss of all rows' loads:
+    fewer rows at a time ask each of the fewer to be balanced.
     The learning rate rises linearly to `peak_lr` over `warmup` steps, then follows `schedule` down
     to 0 at `steps`. `trainable` is a regular expression searched in leaf paths such as
     'layer_0/moe/router/kernel' (`train.TRAINABLE` has common ones), or a `Trainable` for some

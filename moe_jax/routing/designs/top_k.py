@@ -37,7 +37,9 @@ class TopK:
     groups: int = 1  # equal groups that the rows fall into, in their order
     groups_used: int = 1  # best groups among which a token chooses
     bias: bool = False  # whether a bias is added to the logits
-    correction: bool = False  # whether a bias serves selection alone (DeepSeek-V3, 2.1.2)
+    # Whether a bias serves selection alone (DeepSeek-V3, 2.1.2). Training leaves it as it is: what
+    # moves it after each step, towards equal loads, is not done here.
+    correction: bool = False
     balance: float = 0.01  # coefficient of the load-balance loss
     zloss: float = 0.0  # coefficient of the z-loss
     jitter: float = 0.0  # relative noise on the router's input in training

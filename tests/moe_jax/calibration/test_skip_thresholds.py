@@ -48,6 +48,7 @@ def test_the_model_then_uses_as_many_experts_as_asked(params, stats):
     assert moe_jax.compare(CFG, params, none, params, BATCHES).active == pytest.approx((3, 3))
 
 
+@pytest.mark.full
 def test_layers_with_fewer_experts_than_slots(draw):
     cfg = CFG.replace(experts=(6, 0, 2), clamp=True)
     params = draw(cfg)

@@ -111,10 +111,11 @@ def test_fewer_experts_per_token_are_said(command, source, stats, tmp_path, caps
 
 @pytest.mark.parametrize(('flags', 'options'), [
     ('--method reap --experts 3', {'experts': 3}),
-    ('--method reap --ratio 0.5 0.2 --gates preserve_mass --group lm-ledger',
-     {'ratio': (0.5, 0.2), 'gates': 'preserve_mass', 'group': 'lm-ledger'}),
-    ('--method naee --experts 3 --targets --reservoir 32',
-     {'experts': 3, 'targets': True, 'reservoir': 32}),
+    pytest.param('--method reap --ratio 0.5 0.2 --gates preserve_mass --group lm-ledger',
+                 {'ratio': (0.5, 0.2), 'gates': 'preserve_mass', 'group': 'lm-ledger'},
+                 marks=pytest.mark.full),
+    pytest.param('--method naee --experts 3 --targets --reservoir 32',
+                 {'experts': 3, 'targets': True, 'reservoir': 32}, marks=pytest.mark.full),
 ])
 def test_layerwise_is_plan_layerwise_on_the_tasks(
         command, source, texts, tmp_path, capsys, flags, options):

@@ -60,6 +60,7 @@ def test_without_statistics_and_for_transformers(command, source, model, tmp_pat
     assert shares == {i: dict.fromkeys(('gate', 'up', 'down'), 0.5) for i in range(2)}
 
 
+@pytest.mark.full
 def test_layerwise_is_sparsify_layerwise_on_the_tasks(command, source, texts, tmp_path, capsys):
     out, tasks = tmp_path / 'sparse', ('lm-harbour', 'lm-ledger')
     assert command('sparsify', source, '--layerwise', '--tasks', *tasks, '--tokens', '96', '--data',

@@ -181,6 +181,7 @@ def test_a_domain_that_is_not_there(command, config, texts, tmp_path, capsys):
     assert "no domain 'harbor'" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_model_of_transformers_keeps_what_exporting_needs(
     command, config, source, texts, tmp_path
 ):
@@ -223,6 +224,7 @@ def test_a_merged_model_learns_from_the_one_it_was_made_from(
     assert all(map(np.array_equal, *map(jax.tree.leaves, (found, again))))
 
 
+@pytest.mark.full
 def test_adapters_and_routers_learn_from_a_teacher_and_go_on_after_an_interruption(
     command, config, models, texts, tmp_path
 ):

@@ -6,7 +6,7 @@ import pytest
 import moe_jax
 from moe_jax.base.tree import at, take
 from moe_jax.config import Skip
-from moe_jax.model.decoder import MoeLM
+from moe_jax.model.network import MoeLM
 
 
 @pytest.fixture

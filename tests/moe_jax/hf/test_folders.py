@@ -18,6 +18,7 @@ from moe_jax.cli.job import Job
 from moe_jax.cli.prune import Sizes, prune_model
 from moe_jax.families import describe
 from moe_jax.hf import writer
+from moe_jax.storage import folder as storage
 from moe_jax.storage.tokens import stop_ids
 from prune.experts.common import Common
 from prune.experts.keep import keep
@@ -57,7 +58,8 @@ def test_side_files_come_along_but_no_code(source, model, tmp_path):
     assert names == {'config.json', 'generation_config.json', 'tokenizer.json', 'LICENSE',
                      'tokenizer_config.json', 'model.safetensors', 'moe_jax.json'}
     note = json.loads((tmp_path / 'out/moe_jax.json').read_text())
-    assert note['lineage'] == {'why': 'test'} and set(note['sha256']) == {'model.safetensors'}
+    assert note['lineage'] == {'why': 'test'} and set(note['sha256']) == names - {
+        'moe_jax.json', 'LICENSE'}
 
 
 def test_a_link_to_a_file_elsewhere_is_not_copied(source, model, tmp_path):
@@ -186,6 +188,7 @@ def test_the_page_of_families_is_made_of_the_tables():
     assert (ROOT / 'docs/families.md').read_text() == describe.markdown()
 
 
+@pytest.mark.full
 def test_each_device_of_a_mesh_reads_its_share(source, tmp_path):
     """In a process of its own, with four devices."""
     script = f'''
@@ -213,3 +216,26 @@ np.testing.assert_allclose(moe_jax.apply(cfg, params, tokens), moe_jax.apply(cfg
     done = subprocess.run([sys.executable, '-c', script], env=os.environ | flags, check=False,
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_what_decides_a_number_is_noted_at_the_export(source, model, tmp_path):
+    """Of every file but weights, which are noted too: a flipped bit is as good a config."""
+    out = tmp_path / 'out'
+    moe_jax.export_hf(out, *model, like=source)
+    noted = json.loads((out / 'moe_jax.json').read_text())['sha256']
+    assert {'config.json', 'generation_config.json', 'model.safetensors'} <= set(noted)
+    content = (out / 'config.json').read_bytes()
+    for place in range(1, len(content), 13):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (out / 'config.json').write_bytes(damaged)
+        for read in (moe_jax.load, storage.config_of):
+            with pytest.raises(ValueError, match=r'config\.json'):
+                read(out)
+    (out / 'config.json').write_bytes(content)
+    (out / 'README.md').write_text('added later')
+    moe_jax.load(out)
+    (out / 'config.json').rename(tmp_path / 'elsewhere.json')
+    (out / 'config.json').symlink_to(tmp_path / 'elsewhere.json')
+    with pytest.raises(ValueError, match='leads out of the folder'):
+        storage.config_of(out)

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.matrix import rows
 from tests.moe_jax.hf import lexicon, tiny
 
 TASKS = ('choice', 'rolling', 'until')
@@ -46,11 +45,13 @@ def opening(place, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('batch', rows([1, 8], quick=[8]))
+@pytest.mark.full
+@pytest.mark.parametrize('batch', [1, 8])
 def test_items_and_metrics_equal_the_harness_on_transformers(place, batch):
     compared(*place, batch)
 
 
+@pytest.mark.full
 def test_opening_tokens_many_ends_and_chats_equal_the_harness_on_transformers(place, opening):
     own = compared(opening, place[1], 8)
     assert any(text.count('w') < 8 for item in own['until'] for text in item[0])

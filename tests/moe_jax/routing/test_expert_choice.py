@@ -11,13 +11,14 @@ import moe_jax
 from moe_jax.calibration.expert_sums import ExpertSums
 from moe_jax.config import Skip
 from moe_jax.layers import ffn
-from moe_jax.model.decoder import rows_in
 from moe_jax.model.moe import SparseMoe
+from moe_jax.model.network import rows_in
 from moe_jax.routing.designs.expert_choice import ExpertChoice
 from moe_jax.routing.routing import LayerRows, RouterInput
 from tests.moe_jax.routing.cases import config, rows
 
 WIDTH, ROWS = 6, 4
+run = jax.jit(moe_jax.forward, static_argnums=0, static_argnames=('watch', 'observer'))
 
 
 def loop(probs: np.ndarray, segments: np.ndarray, parts: int, capacity: float) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_each_row_takes_its_best_tokens(over, capacity):
 def test_loads_are_equal_and_the_best_place_comes_first():
     cfg = config(ExpertChoice(capacity=2.0))
     tokens, _ = rows()
-    _, out = moe_jax.forward(cfg, moe_jax.init(cfg, jax.random.key(1)), tokens, watch=('routing',))
+    _, out = run(cfg, moe_jax.init(cfg, jax.random.key(1)), tokens, watch=('routing',))
     for i in cfg.moe_layers:
         assert set(np.asarray(out['hits'][i])) == {3 * math.ceil(2.0 * 12 / 5)}
         record = out['routing'][i]
@@ -76,7 +77,8 @@ def test_one_expert_that_takes_all_is_a_dense_layer():
     moe = moe_jax.init(cfg, jax.random.key(2))['layer_0']['moe']
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(*tokens.shape, cfg.width)), jnp.float32)
-    y = SparseMoe(cfg, 0, False).apply({'params': moe}, x, rows_in(cfg, jnp.asarray(segments))[0])
+    y = jax.jit(lambda x: SparseMoe(cfg, 0, False).apply(
+        {'params': moe}, x, rows_in(cfg, jnp.asarray(segments))[0]))(x)
     one = {name: leaf[0] for name, leaf in moe['experts'].items()}
     wanted, valid = ffn.of(cfg)(one, x), segments > 0
     np.testing.assert_allclose(np.asarray(y)[valid], np.asarray(wanted)[valid], rtol=1e-5,
@@ -88,8 +90,8 @@ def test_slots_and_choices_give_the_same_output():
     cfg = config(ExpertChoice(capacity=1.3))
     tokens, segments = rows()
     params = moe_jax.init(cfg, jax.random.key(3))
-    by_slots, _ = moe_jax.forward(cfg, params, tokens, segments)
-    by_choice, _ = moe_jax.forward(cfg, params, tokens, segments, watch=('routing',),
+    by_slots, _ = run(cfg, params, tokens, segments)
+    by_choice, _ = run(cfg, params, tokens, segments, watch=('routing',),
                                    observer=ExpertSums())
     np.testing.assert_allclose(by_slots, by_choice, rtol=1e-5, atol=1e-5)
 

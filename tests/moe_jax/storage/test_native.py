@@ -1,5 +1,6 @@
 """Model folders: bit for bit back, whole or absent, and never over somebody else's files."""
 
+import json
 import shutil
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.base.files import DiskFull
+from moe_jax.base.files import DiskFull, digests
 from moe_jax.config import Config
 from moe_jax.model import decoder
 from moe_jax.storage import native
@@ -89,8 +90,16 @@ def test_params_that_disagree_with_the_config_are_refused(tmp_path):
         native.save(tmp_path / 'model', CFG, wrong)
     native.save(tmp_path / 'model', CFG, params())
     (tmp_path / 'model' / 'config.json').write_text(CFG.with_experts(3).to_json())
+    forget(tmp_path / 'model', 'config.json')
     with pytest.raises(ValueError, match=r'model: params and config disagree in 5 leaves: layer_0'):
         native.load(tmp_path / 'model')
+
+
+def forget(path, name):
+    """Delete a file's line from the manifest, as the message says."""
+    noted = json.loads((path / 'manifest.json').read_text())
+    del noted['folder'][name]
+    (path / 'manifest.json').write_text(json.dumps(noted))
 
 
 def flip(data):
@@ -102,10 +111,10 @@ def test_damaged_arrays_are_noticed(tmp_path, damage):
     native.save(tmp_path / 'model', CFG, params())
     file = max(tmp_path.glob('model/params/**/d/*'), key=lambda path: path.stat().st_size)
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=rf'model/params: .*{file.name} is damaged'):
+    with pytest.raises(ValueError, match=rf'model: params/.*{file.name} is damaged'):
         native.load(tmp_path / 'model')
     file.unlink()
-    with pytest.raises(ValueError, match=rf'model/params: .*{file.name} is missing'):
+    with pytest.raises(ValueError, match=rf'model: params/.*{file.name} is missing'):
         native.load(tmp_path / 'model')
 
 
@@ -113,7 +122,53 @@ def test_a_damaged_config_is_noticed(tmp_path):
     path = tmp_path / 'model'
     native.save(path, CFG, params())
     (path / 'config.json').write_text('{"vocab": 64')
+    for read in (native.load, native.read_config):
+        with pytest.raises(ValueError, match=r'model: config.json is damaged.*delete its line'):
+            read(path)
+    forget(path, 'config.json')
     with pytest.raises(ValueError, match=r'model/config.json: not a moe-jax config'):
+        native.load(path)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'lineage.json', 'hf/config.json'])
+def test_no_bit_of_any_file_flips_unseen(tmp_path, name):
+    """topk=2 with one bit flipped is topk=3, and as good a config."""
+    path = tmp_path / 'model'
+
+    def beside(folder):
+        (folder / 'hf').mkdir()
+        (folder / 'hf/config.json').write_text('{"model_type": "mixtral"}')
+
+    native.save(path, CFG, params(), beside=beside)
+    content = (path / name).read_bytes()
+    for place in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match='model'):
+            native.load(path)
+    (path / name).write_bytes(content)
+    (path / 'plan.npz').write_bytes(b'added later')
+    native.load(path)
+
+
+def test_a_manifest_of_the_arrays_alone_still_opens(tmp_path):
+    path = tmp_path / 'model'
+    native.save(path, CFG, params())
+    (path / 'manifest.json').write_text(json.dumps(digests(path / 'params')))
+    assert native.load(path)[0] == CFG
+    file = max(path.glob('params/**/d/*'), key=lambda path: path.stat().st_size)
+    file.write_bytes(flip(file.read_bytes()))
+    with pytest.raises(ValueError, match='is damaged'):
+        native.load(path)
+
+
+def test_a_config_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
+    path = tmp_path / 'model'
+    native.save(path, CFG, params())
+    (path / 'config.json').rename(tmp_path / 'elsewhere.json')
+    (path / 'config.json').symlink_to(tmp_path / 'elsewhere.json')
+    with pytest.raises(ValueError, match='leads out of the folder'):
         native.load(path)
 
 

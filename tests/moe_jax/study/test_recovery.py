@@ -132,6 +132,7 @@ def test_a_cell_changes_with_its_inputs_alone(stuff, study, changed):
         key for key in before if changed(key)}
 
 
+@pytest.mark.full
 def test_the_search_keeps_the_rate_with_the_lowest_loss(found):
     searches = {key: out['search'] for key, out in found.items() if out['search']}
     assert {key[2] for key in searches} == {0} and len(searches) == 3
@@ -141,6 +142,7 @@ def test_the_search_keeps_the_rate_with_the_lowest_loss(found):
     assert {found[s, 'plain', 0]['rate'] for s in ('none', 'half', 'sparse')} == {1e-2}
 
 
+@pytest.mark.full
 def test_what_a_recipe_trains_and_what_stays_zero(found, folder):
     (path,) = (folder / 'models').glob('*-seed-0')
     cfg, params = native.load(path)
@@ -156,6 +158,7 @@ def test_what_a_recipe_trains_and_what_stays_zero(found, folder):
         assert (out['trained'] > 0) == (recipe != 'none') == (out['rate'] is not None)
 
 
+@pytest.mark.full
 def test_losses_are_those_of_the_examples_and_training_lowers_them(found):
     for out in found.values():
         examples = out['examples']
@@ -168,6 +171,7 @@ def test_losses_are_those_of_the_examples_and_training_lowers_them(found):
         assert found['sparse', 'none', seed]['loss'] > found['none', 'none', seed]['loss']
 
 
+@pytest.mark.full
 def test_a_finished_study_computes_nothing_and_the_unshrunk_model_is_the_pretrained(
         folder, texts, found, stuff, monkeypatch):
     content = (folder / records.FILE).read_bytes()
@@ -241,6 +245,7 @@ def test_a_rate_that_diverges_is_passed_over(folder, stuff, monkeypatch):
         compute.recover(shop, next(c for c in todo if c.about.get('recipe') == 'plain'))
 
 
+@pytest.mark.full
 def test_adapters_with_a_teacher_keep_zeros_too(folder, stuff):
     recipe = Recipe(label='low', trains=Trainable(rank=1, on='moe/experts/'),
                     distill=Distill(experts='balance'))

@@ -1,6 +1,7 @@
 """How much stays and where: by hand, by brute force, and against the size of the model made."""
 
 import itertools
+import warnings
 
 import jax
 import numpy as np
@@ -134,7 +135,9 @@ def test_what_the_library_says_of_gates_is_so(params, stats, gate):
                  experts=(6, 0, 6), capacity_eval=None, topk=2, gate=gate)
     logits = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
     for how in ('slice', 'preserve_mass'):
-        layer = prune.plan('frequency', stats, params, cfg, experts=4, gates=how).layers[0]
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            layer = prune.plan('frequency', stats, params, cfg, experts=4, gates=how).layers[0]
         kept = layer.mix.argmax(axis=1)
         before, probs = gates(logits, cfg)
         after, _ = gates(logits, cfg, layer)
@@ -144,8 +147,10 @@ def test_what_the_library_says_of_gates_is_so(params, stats, gate):
         if gate == 'softmax_topk' and how == 'slice':
             grown = 1 / probs[:, kept].sum(axis=1, keepdims=True)[whole]
             assert 'grow by 1/(1 - q)' in layer.notes['gates']
+            warning, = told  # once, not for every layer
+            assert '2 layers in all' in str(warning.message)
         else:
-            assert 'as before' in layer.notes['gates']
+            assert 'as before' in layer.notes['gates'] and not told
         np.testing.assert_allclose(after[whole], before[whole] * grown, rtol=1e-5)
 
 

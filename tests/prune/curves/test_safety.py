@@ -89,6 +89,7 @@ def test_of_equal_sizes_all_must_be_safe():
         assert list(safety.table().columns[-1].cells).count('yes') == 1
 
 
+@pytest.mark.full
 def test_default_budgets_fit_the_model(params):
     cfg = CFG.replace(experts=(6,))
     params = {name: leaf for name, leaf in params.items() if name not in ('layer_1', 'layer_2')}
@@ -125,6 +126,7 @@ def test_points_say_what_the_plan_really_keeps(params, stats):
     assert found.points[0]['experts'] == [6, 3] and found.points[0]['kept'] == 4.5
 
 
+@pytest.mark.full
 def test_labels_with_options_table_and_figure(params, stats):
     safety = prune.safe_sparsity(
         {'kept rows': ('uncurl', {'router_init': 'reference'}), 'shared rows': ('m_smoe', {})},

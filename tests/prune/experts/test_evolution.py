@@ -15,6 +15,7 @@ from moe_jax.layers.weights import Norm
 from moe_jax.model import decoder
 from moe_jax.model.decoder import shapes
 from prune.experts import evolution, ranking
+from tests.matrix import rows
 
 BASE = Config(
     vocab=64, positions=16, width=8, heads=2, mlp_hidden=8, expert_hidden=6, experts=(5, 0, 5, 5),
@@ -41,7 +42,7 @@ def drawn(cfg, seed=1):
                         shapes(cfg))
 
 
-@pytest.mark.parametrize('form', TWO)
+@pytest.mark.parametrize('form', rows(TWO, quick=['groups']))
 def test_closed_experts_compute_what_absent_ones_do(form):
     cfg = TWO[form]
     params = drawn(cfg)
@@ -78,6 +79,7 @@ def logits(cfg, params):
     return decoder.unembed(cfg, params, norm.apply({'params': params['norm_final']}, x))
 
 
+@pytest.mark.full
 def test_it_finds_the_best_of_all_budgets():
     """Nine experts over three layers of five with at least two each: all 10 budgets by hand."""
     params = drawn(BASE)

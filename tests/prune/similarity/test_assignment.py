@@ -163,3 +163,9 @@ def test_threads_stay_within_the_memory_of_the_experts(monkeypatch):
     leaves = {'up': np.zeros((128, 8, 32), np.float32), 'down': np.zeros((128, 32, 8), np.float32)}
     assert align._threads(leaves) == 128 * 2 * 8 * 32 * 4 // (16 * 32**2)
     assert align._threads({n: leaf[:1] for n, leaf in leaves.items()}) == 1
+
+
+@pytest.mark.parametrize('shape', [(3, 4), (4, 3), (4,), (2, 3, 3)])
+def test_what_is_not_square_is_refused(shape):
+    with pytest.raises(ValueError, match=r'profit has shape .*must be \[n, n\]'):
+        assignment.assign(np.ones(shape, np.float32))

@@ -250,6 +250,7 @@ def test_rows_that_share_an_expert_are_one():
     assert found['tokens'] == 7
 
 
+@pytest.mark.full
 def test_a_merged_model_is_sparsified_and_keeps_its_router(params, stats):
     small, cfg = prune.apply(params, CFG, prune.plan(
         'm_smoe', stats, params, CFG, experts=2, router_init='alias'))

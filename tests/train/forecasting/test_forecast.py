@@ -155,6 +155,7 @@ def test_a_run_fits_where_the_peak_leaves_a_tenth_of_the_memory():
     assert not train.forecast(CFG, OPTIONS, {}, f'1e9,{peak / 0.9 - 1},1e9,1e9').fits
 
 
+@pytest.mark.full
 def test_more_devices_for_rows_or_experts_need_less_memory_on_each():
     cfg = preset('cpu_small', experts=128)
     options = train.TrainOptions(steps=1, warmup=0, batch=64, length=128)

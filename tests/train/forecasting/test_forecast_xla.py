@@ -21,7 +21,7 @@ TRAFFIC = {
 }
 
 
-@pytest.mark.parametrize('case', rows(['one device', *TRAFFIC], quick=['exchange']))
+@pytest.mark.parametrize('case', rows(['one device', *TRAFFIC], quick=['one device']))
 def test_memory_and_traffic_are_those_of_the_compiled_program(case):
     env = os.environ | {'PYTHONPATH': str(SCRIPT.parents[3]), 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run([sys.executable, SCRIPT, case], env=env, capture_output=True, text=True,

@@ -38,6 +38,7 @@ def test_more_experts_cost_reading_and_more_devices_divide_it():
     assert spread.moving < many.moving / 3
 
 
+@pytest.mark.full
 def test_the_command_measures_models_and_records(tmp_path, capsys):
     out = tmp_path / 'latency.jsonl'
     latency('tiny', experts=(2, 4), parallel=(1, 2), rows=2, length=8, peaks=('h100',),

@@ -41,6 +41,7 @@ def leaves_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.full
 def test_taking_then_stepping_equals_stepping_then_taking():
     state = stepped(CFG, init_state(closed(), TOLD), 0, 1)
     small, cfg = prune.apply(state.params, CFG, PLAN)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import moe_jax.storage.native
-from tests.matrix import rows
 from tests.train import train_tiny
 from tests.train.train_tiny import CFG, equal, params, program_options
 from train.loop import store
@@ -52,7 +51,8 @@ def finish(out):
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize('steps', rows([[9], [3, 9, 15]], quick=[[9]]))
+@pytest.mark.full
+@pytest.mark.parametrize('steps', [[9], [3, 9, 15]])
 def test_kill_9_at_any_moment_then_resume_equals_unbroken(tmp_path, steps):
     reference, out = tmp_path / 'unbroken/run', tmp_path / 'broken/run'
     finish(reference)

@@ -122,6 +122,7 @@ def test_the_expert_term_equals_a_loop(teacher, alias):
     np.testing.assert_allclose(ours, wanted, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher):
     """Exactly nothing of streams and experts, and but for rounding of logits."""
     recipe = Distill(ce=0.0, hidden=1.0, experts=1.0, auxiliary=0.0)
@@ -220,6 +221,7 @@ def test_half_precision_rows_and_padding():
     np.testing.assert_array_equal(order, packed['teacher_top'][..., :3])
 
 
+@pytest.mark.full
 def test_balanced_experts_count_as_much_as_the_cross_entropy_and_resume(teacher, tmp_path):
     student = params(SMALL, seed=1)
     recipe = Distill(experts='balance')

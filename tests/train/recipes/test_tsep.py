@@ -17,6 +17,7 @@ from moe_jax.routing.close import SHUT
 from moe_jax.routing.designs.top_k import route
 from moe_jax.routing.gates import GATE
 from moe_jax.routing.losses import balance_loss, z_loss
+from tests.matrix import rows as rows_of
 from tests.train.train_tiny import CFG, OPTIONS, batch, equal, stream
 from train import Callback, Interrupted, Tsep, finetune, fit, tsep
 from train.loop.step import train_step
@@ -101,7 +102,7 @@ def masked(cfg):
     return wide, drop(tree, 0, STAY)
 
 
-@pytest.mark.parametrize('name', GATES)
+@pytest.mark.parametrize('name', rows_of(GATES, quick=['grouped']))
 def test_the_small_model_computes_what_the_masked_one_does(name):
     cfg, rows = GATES[name], batch(1)
     wide, tree = masked(cfg)
@@ -142,7 +143,7 @@ def test_the_dropped_have_no_gradient_and_the_others_do():
     assert not np.asarray(moe['router']['correction']).any()
 
 
-@pytest.mark.parametrize('gate', GATE)
+@pytest.mark.parametrize('gate', rows_of(GATE, quick=['softmax_topk']))
 def test_no_gate_has_a_gradient_of_the_dropped(gate):
     _, tree = masked(BASE.replace(gate=gate))
 

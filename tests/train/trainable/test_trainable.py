@@ -12,6 +12,7 @@ import pytest
 
 from moe_jax.base.tree import at, count_bytes, count_params, leaves_with_paths
 from moe_jax.model import decoder
+from tests.matrix import rows
 from tests.train.train_tiny import (
     CFG,
     DROPLESS,
@@ -217,7 +218,7 @@ def test_adapters_leave_zeros_alone_where_they_are_kept():
         np.testing.assert_array_equal(new['moe/experts/up'], wanted)
 
 
-@pytest.mark.parametrize('trainable', [None, Trainable(experts={0: [0, 2]})])
+@pytest.mark.parametrize('trainable', rows([None, Trainable(experts={0: [0, 2]})], quick=[None]))
 def test_zeros_that_are_kept_survive_training_and_resuming(tmp_path, trainable):
     start = with_zeros(params(ONE))
     options = told(trainable, keep_zeros='moe/experts/', peak_lr=0.05, weight_decay=0.1)
@@ -292,6 +293,7 @@ def test_every_kind_makes_a_round_trip(trainable, keep_zeros):
         and not name.endswith(('bias', 'scale', '/a', '/b'))}
 
 
+@pytest.mark.full
 def test_a_run_resolves_what_trains_once(tmp_path, monkeypatch):
     calls, resolve = [], resolved.resolve
 

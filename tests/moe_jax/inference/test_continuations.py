@@ -8,6 +8,7 @@ from moe_jax.inference import continuations
 from moe_jax.inference.continuations import lengths, rounded, score_continuations
 from moe_jax.inference.score import score
 from moe_jax.model import decoder
+from tests.matrix import rows
 
 APPLY = jax.jit(decoder.apply, static_argnums=0)
 
@@ -137,7 +138,7 @@ def questions(seed=0, vocab=23):
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-@pytest.fixture(scope='module', params=KINDS)
+@pytest.fixture(scope='module', params=rows(KINDS, quick=['latent', 'sinks, window']))
 def kind(request, cfg, draw):
     """A tiny model of each kind of attention, with room for 40 tokens."""
     cfg = cfg.replace(positions=40, **KINDS[request.param])

@@ -8,6 +8,7 @@ import pytest
 from moe_jax.config import Config, Latent, Rope
 from moe_jax.inference.generate import Sampling, _choose, generate
 from moe_jax.model import decoder
+from tests.matrix import rows
 
 FORMS = {
     'learned positions': {},
@@ -22,7 +23,7 @@ APPLY = jax.jit(decoder.apply, static_argnums=0)
 FORWARD = jax.jit(decoder.forward, static_argnums=0)
 
 
-@pytest.fixture(scope='module', params=FORMS)
+@pytest.fixture(scope='module', params=rows(FORMS, quick=['rotary, grouped, window', 'latent']))
 def form(request, cfg, draw):
     cfg: Config = cfg.replace(positions=24, experts=(4, 0), **FORMS[request.param])
     return cfg, draw(cfg)

@@ -12,7 +12,8 @@ import moe_jax
 import prune
 from moe_jax import Config
 from prune import LayerPlan, Plan
-from tests.prune.foreign.foreign_layouts import LAYOUTS, Ours
+from tests.matrix import rows
+from tests.prune.foreign.foreign_layouts import LAYOUTS, Ours, own_subtrees, stacked
 
 CFG = Config(vocab=29, positions=16, width=8, heads=2, mlp_hidden=8, expert_hidden=6,
              experts=(4, 0, 4), topk=1, capacity_eval=None)
@@ -100,7 +101,8 @@ def test_moments_too(plan, order):
     assert run(shapes_of(moments)) == jax.eval_shape(run, moments) == shapes_of(expected)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize('layout', rows(LAYOUTS, quick=[own_subtrees, stacked]),
+                         ids=lambda layout: layout.__name__)
 def test_foreign_trees_too(layout, draw):
     foreign, layers = LAYOUTS[layout], layout(Ours(LAYOUTS[layout].ffn, draw).layers)
     layers = jax.tree.map(jnp.asarray, layers)

@@ -15,7 +15,7 @@ Fields = Mapping[str, Any]
 CHOICES = {
     'dtype': ('float32', 'bfloat16', 'float16'),
     'norm': ('layer', 'rms'),
-    'ffn': ('gelu', 'swiglu', 'swiglu_clamped'),
+    'ffn': ('gelu', 'relu', 'swiglu', 'swiglu_clamped'),
     'qk_norm': ('none', 'head', 'full'),
 }
 SIZES = ('vocab', 'positions', 'width', 'heads', 'mlp_hidden', 'expert_hidden')

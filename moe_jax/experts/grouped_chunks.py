@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.varying import alike
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.experts.grouped_loop import Products, Saved, hidden_of, products_of
 from moe_jax.kernels import native
@@ -130,7 +131,7 @@ def over_chunks(
     start = jax.tree.map(lambda a: as_bits(jnp.zeros((count, *a.shape[1:]), a.dtype)), like), {
         name: jnp.zeros((sizes.shape[0], a.shape[1], b.shape[1]), jnp.float32)
         for name, (a, b) in pairs.items()}
-    outputs, totals = jax.lax.fori_loop(0, cut.count, step, start)
+    outputs, totals = jax.lax.fori_loop(0, cut.count, step, alike(start, inputs, sizes))
     return (jax.tree.map(lambda a, b: from_bits(a, b.dtype), outputs, like),
             {name: a.astype(dtypes.get(name, jnp.float32)) for name, a in totals.items()})
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from moe_jax.base.varying import alike
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels import loop
 from moe_jax.kernels.bits import as_bits, from_bits, is_half
@@ -56,7 +57,7 @@ def _forward(
     hidden = weights['down'].shape[1]
     start = jnp.zeros_like(x), {name: jnp.zeros((x.shape[0], hidden), x.dtype)
                                 for name in _names(function, weights)}
-    y, kept = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
+    y, kept = jax.lax.fori_loop(0, sizes.shape[0], expert, alike(start, weights, rows, sizes))
     return unpadded(y, dtype, count, sizes.sum()), (weights, rows, sizes, kept)
 
 

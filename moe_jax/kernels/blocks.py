@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from moe_jax.base.varying import alike
+
 CHUNK = 32
 
 
@@ -50,7 +52,7 @@ def outer(
         each = jnp.einsum('cbd,cbf->cdf', lhs, dy, preferred_element_type=jnp.float32)
         return total.at[expert].add(each, mode='drop'), None
 
-    start = jnp.zeros((experts, lhs.shape[-1], dy.shape[-1]), jnp.float32)
+    start = alike(jnp.zeros((experts, lhs.shape[-1], dy.shape[-1]), jnp.float32), lhs, dy, sizes)
     return jax.lax.scan(chunk, start, (lhs, dy, expert.reshape(-1, CHUNK)))[0].astype(dtype)
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels.outer import summed_outer
 
 
@@ -12,7 +13,7 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
     return (y if bias is None else y + like(bias, y)).astype(x.dtype)
 
 
-@jax.custom_vjp
+@custom_vjp()
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """x [..., D] @ kernel [D, F], float32."""
     return jnp.dot(x, kernel, preferred_element_type=jnp.float32)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moe_jax.base.tree import Tree
+from moe_jax.base.varying import alike
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.kernels.bits import as_bits, from_bits
 from moe_jax.kernels.schedule import (
@@ -53,7 +54,8 @@ def apply(function: Expert, weights: Tree, rows: jax.Array, sizes: jax.Array) ->
         return over_blocks(Group.of(sizes, e), count, block, y)
 
     width = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1]).shape[-1]
-    y = jax.lax.fori_loop(0, sizes.shape[0], expert, jnp.zeros((x.shape[0], width), x.dtype))
+    start = alike(jnp.zeros((x.shape[0], width), x.dtype), weights, rows, sizes)
+    y = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
     return unpadded(y, dtype, count, sizes.sum())
 
 
@@ -77,7 +79,8 @@ def sums(
     gates = jnp.pad(gates, (0, x.shape[0] - count))
     shapes = jax.eval_shape(function, jax.tree.map(lambda w: w[0], weights), rows[:1], gates[:1],
                             jnp.ones((1,), bool))
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1])
+    inputs = weights, rows, gates, sizes, expert_of
+    zeros = alike(jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[1]), inputs)
 
     def group(r, carry):
         y, totals = carry
@@ -96,7 +99,7 @@ def sums(
 
     y = jnp.zeros((x.shape[0], shapes[0].shape[-1]), x.dtype)
     totals = jax.tree.map(lambda a: jnp.zeros((sizes.shape[0], *a.shape), a.dtype), zeros)
-    y, totals = jax.lax.fori_loop(0, sizes.shape[0], group, (y, totals))
+    y, totals = jax.lax.fori_loop(0, sizes.shape[0], group, alike((y, totals), inputs))
     return unpadded(y, dtype, count, sizes.sum()), totals
 
 
@@ -155,7 +158,7 @@ def pulled(
             # Of several blocks the sum is in float32; only the first block's is rounded before.
             some = group._replace(whole=group.whole - j)
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], jnp.float32), like)
-            total, dx = over_whole(some, count, more, (zeros, carry[1]))
+            total, dx = over_whole(some, count, more, alike((zeros, carry[1])))
             before = one_of(_from_bits(carry[0], like), e)
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, before)
             return _put(carry[0], total, like, e), dx
@@ -165,6 +168,7 @@ def pulled(
 
     start = jax.tree.map(lambda w: as_bits(jnp.zeros(w.shape, w.dtype)), like), padded(
         jnp.zeros_like(rows))
+    start = alike(start, weights, rows, sizes, dy)
     dweights, dx = jax.lax.fori_loop(0, sizes.shape[0], expert, start)
     return _from_bits(dweights, like), unpadded(dx, dtype, count, sizes.sum())
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from moe_jax.base.varying import alike
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.layers.attention import MASKED
 
@@ -79,7 +80,7 @@ def _backward(
 
         n = _count(q.shape, k.shape[0])
         cut = tuple(a.reshape(n, -1, *a.shape[1:]) for a in (q, seen, out, log_total, dout))
-        (dk, dv), (dq, dsinks) = jax.lax.scan(part, start, cut)
+        (dk, dv), (dq, dsinks) = jax.lax.scan(part, alike(start, one, sinks), cut)
         dk, dv = jnp.swapaxes(dk, 0, 1).astype(k.dtype), jnp.swapaxes(dv, 0, 1).astype(v.dtype)
         return dq.reshape(q.shape), dk, dv, dsinks.sum(axis=0)
 

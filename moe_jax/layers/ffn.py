@@ -52,6 +52,11 @@ def gelu(weights: Weights, x: jax.Array, linear: Linear = linear) -> jax.Array:
     return jax.nn.gelu(hidden.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
+def relu(weights: Weights, x: jax.Array, linear: Linear = linear) -> jax.Array:
+    """max(0, x up + up_bias), as in Switch Transformers."""
+    return jax.nn.relu(linear(x, weights['up'], weights.get('up_bias')))
+
+
 def swiglu(weights: Weights, x: jax.Array, linear: Linear = linear) -> jax.Array:
     """SiLU(x gate) * (x up) (Shazeer 2020), the product in float32."""
     gate, up = _gate_up(weights, x, linear)
@@ -72,8 +77,11 @@ def swiglu_clamped(
 
 # How each computes its hidden layer.
 FFN: dict[str, Callable[..., jax.Array]] = {
-    'gelu': gelu, 'swiglu': swiglu, 'swiglu_clamped': swiglu_clamped,
+    'gelu': gelu, 'relu': relu, 'swiglu': swiglu, 'swiglu_clamped': swiglu_clamped,
 }
+
+
+UNGATED = ('gelu', 'relu')
 
 
 @lru_cache(maxsize=64)
@@ -88,7 +96,7 @@ def of(cfg: Config) -> Ffn:
 def shapes(cfg: Config, hidden: int) -> dict[str, tuple[int, ...]]:
     """The leaves of one feed-forward of `hidden` units and their shapes."""
     d, f = cfg.width, hidden
-    leaves: dict[str, tuple[int, ...]] = {} if cfg.ffn == 'gelu' else {'gate': (d, f)}
+    leaves: dict[str, tuple[int, ...]] = {} if cfg.ffn in UNGATED else {'gate': (d, f)}
     leaves |= {'up': (d, f), 'down': (f, d)}
     if cfg.ffn_bias:
         leaves |= {f'{name}_bias': shape[1:] for name, shape in leaves.items()}

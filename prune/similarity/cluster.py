@@ -11,7 +11,7 @@ import numpy as np
 Center = Literal['none', 'expert', 'token']
 # Statistics that each way of centring reads beside the logit Gram.
 CENTER_NEEDS = {'none': (), 'expert': ('tokens', 'logit_sum'), 'token': ()}
-RESTARTS = 10
+RESTARTS = 20
 MAX_STEPS = 300
 
 
@@ -85,8 +85,9 @@ def kmeans(
 ) -> tuple[np.ndarray, float]:
     """Lloyd's k-means from k-means++ seeds: labels [n] and inertia of the best restart.
 
-    Exactly `groups` groups, none empty, even where points coincide. Ties: the first restart, the
-    lowest index.
+    Exactly `groups` groups, none empty, even where points coincide. Points are taken in an order of
+    their own, by their distances from all others, so that the partition does not depend on the
+    order in which they are given; where that leaves a tie, the lowest index.
 
     Why not `scipy.cluster.vq.kmeans2`: it is one run without restarts, which often ends far above
     the least inertia, and where points coincide (experts without traffic) it returns fewer groups,
@@ -95,6 +96,8 @@ def kmeans(
     if not 1 <= groups <= len(points):
         raise ValueError(f'k-means: {groups} groups of {len(points)} points')
     rng = np.random.default_rng(seed)
+    order = _own_order(points)
+    points = points[order]
     best, best_inertia = np.arange(len(points)), np.inf
     for _ in range(restarts):
         labels = _lloyd(points, points[_plus_plus(points, groups, rng)])
@@ -103,7 +106,9 @@ def kmeans(
         # Restarts that find the same optimum differ by rounding; the first one stays.
         if not best_inertia < np.inf or inertia < best_inertia - 1e-9 * (1 + best_inertia):
             best, best_inertia = labels, inertia
-    return canonical(best), best_inertia
+    labels = np.empty_like(best)
+    labels[order] = best
+    return canonical(labels), best_inertia
 
 
 def nearest(similarity_EE: np.ndarray, centers: np.ndarray) -> np.ndarray:
@@ -147,19 +152,44 @@ def _center_tokens(gram: np.ndarray, stats: Mapping[str, np.ndarray]) -> np.ndar
 _CENTER = {'none': _uncentered, 'expert': _center_experts, 'token': _center_tokens}
 
 
+def _own_order(points: np.ndarray) -> np.ndarray:
+    """The order [n] of points by the sums of their distances, and of their squares, from all.
+
+    These change neither with the order of the points nor with a rotation, up to rounding, which
+    the sums are rid of.
+    """
+    square = np.maximum(_squares(points, points), 0)
+    sums = np.stack([np.sqrt(square).sum(axis=1), square.sum(axis=1)])
+    largest = np.maximum(np.abs(sums).max(axis=1, keepdims=True), 1e-300)
+    first, second = np.round(sums / largest, 9)
+    return np.lexsort((second, first))
+
+
+def _squares(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Squared distances [n, m]."""
+    return ((points[:, None, :] - others[None, :, :]) ** 2).sum(axis=2)
+
+
 def _plus_plus(points: np.ndarray, groups: int, rng: np.random.Generator) -> np.ndarray:
-    """k-means++ (Arthur and Vassilvitskii 2007): distinct ids, even where points coincide."""
+    """k-means++ (Arthur and Vassilvitskii 2007): distinct ids, even where points coincide.
+
+    Of several candidates for each next seed the one that leaves the least is taken (their section
+    6), or clusters that are many and apart are missed.
+    """
     chosen = [int(rng.integers(len(points)))]
-    distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    distance = _squares(points, points[chosen])[:, 0]
+    candidates = 2 + int(np.log(groups))
     while len(chosen) < groups:
         distance[chosen] = 0
         total = distance.sum()
         if total > 0:
-            pick = int(rng.choice(len(points), p=distance / total))
+            drawn = rng.choice(len(points), size=candidates, p=distance / total)
+            left = np.minimum(distance[:, None], _squares(points, points[drawn]))
+            best = int(np.argmin(left.sum(axis=0)))
+            pick, distance = int(drawn[best]), left[:, best]
         else:
             pick = int(np.setdiff1d(np.arange(len(points)), chosen)[0])
         chosen.append(pick)
-        distance = np.minimum(distance, ((points - points[pick]) ** 2).sum(axis=1))
     return np.array(chosen)
 
 
@@ -167,7 +197,7 @@ def _lloyd(points: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Labels [n] where Lloyd's iteration from centers [G, D] comes to rest."""
     groups, labels = len(centers), np.full(len(points), -1)
     for _ in range(MAX_STEPS):
-        distance = ((points[:, None, :] - centers[None, :, :]) ** 2).sum(axis=2)
+        distance = _squares(points, centers)
         new = _fill_empty(np.argmin(distance, axis=1), distance, groups)
         if np.array_equal(new, labels):
             break

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from moe_jax.base.tree import leaves_with_paths
 from moe_jax.config import Config
 from moe_jax.experts import forms
+from moe_jax.layers import ffn
 from moe_jax.model import decoder
 from train.forecasting import mesh
 from train.forecasting.memory import FLOAT32, held
@@ -88,7 +89,7 @@ def _model(cfg: Config, axes: Axes, tokens: int) -> Traffic:
     n = axes.get('model', 1)
     if n == 1:
         return Traffic()
-    inputs = 1 if cfg.ffn == 'gelu' else 2
+    inputs = 1 if cfg.ffn in ffn.UNGATED else 2
     dense = cfg.layers - len(cfg.moe_layers)
     sums = cfg.layers * (1 + 3) + dense * (1 + inputs) + 2
     for layer in cfg.moe_layers:

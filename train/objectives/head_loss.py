@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moe_jax.base import sharding
 from moe_jax.base.tree import Params
+from moe_jax.base.varying import alike
 from moe_jax.base.vjp import custom_vjp
 from moe_jax.config import Config
 from moe_jax.kernels.outer import summed_outer
@@ -44,7 +45,8 @@ def _summed(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Arr
     def block(total: jax.Array, part: Block) -> tuple[jax.Array, None]:
         return total + _logits(*part, table, scale)[0], None
 
-    return jax.lax.scan(block, jnp.float32(0.0), _blocks(len(table), x, targets, weights))[0]
+    start = alike(jnp.float32(0.0), x, table, targets, weights)
+    return jax.lax.scan(block, start, _blocks(len(table), x, targets, weights))[0]
 
 
 def _forward(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, scale: float
@@ -59,7 +61,8 @@ def _forward(x: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Ar
         dtable = dtable + summed_outer(dlogits, part[0])
         return (total + nats, dtable), dx.astype(x.dtype)
 
-    start = jnp.float32(0.0), jnp.zeros(table.shape, jnp.float32)
+    start = alike((jnp.float32(0.0), jnp.zeros(table.shape, jnp.float32)),
+                  x, table, targets, weights)
     (total, dtable), dx = jax.lax.scan(block, start, _blocks(len(table), x, targets, weights))
     return total, (dx.reshape(-1, x.shape[1])[:len(x)], dtable.astype(table.dtype))
 

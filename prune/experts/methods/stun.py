@@ -5,7 +5,8 @@ and its released code. The distance of two experts is that of their router rows,
 norm of the layer's whole router, less how often tokens choose both (`coactivation`). Clusters are
 joined nearest first while all their members are within tau of each other, one tau for all layers,
 so that layers end with different numbers of experts. Of each cluster the expert whose weights are
-nearest to the cluster's mean stays unchanged, with its router row. A layer with few clusters left
+nearest to the cluster's mean stays unchanged, with its router row (of two, which are equally near,
+the one with the larger weights). A layer with few clusters left
 (`average_below`) gets the mean of each cluster instead, router rows too.
 
 Deviations: tau is not searched by bisection but read off the sorted distances at which clusters
@@ -102,15 +103,16 @@ def clusters(
 
 
 def representative(experts: Params, ids: np.ndarray) -> int:
-    """The expert of `ids` whose weights are nearest to the mean of theirs; ties, the lowest."""
-    away, size = np.zeros(len(ids)), 0.0
+    """The expert of `ids` whose weights are nearest to the mean of theirs; of two the larger."""
+    away, norm = np.zeros((2, len(ids)))
     for leaf in experts.values():
-        middle: Any = sum(host(leaf, e).astype(np.float64) for e in ids) / len(ids)
-        away += [((host(leaf, e).astype(np.float64) - middle) ** 2).sum() for e in ids]
-        size += float((middle ** 2).sum())
+        weights = [host(leaf, e).astype(np.float64) for e in ids]
+        middle: Any = sum(weights) / len(ids)
+        away += [((w - middle) ** 2).sum() for w in weights]
+        norm += [(w ** 2).sum() for w in weights]
     # Two experts are equally far from their mean, and equal ones not at all, up to rounding.
-    limit = away.min() * (1 + 1e-9) + 1e-20 * size
-    return int(ids[np.flatnonzero(away <= limit)[0]])
+    near = np.flatnonzero(away <= away.min() * (1 + 1e-9) + 1e-20 * norm.sum())
+    return int(ids[near[norm[near] >= norm[near].max() * (1 - 1e-9)][0]])
 
 
 METHOD = Method(

@@ -11,10 +11,11 @@ from moe_jax.experts import grouped_loop as grouped_ffn
 from moe_jax.kernels import loop
 from moe_jax.kernels.linear import linear
 from moe_jax.kernels.schedule import WHOLE, Group, first_sizes, over_blocks
+from tests.matrix import rows
 from tests.moe_jax.kernels.grouped_layer import ROWS, SIZES, D, F, both, by_group, layer
 
 
-@pytest.mark.parametrize('kind', ['gelu', 'swiglu_clamped'])
+@pytest.mark.parametrize('kind', rows(['gelu', 'relu', 'swiglu_clamped'], quick=['relu']))
 def test_many_blocks_equal_one_product_per_group(kind):
     function, weights, x, dy = layer(kind)
     sizes = jnp.asarray(SIZES, jnp.int32)
@@ -78,9 +79,9 @@ def test_blocks_hold_every_row_of_a_group_once_and_in_order():
 
 
 def test_first_blocks_hold_as_many_rows_as_there_are():
-    for rows in (1, 16, 17, 200, WHOLE, 10**6):
-        sizes = first_sizes(rows)
-        assert sizes == tuple(sorted(sizes)) and sizes[-1] >= min(rows, WHOLE)
+    for count in (1, 16, 17, 200, WHOLE, 10**6):
+        sizes = first_sizes(count)
+        assert sizes == tuple(sorted(sizes)) and sizes[-1] >= min(count, WHOLE)
 
 
 def test_a_linear_layer_differentiates_as_a_product_does():

@@ -28,13 +28,17 @@ def gelu(gate, up):
     return 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
 
 
+def relu(gate, up):
+    return np.maximum(up, 0)
+
+
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize(('kind', 'form'), [
-    ('gelu', gelu), ('swiglu', swiglu), ('swiglu_clamped', clamped)])
+    ('gelu', gelu), ('relu', relu), ('swiglu', swiglu), ('swiglu_clamped', clamped)])
 def test_by_numpy(cfg, kind, form, bias):
     cfg = cfg.replace(ffn=kind, ffn_bias=bias, ffn_limit=0.8, ffn_alpha=1.5)
     w = weights(cfg)
-    assert ('gate' in w) == (kind != 'gelu') and ('down_bias' in w) == bias
+    assert ('gate' in w) == (kind not in ('gelu', 'relu')) and ('down_bias' in w) == bias
     exact = {name: np.asarray(leaf, np.float64) for name, leaf in w.items()}
     x = np.random.default_rng(1).normal(size=(5, cfg.width)).astype(np.float32)
 

@@ -158,3 +158,26 @@ def test_top_is_ascending_and_stable():
 def test_kmeans_refuses_more_groups_than_points():
     with pytest.raises(ValueError, match='4 groups of 3 points'):
         cluster.kmeans(np.zeros((3, 2)), 4)
+
+
+@pytest.mark.parametrize('count, width, clusters, spread', [
+    (128, 8, 64, 0.3), (128, 16, 12, 1.5), (96, 4, 24, 0.2)])
+@pytest.mark.parametrize('seed', range(3))
+def test_many_clusters_are_found_within_a_hundredth_of_scikit_learn(
+        count, width, clusters, spread, seed):
+    points, _ = make_blobs(count, width, centers=clusters, cluster_std=spread, random_state=seed)
+    theirs = KMeans(clusters, n_init=20, random_state=0).fit(points).inertia_
+    assert cluster.kmeans(points, clusters, seed=seed)[1] <= 1.01 * theirs
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_the_order_of_points_without_clusters_does_not_matter(seed):
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(31, 6))
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    labels, inertia = cluster.kmeans(points, 7)
+    for _ in range(4):
+        order = rng.permutation(31)
+        found, same = cluster.kmeans(points[order] @ turn, 7)
+        assert adjusted_rand_score(labels[order], found) == 1
+        np.testing.assert_allclose(same, inertia)

@@ -101,9 +101,9 @@ def load(
 
 def read_config(path: Path) -> Config:
     """The Config of a model folder; ValueError where its config.json is not one."""
+    config = inside(path, CONFIG)
+    _check_files(path, (CONFIG,))
     try:
-        config = inside(path, CONFIG)
-        _check_files(path, (CONFIG,))
         return Config.from_json(config.read_text())
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f'{path}/config.json: not a moe-jax config: {error}') from error

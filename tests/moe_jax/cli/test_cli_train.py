@@ -273,6 +273,10 @@ def copied(model, target, drop='plan.npz', **sizes):
     shutil.copytree(model, target, ignore=shutil.ignore_patterns(drop))
     cfg = json.loads((target / 'config.json').read_text())
     (target / 'config.json').write_text(json.dumps(cfg | sizes))
+    noted = json.loads((target / 'manifest.json').read_text())
+    noted['folder'] = {name: digest for name, digest in noted['folder'].items()
+                       if name != 'config.json'}
+    (target / 'manifest.json').write_text(json.dumps(noted))
     return target
 
 

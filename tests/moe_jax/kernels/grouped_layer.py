@@ -16,7 +16,7 @@ ROWS = sum(SIZES) + 5  # some rows are of no group
 def layer(kind, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     shapes = {'up': (D, F), 'down': (F, D), 'up_bias': (F,), 'down_bias': (D,)}
-    shapes |= {} if kind == 'gelu' else {'gate': (D, F), 'gate_bias': (F,)}
+    shapes |= {} if kind in ffn.UNGATED else {'gate': (D, F), 'gate_bias': (F,)}
     weights = {name: jnp.asarray(0.5 * rng.normal(size=(len(SIZES), *shape)), dtype)
                for name, shape in shapes.items()}
     x, dy = (jnp.asarray(rng.normal(size=(ROWS, D)), dtype) for _ in range(2))

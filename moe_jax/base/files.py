@@ -5,6 +5,7 @@
     write(path, text)                               a file whose content is at hand
     point(link, target)                             a symbolic link
     digests(folder)                                 SHA-256 of every file
+    differing(folder, digests)                      what changed since
 
 Each of these leaves what was there before until the new one is complete, and no trace of the new
 one where the block fails.
@@ -16,7 +17,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from moe_jax.base import leftovers, processes
@@ -133,6 +134,13 @@ def digests(folder: Path, only: Collection[str] | None = None) -> dict[str, str]
     return by_name
 
 
+def differing(folder: Path, noted: Mapping[str, str]) -> list[str]:
+    """Which of the files whose SHA-256 was noted are missing or differ, in words."""
+    present = digests(folder, noted)
+    return [f'{name} {"differs" if name in present else "is missing"}'
+            for name, digest in noted.items() if present.get(name) != digest]
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content is on the disk."""
     with path.open('ab') as file:
@@ -165,7 +173,12 @@ def _swap(temporary: Path, path: Path, check_ours: Callable[[Path], None] | None
                 raise FileExistsError(
                     f'{path}: appeared while this one was being written, and is left as it is; '
                     'choose another path or overwrite') from error
-        check_ours(path)
+        try:
+            check_ours(path)
+        except (OSError, ValueError):
+            if path.exists():
+                raise
+            continue  # another that writes it has moved it aside meanwhile
         old = leftovers.sibling(path, leftovers.OLD)
         with contextlib.suppress(FileNotFoundError), leftovers.held(path):
             path.rename(old)

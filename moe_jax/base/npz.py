@@ -22,9 +22,8 @@ HEADER = 'header'
 LARGEST_HEADER = 1 << 26  # bytes
 SLACK = 1 << 12  # bytes of an array's own header
 # What zipfile, zlib, numpy and json raise on bytes that are no such file.
-DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, RuntimeError,
-          OverflowError, MemoryError, NotImplementedError, SyntaxError, struct.error, zlib.error,
-          zipfile.BadZipFile, UnicodeError)
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, RuntimeError,
+          OverflowError, MemoryError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
 # (header, name) -> bytes that this array may have; raises for a name that does not belong there.
 Limit = Callable[[Mapping[str, Any], str], int]
 

@@ -51,10 +51,15 @@ def lm_eval(
     from moe_jax.cli.shared import use_compilation_cache
     from moe_jax.evals.harness import HarnessLM
     from moe_jax.hf.hub import located
+    from moe_jax.storage.tokens import load_tokenizer
 
     if out is not None:
         absent(out)
     folder = located(model)
+    if apply_chat_template and not load_tokenizer(folder).chat_template:
+        raise ValueError(f'--apply-chat-template: the tokenizer of {folder} has no chat template')
+    if fewshot_as_multiturn and not apply_chat_template:
+        raise ValueError('--fewshot-as-multiturn: turns need --apply-chat-template')
     use_compilation_cache()
     manager = _tasks(TaskManager, tasks, include_path)
     # lm_eval's decorators hide the signatures.

@@ -114,7 +114,7 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
                      limit: int | None = None, dtype: str | None = None):
     """A model, and tasks encoded with its tokenizer in rows of its positions, at most LONGEST."""
     from moe_jax.data import tasks, tokenizer
-    from moe_jax.evals.tasks import encode_task
+    from moe_jax.evals.tasks import encode_task, scored_ids
     from moe_jax.storage import folder
     from moe_jax.storage.tokens import open_tokenizer
 
@@ -128,7 +128,8 @@ def model_and_tasks(model: Path, names: tuple[str, ...], data: Path | None,
     encoded = [encode_task(task, opened.encoder, length, validation_limit=limit,
                            marks=opened.marks) for task in loaded]
     for task in encoded:
-        tokenizer.check_used(opened.encoder, cfg.vocab, task.ids(), f'task {task.name}')
+        for ids in (task.train['tokens'], scored_ids(task.validation)):
+            tokenizer.check_used(opened.encoder, cfg.vocab, ids, f'task {task.name}')
     return *load(), encoded
 
 

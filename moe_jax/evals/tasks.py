@@ -38,15 +38,6 @@ class EncodedTask:
     note: dict[str, object]
     digest: str
 
-    def ids(self) -> np.ndarray:
-        """All token ids of both sides, one after the other."""
-        if isinstance(self.validation, multiple_choice.Questions):
-            scored = [id for prompt in self.validation.prompts
-                      for id in itertools.chain(prompt.context, *prompt.options)]
-        else:
-            scored = self.validation.packed['tokens'].ravel()
-        return np.concatenate([self.train['tokens'].ravel(), np.asarray(scored, np.int64)])
-
 
 def encode_task(
     task: Task | TextTask,
@@ -89,6 +80,14 @@ def encode_task(
         'examples': examples,
     }
     return EncodedTask(name, train, validation, note, digest_of(train, validation))
+
+
+def scored_ids(validation: Validation) -> np.ndarray:
+    """All token ids that scoring reads, one after the other, int [N]."""
+    if isinstance(validation, multiple_choice.Questions):
+        return np.array([id for prompt in validation.prompts
+                         for id in itertools.chain(prompt.context, *prompt.options)])
+    return validation.packed['tokens'].ravel()
 
 
 def evaluate(

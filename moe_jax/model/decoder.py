@@ -35,8 +35,10 @@ def apply(cfg: Config, params: Params, tokens: Any, segments: Any = None) -> jax
     """
     if is_concrete(tokens, segments):
         known = checked(cfg, tokens, segments, 'apply')
-        if not isinstance(tokens, jax.Array):  # those of a device stay where they are
-            tokens, segments = known
+        # Those of a device stay where they are.
+        tokens, segments = (
+            given if isinstance(given, jax.Array) and given.dtype == jnp.int32 else host
+            for given, host in zip((tokens, segments), known, strict=True))
     return _apply(cfg, params, tokens, segments)
 
 

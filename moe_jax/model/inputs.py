@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.core
 import numpy as np
 
+from moe_jax.base.tree import has_values
 from moe_jax.config import Config
 from moe_jax.layers.positions import has_past
 
@@ -113,8 +113,8 @@ def weighed(weights: Any, segments: np.ndarray, where: str) -> np.ndarray:
 
 def is_concrete(*arrays: Any) -> bool:
     """Whether values can be looked at here: not those of a trace, or of other processes."""
-    return not any(isinstance(a, jax.core.Tracer) or (
-        isinstance(a, jax.Array) and not a.is_fully_addressable) for a in arrays)
+    return has_values(arrays) and all(
+        a.is_fully_addressable for a in arrays if isinstance(a, jax.Array))
 
 
 def _of_labels(tokens: Any, labels: Any, where: str) -> np.ndarray:

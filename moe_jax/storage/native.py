@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from moe_jax.base import processes
-from moe_jax.base.files import digests, replacing_folder
+from moe_jax.base.files import differing, digests, replacing_folder
 from moe_jax.base.narrowing import warn_of_computing
 from moe_jax.base.sharding import Placing
 from moe_jax.base.signals import unbroken
 from moe_jax.base.tree import Params, count_bytes, map_with_path
 from moe_jax.config import Config
-from moe_jax.hf.shards import inside
+from moe_jax.hf.shards import inside, listed, read_json
 from moe_jax.model import decoder
 from moe_jax.model.params import check_params
 from moe_jax.storage import narrowed
@@ -136,16 +136,12 @@ def _check_files(path: Path, only: Collection[str] | None = None) -> None:
     """
     if not (path / MANIFEST).is_file():
         return
-    noted = json.loads((path / MANIFEST).read_text())
+    noted = read_json(path / MANIFEST)
     wanted = noted.get(WHOLE)
-    if wanted is None:
+    if not isinstance(wanted, dict):
         wanted = {f'params/{name}': digest for name, digest in noted.items()}
-    wanted = {name: digest for name, digest in wanted.items() if only is None or name in only}
-    present = digests(path, wanted)
-    faults = [
-        f'{name} is {"missing" if name not in present else "damaged"}'
-        for name, digest in wanted.items() if present.get(name) != digest
-    ]
+    faults = differing(path, {
+        name: digest for name, digest in wanted.items() if only is None or name in only})
     if faults:
-        raise ValueError(f'{path}: {"; ".join(faults[:4])}; copy the model again, or, if you '
-                         f'changed a file yourself, delete its line from {MANIFEST}')
+        raise ValueError(f'{path}: {listed(faults)}; copy the model again, or, if you changed a '
+                         f'file yourself, delete its line from {MANIFEST}')

@@ -1,15 +1,16 @@
 """The tokenizer of a model folder, and the tokens that open, close and stop its texts.
 
 Read from tokenizer.json, tokenizer_config.json, special_tokens_map.json, generation_config.json and
-config.json, in a folder of transformers or in the subfolder hf of a native one.
+config.json, of a Hugging Face checkpoint, or of the folder `hf` inside a native model.
 """
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from moe_jax.data import tokenizer
 from moe_jax.data.tokenizer import OWN, Marks
@@ -49,8 +50,8 @@ def open_tokenizer(model: str | Path) -> FolderTokenizer:
     A text opens with the token that the post-processor of tokenizer.json puts there. Where it puts
     none, another stands there, so that the first token of the text has a past: the bos_token if
     tokenizer_config.json says `add_bos_token` (transformers 5 passes over it, older ones did not),
-    else the end token. The end token is the
-    tokenizer's eos_token, else the first eos_token_id of generation_config.json, of config.json.
+    else the end token. That is the tokenizer's eos_token, else the first eos_token_id of
+    generation_config.json or config.json.
     Raises FileNotFoundError without a tokenizer.json, ValueError where nothing names an end token.
     """
     file = side_file(model, FILE)
@@ -59,12 +60,12 @@ def open_tokenizer(model: str | Path) -> FolderTokenizer:
                                 'trained with there')
     encoder = tokenizer.load_foreign(file)
     options = _options(Path(model))
-    ends, named = _end_ids(Path(model)), _id(encoder, options, 'eos_token')
+    ends, named = stop_ids(model), _id(encoder, options, 'eos_token')
     if named is None and not ends and tokenizer.is_own(encoder):
         return FolderTokenizer(file, tokenizer.load(file), OWN, (OWN.end,))
     if named is None and not ends:
-        found = (encoder.token_to_id(word) for word in NAMED)
-        named = next((id for id in found if id is not None), None)
+        known = (encoder.token_to_id(word) for word in NAMED)
+        named = next((id for id in known if id is not None), None)
     if named is None and not ends:
         raise ValueError(f'{model}: no end token is named; set eos_token_id in '
                          f'generation_config.json or eos_token in {OPTIONS}')
@@ -78,8 +79,18 @@ def open_tokenizer(model: str | Path) -> FolderTokenizer:
 
 
 def stop_ids(model: str | Path) -> tuple[int, ...]:
-    """Every eos_token_id of generation_config.json or config.json: there a generated text ends."""
-    return _end_ids(Path(model))
+    """The ids at which a generated text ends: every eos_token_id of the first file that has one,
+    generation_config.json or config.json, in a nested text_config too."""
+    for name in ENDS:
+        folder = _holding(Path(model), name)
+        values = {} if folder is None else read_json(folder / name)
+        ids = values.get('eos_token_id')
+        if ids is None and isinstance(values.get('text_config'), dict):
+            ids = values['text_config'].get('eos_token_id')
+        ids = ids if isinstance(ids, list) else [ids]
+        if known := tuple(int(id) for id in ids if id is not None):
+            return known
+    return ()
 
 
 def load_tokenizer(model: str | Path) -> Any:
@@ -104,7 +115,7 @@ def load_tokenizer(model: str | Path) -> Any:
 
 
 def _holding(model: Path, name: str) -> Path | None:
-    """The folder that has a file of transformers: the subfolder hf first."""
+    """The folder that has a Hugging Face file: `hf` inside a native model first."""
     # A native folder's own config.json knows nothing of tokens.
     return next((folder for folder in (model / SUBFOLDER, model) if (folder / name).is_file()),
                 None)
@@ -121,20 +132,6 @@ def _options(model: Path) -> dict[str, Any]:
     return options
 
 
-def _end_ids(model: Path) -> tuple[int, ...]:
-    """eos_token_id as a tuple, by the first file that has one; of a nested text_config too."""
-    for name in ENDS:
-        folder = _holding(model, name)
-        values = {} if folder is None else read_json(folder / name)
-        ids = values.get('eos_token_id')
-        if ids is None and isinstance(values.get('text_config'), dict):
-            ids = values['text_config'].get('eos_token_id')
-        ids = ids if isinstance(ids, list) else [ids]
-        if known := tuple(int(id) for id in ids if id is not None):
-            return known
-    return ()
-
-
 def _id(encoder: Tokenizer, options: dict[str, Any], name: str) -> int | None:
     """The id of a special token that the options name, as text or as {'content': text}."""
     word = options.get(name)
@@ -144,9 +141,13 @@ def _id(encoder: Tokenizer, options: dict[str, Any], name: str) -> int | None:
 
 def _opening(encoder: Tokenizer) -> int | None:
     """The id that the tokenizer puts before a text; None where it puts none."""
-    plain = encoder.encode('a', add_special_tokens=False).ids
-    whole = encoder.encode('a').ids
-    before = whole[:next(i for i in range(len(whole)) if whole[i:i + len(plain)] == plain)]
+    # A word of another vocabulary: not every tokenizer makes something of any text.
+    probe = Tokenizer(models.WordLevel({'a': 0}, unk_token='a'))
+    probe.post_processor = encoder.post_processor
+    encoding = probe.encode('a')
+    added = itertools.takewhile(lambda pair: pair[1], zip(
+        encoding.ids, encoding.special_tokens_mask, strict=True))
+    before = [id for id, _ in added]
     if len(before) > 1:
         log.warning('the tokenizer opens a text with %d tokens, %s; texts open with the last',
                     len(before), [encoder.id_to_token(id) for id in before])

@@ -10,7 +10,7 @@ from moe_jax.base.tree import Params
 from moe_jax.calibration.stats import Stats
 from moe_jax.config import Config
 from prune.budget import budget
-from prune.experts.planner import plan
+from prune.experts.planner import planned, warn_of_growth
 from prune.experts.request import Request, request
 from prune.inputs.original import check_original, of_group
 from prune.plans.plan import Plan
@@ -58,14 +58,17 @@ def plan_layerwise(
 
     def plan_one(i: int, one: Config, layer: Params, stats: Stats) -> Plan:
         seeded = {'seed': own['seed'] + i} if 'seed' in own else {}
-        return plan(name, stats, layer, one, experts=counts[i], clamp=clamp, spread='layer',
-                    group=wanted.call.group, **vars(wanted.common), **{**own, **seeded})
+        asked = request(name, one, experts=counts[i], clamp=clamp, spread='layer',
+                        group=wanted.call.group, **vars(wanted.common), **{**own, **seeded})
+        return planned(asked, stats, layer, one, clamp=clamp)
 
-    return layer_by_layer(
+    result = layer_by_layer(
         params, cfg, of_group(batches, wanted.call.group), plan_one, method=name, clamp=clamp,
         options=wanted.record() | {'layerwise': True, 'targets': targets},
         observe=wanted.call.observe_options(reservoir), targets=targets, tokenizer=tokenizer,
         progress=progress)
+    warn_of_growth(result.plan)
+    return result
 
 
 def layerwise_request(name: str, cfg: Config, *, targets: bool = False, **options: Any) -> Request:

@@ -72,6 +72,15 @@ def plan(
         name, cfg, experts=experts, ratio=ratio, mass=mass, parameters=parameters, memory=memory,
         spread=spread, floor=floor, clamp=clamp, gates=gates, replace=replace, protect=protect,
         first_layer=first_layer, group=group, **method_options)
+    made = planned(wanted, stats, params, cfg, clamp=clamp)
+    warn_of_growth(made)
+    return made
+
+
+def planned(wanted: Request, stats: Stats | None, params: Params, cfg: Config, *, clamp: bool
+            ) -> Plan:
+    """The plan of a request that is checked already; errors of models and statistics as `plan`."""
+    name, first_layer = wanted.call.method.name, wanted.common.first_layer
     check_original(cfg, params, stats)
     check_usage(wanted.call, cfg)
     own, common = wanted.statistics(stats, cfg)
@@ -81,7 +90,6 @@ def plan(
         layers[i] = _top_of_first(common[i], cfg, i, layers[i].after)
     check_groups(name, layers, cfg.groups)
     check_rows(name, layers, cfg)
-    _warn_of_growth(name, layers)
     return Plan(
         method=name, layers=layers, experts=cfg.experts, width=cfg.width,
         expert_hidden=cfg.expert_hidden, model=fingerprint(params, cfg),
@@ -89,16 +97,16 @@ def plan(
     )
 
 
-def _warn_of_growth(name: str, layers: Mapping[int, LayerPlan]) -> None:
+def warn_of_growth(made: Plan) -> None:
     """Say, once for a plan, that the gates of its experts are not those of the model."""
-    grown = {i: note for i, layer in layers.items()
+    grown = {i: note for i, layer in made.layers.items()
              if (note := str(layer.notes.get('gates', ''))).startswith(GROW)}
     if grown:
-        first, note = next(iter(sorted(grown.items())))
+        first, note = min(grown.items())
         warnings.warn(
-            f'plan {name!r}: without the router rows of dropped experts, {note} (layer {first}, '
-            f"{len(grown)} layers in all); gates='preserve_mass' keeps the gates as they were",
-            stacklevel=3)
+            f'plan {made.method!r}: without the router rows of dropped experts, {note} (layer '
+            f"{first}, {len(grown)} layers in all); gates='preserve_mass' keeps the gates as they "
+            'were', stacklevel=3)
 
 
 def _by_scores(

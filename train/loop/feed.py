@@ -156,13 +156,18 @@ def _rows(cfg: Config, raw: Any, where: str) -> Batch:
     batch: Batch = named(raw, where)
     given = [batch[name] for name in ROWS if name in batch]
     if not is_concrete(*given):
+        shapes = {name: np.shape(batch.get(name, ())) for name in ROWS}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f'{where}: arrays of several processes need {", ".join(ROWS)} of one '
+                             f'shape; they have {shapes}')
         return batch
     tokens, segments = rows_of(cfg, batch, where)
     weights = weighed(batch.get('weights'), segments, where)
     # Ids on padding stay, for what older runs noted of their batches, unless no row is theirs.
     ids = np.asarray(batch['tokens'])
     tokens = np.where((ids >= 0) & (ids < cfg.vocab), ids, tokens).astype(np.int32)
-    on_device = len(given) == len(ROWS) and all(isinstance(a, jax.Array) for a in given)
+    on_device = len(given) == len(ROWS) and all(isinstance(a, jax.Array) for a in given) and (
+        ids == tokens).all()
     return batch if on_device else batch | {
         'tokens': tokens, 'segments': segments, 'weights': weights}
 

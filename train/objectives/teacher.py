@@ -25,6 +25,7 @@ from moe_jax.base.tree import Params, take
 from moe_jax.config import Config
 from moe_jax.data import batches
 from moe_jax.model.decoder import forward
+from moe_jax.model.inputs import checked
 from train.objectives import losses
 from train.objectives.objective import Batch
 
@@ -67,6 +68,7 @@ def teach(
         raise ValueError(f'teach: dtype={dtype!r}: must be one of floats, such as float16')
     if min(count := len(packed['tokens']), batch) < 1:
         raise ValueError(f'teach: {count} packed rows, batch={batch}: give at least one')
+    checked(cfg, packed['tokens'], packed['segments'], 'teach')
     kept: dict[str, list[np.ndarray]] = {}
     rows = {name: packed[name] for name in ('tokens', 'segments')}
     for part in batches.heldout(rows, batch):

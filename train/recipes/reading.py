@@ -13,7 +13,7 @@ from moe_jax.data.documents import Corpus
 from moe_jax.data.encode import Encoded, encode, encode_part
 from moe_jax.data.packing import pack
 from moe_jax.data.tokenizer import OWN
-from moe_jax.evals.tasks import EncodedTask, Validation, encode_task, texts
+from moe_jax.evals.tasks import EncodedTask, Validation, encode_task, scored_ids, texts
 from moe_jax.storage import folder
 from moe_jax.storage.tokens import FolderTokenizer, open_tokenizer
 from train.recipes.run import Pairs, Run
@@ -54,8 +54,8 @@ def prepare(run: Run, data_dir: str | os.PathLike[str] | None = None) -> Reading
                                         validation_limit=run.validation_limit, marks=marks)
         sets.append((task.train, share))
         heldout[name] = task.validation
-    for rows, _ in sets:
-        tokenizer.check_used(encoder, vocab, rows['tokens'], f'run {run.name}')
+    for ids in (*(rows['tokens'] for rows, _ in sets), *map(scored_ids, heldout.values())):
+        tokenizer.check_used(encoder, vocab, ids, f'run {run.name}')
     return Reading(sets, heldout, opened.file)
 
 

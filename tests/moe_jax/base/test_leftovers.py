@@ -103,6 +103,11 @@ def test_a_living_run_keeps_its_temporary(tmp_path, old):
     assert others(path) == []
 
 
+def strict(path):
+    if not (path / 'content').is_file():
+        raise ValueError(f'{path}: is not ours')
+
+
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_of_several_that_write_one_path_one_succeeds_or_the_last_stays(tmp_path, overwrite):
     """All have looked at the path before any of them is there."""
@@ -110,7 +115,7 @@ def test_of_several_that_write_one_path_one_succeeds_or_the_last_stays(tmp_path,
 
     def run(text):
         try:
-            with files.replacing_folder(path, lambda path: None, size=1, what='a test',
+            with files.replacing_folder(path, strict, size=1, what='a test',
                                         overwrite=overwrite) as new:
                 (new / 'content').write_text(text)
                 barrier.wait()

@@ -92,6 +92,16 @@ def test_the_command_prints_and_writes_results_offline(place, tmp_path, capsys):
     assert set(results) == {'choice', 'until'}
 
 
+@pytest.mark.parametrize('flags, message', [
+    ({'apply_chat_template': True}, 'has no chat template'),
+    ({'fewshot_as_multiturn': True}, 'turns need --apply-chat-template')])
+def test_chats_that_cannot_be_are_refused_before_the_model_is_read(place, flags, message):
+    from moe_jax.cli.lm_eval import lm_eval
+
+    with pytest.raises(ValueError, match=message):
+        lm_eval(place[0], ('choice',), include_path=place[1], **flags)
+
+
 def test_an_unknown_task_is_an_error(place, tmp_path, monkeypatch):
     """A folder stands for the one in which the harness has thousands, which it would all read."""
     from lm_eval.tasks import manager

@@ -140,6 +140,33 @@ def test_apply_and_score_look_at_ids_unless_they_are_traced():
     assert np.isfinite(traced(TOKENS + 60)).all()
 
 
+def test_ids_on_padding_that_no_row_has_do_no_harm_on_a_device_either():
+    rows = {'tokens': np.where(MASK, TOKENS, -100), 'segments': MASK.astype(np.int32),
+            'weights': MASK.astype(np.float32)}
+    losses = [train.fit(CFG, PARAMS, [jax.tree.map(kind, batch)], OPTIONS)[1][-1]['loss']
+              for batch in (rows, rows | {'tokens': np.where(MASK, TOKENS, 0)})
+              for kind in (np.asarray, jnp.asarray)]
+    assert len(set(losses)) == 1 and np.isfinite(losses[0])
+
+
+def test_a_mask_of_bools_beside_tokens_on_a_device():
+    expected = moe_jax.apply(CFG, PARAMS, TOKENS, MASK.astype(np.int32))
+    np.testing.assert_array_equal(
+        moe_jax.apply(CFG, PARAMS, jnp.asarray(TOKENS), jnp.asarray(MASK)), expected)
+
+
+def test_a_teacher_is_not_asked_about_ids_it_does_not_know():
+    rows = {'tokens': TOKENS + 60, 'segments': MASK.astype(np.int32)}
+    with pytest.raises(ValueError, match=r'teach: token ids .* do not fit vocab=64'):
+        train.teach(CFG, PARAMS, rows, batch=4)
+
+
+def test_that_the_balancing_bias_stays_is_logged(caplog):
+    cfg = CFG.replace(gate='sigmoid_topk_renorm', correction=True)
+    train.fit(cfg, moe_jax.init(cfg, jax.random.key(0)), [{'tokens': TOKENS}], OPTIONS)
+    assert 'the balancing bias of the routers (correction) stays as it is' in caplog.text
+
+
 def test_prompts_are_lists_or_an_array():
     made = moe_jax.generate(CFG, PARAMS, TOKENS, max_new=2)
     assert made == moe_jax.generate(CFG, PARAMS, TOKENS.tolist(), max_new=2)

@@ -118,6 +118,15 @@ def test_a_tokenizer_alone_gets_its_tokens_from_what_is_beside_it(tmp_path):
         tmp_path).marks.begin
 
 
+def test_a_tokenizer_that_makes_nothing_of_the_probe(tmp_path):
+    """Words alone, none of them ours, and no token for unknown ones."""
+    words = Tokenizer(models.WordLevel({'[EOS]': 0, 'cat': 1, '[BOS]': 2}))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    for template, begin in ((None, 0), ('[BOS] $A', 2)):
+        write(tmp_path, words, template=template, options=FAST | {'eos_token': '[EOS]'})
+        assert open_tokenizer(tmp_path).marks == Marks(begin, 0)
+
+
 def test_one_of_our_own_is_known_by_its_special_tokens(tmp_path):
     tokenizer.train([TEXT] * 4, 280, tmp_path / 'tokenizer.json')
     opened = open_tokenizer(tmp_path)

@@ -2,6 +2,7 @@
 progressive search is brute force against the original's outputs."""
 
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -170,3 +171,12 @@ def test_a_clamped_model_is_shrunk_further(params):
     evolved = prune.evolve('reap', moe_jax.observe(cfg, small, BATCHES), small, cfg, BATCHES,
                            experts=(1, 2), population=3, generations=1)
     assert sum(evolved.experts) == 3
+
+
+def test_that_gates_grow_is_told_once_for_all_layers(params):
+    cfg = CFG.replace(gate='softmax_topk')
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        prune.plan_layerwise('expert_drop', params, cfg, BATCHES, experts=3)
+    grown = [str(one.message) for one in told if 'gates of kept experts grow' in str(one.message)]
+    assert len(grown) == 1 and '2 layers in all' in grown[0]

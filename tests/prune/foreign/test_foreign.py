@@ -175,7 +175,7 @@ def test_descriptions_that_do_not_fit_the_tree(ours, fields, message):
     ({'layers': 'moe_0'}, 'a list of the paths'),
     ({'layers': ['moe_0', 'moe_0']}, 'each once'),
     ({'gate': 'softmax'}, 'did you mean .* valid: softmax_topk'),
-    ({'ffn': 'relu'}, 'valid: gelu, swiglu'),
+    ({'ffn': 'tanh'}, 'valid: gelu, relu, swiglu'),
     ({'experts': {'up': Leaf('up')}}, r"needs \['down', 'gate', 'up'\]"),
     ({'router': Leaf('wg/{e}')}, 'one array'),
 ])
